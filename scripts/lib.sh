@@ -12,6 +12,14 @@ fail() {
     exit 1
 }
 
+# $1 as one word of a command that can be pasted into a shell.
+quoted() {
+    case $1 in
+    *[!A-Za-z0-9_./-]*) printf "'%s'" "$(printf '%s' "$1" | sed "s/'/'\\\\''/g")" ;;
+    *) printf '%s' "$1" ;;
+    esac
+}
+
 is_superuser() {
     [ "$(id -u)" -eq 0 ]
 }
