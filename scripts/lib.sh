@@ -20,6 +20,11 @@ quoted() {
     esac
 }
 
+# A field of /proc/self/mountinfo, which writes blanks and backslashes as \ooo, as it is.
+unescaped() {
+    printf '%b' "$(printf '%s' "$1" | sed 's/\\\([0-7]\)/\\0\1/g')"
+}
+
 is_superuser() {
     [ "$(id -u)" -eq 0 ]
 }
