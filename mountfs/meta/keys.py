@@ -1,0 +1,189 @@
+"""The key space of the metadata, as one table.
+
+Every key begins with the big-endian number of the inode it belongs to, then one byte of kind, then the rest.  So
+all that belongs to a file is one range, a shard is a range, and a directory's names are in byte order.  Inode
+0 does not exist: under it are the records of the filesystem as a whole.  The values are in `records.py`,
+both formats in docs/formats.md.
+
+| ino | kind | rest                               | value                                      |
+|-----|------|------------------------------------|--------------------------------------------|
+| i   | 0x10 |                                    | the inode                                  |
+| i   | 0x20 | name                               | dentry: ino, position, type                |
+| i   | 0x21 | position u64                       | ino, type, name: the order of readdir        |
+| i   | 0x30 |                                    | the whole content of a small file          |
+| i   | 0x31 | chunk u64                          | which blocks of the chunk have bytes       |
+| i   | 0x32 | chunk u64, order u64, number u32   | a slice                                    |
+| i   | 0x33 | piece u64                          | bytes of a small slice kept here           |
+| i   | 0x34 |                                    | target of a symlink                        |
+| i   | 0x40 | name                               | an extended attribute                      |
+| i   | 0x50 |                                    | the locks held on the file                 |
+| 0   | 0x01 |                                    | counters                                   |
+| 0   | 0x02 | session u64, ino u64               | an orphan: no name, still in use           |
+| 0   | 0x03 | session u64                        | session: its last replies                  |
+| 0   | 0x04 | slice u64                          | garbage: a slice nobody refers to          |
+| 0   | 0x05 | slice u64                          | number of references, where more than one  |
+| 0   | 0x06 | ino u64, chunk u64                 | tangled: this chunk has covered slices     |
+| 0   | 0x07 | session u64, ino u64               | this session holds locks on this file      |
+"""
+
+import struct
+
+from mountfs.types import Ino, SliceId
+
+_INO_KIND = struct.Struct(">QB")
+_INO_KIND_64 = struct.Struct(">QBQ")
+_INO_KIND_64_64 = struct.Struct(">QBQQ")
+_SLICE = struct.Struct(">QBQQI")
+
+_INODE, _DENTRY, _ENTRY = 0x10, 0x20, 0x21
+_CONTENT, _BLOCKS, _SLICES, _PIECE, _TARGET = 0x30, 0x31, 0x32, 0x33, 0x34
+_XATTR, _LOCKS = 0x40, 0x50
+_COUNTERS, _ORPHAN, _SESSION, _GARBAGE, _SHARED, _TANGLED, _LOCKED = range(1, 8)
+
+COUNTERS = _INO_KIND.pack(0, _COUNTERS)
+
+Range = tuple[bytes, bytes]
+
+
+def inode(ino: Ino) -> bytes:
+    return _INO_KIND.pack(ino, _INODE)
+
+
+def dentry(parent: Ino, name: bytes) -> bytes:
+    return _INO_KIND.pack(parent, _DENTRY) + name
+
+
+def dentries(parent: Ino, after: bytes = b"") -> Range:
+    """Names greater than `after`, in byte order."""
+    low = _INO_KIND.pack(parent, _DENTRY)
+    return (low + after + b"\0" if after else low), _INO_KIND.pack(parent, _DENTRY + 1)
+
+
+def entry(parent: Ino, position: int) -> bytes:
+    return _INO_KIND_64.pack(parent, _ENTRY, position)
+
+
+def entries(parent: Ino, after: int) -> Range:
+    """Entries at positions greater than `after`."""
+    return _INO_KIND_64.pack(parent, _ENTRY, after + 1), _INO_KIND.pack(parent, _ENTRY + 1)
+
+
+def content(ino: Ino) -> bytes:
+    return _INO_KIND.pack(ino, _CONTENT)
+
+
+def blocks(ino: Ino, chunk: int) -> bytes:
+    return _INO_KIND_64.pack(ino, _BLOCKS, chunk)
+
+
+def blocks_from(ino: Ino, chunk: int) -> Range:
+    return blocks(ino, chunk), _INO_KIND.pack(ino, _BLOCKS + 1)
+
+
+def slice_(ino: Ino, chunk: int, order: int, number: int) -> bytes:
+    return _SLICE.pack(ino, _SLICES, chunk, order, number)
+
+
+def slice_place(key: bytes) -> tuple[int, int, int]:
+    """(chunk, order, number) of a slice's key."""
+    _, _, chunk, order, number = _SLICE.unpack(key)
+    return chunk, order, number
+
+
+def slices_of(ino: Ino, chunk: int) -> Range:
+    """The slices of one chunk, oldest first."""
+    return _INO_KIND_64.pack(ino, _SLICES, chunk), _INO_KIND_64.pack(ino, _SLICES, chunk + 1)
+
+
+def slices_from(ino: Ino, chunk: int) -> Range:
+    return _INO_KIND_64.pack(ino, _SLICES, chunk), _INO_KIND.pack(ino, _SLICES + 1)
+
+
+def piece(ino: Ino, number: int) -> bytes:
+    return _INO_KIND_64.pack(ino, _PIECE, number)
+
+
+def target(ino: Ino) -> bytes:
+    return _INO_KIND.pack(ino, _TARGET)
+
+
+def xattr(ino: Ino, name: bytes) -> bytes:
+    return _INO_KIND.pack(ino, _XATTR) + name
+
+
+def xattrs(ino: Ino) -> Range:
+    return _INO_KIND.pack(ino, _XATTR), _INO_KIND.pack(ino, _XATTR + 1)
+
+
+def locks(ino: Ino) -> bytes:
+    return _INO_KIND.pack(ino, _LOCKS)
+
+
+def orphan(session: int, ino: Ino) -> bytes:
+    return _INO_KIND_64_64.pack(0, _ORPHAN, session, ino)
+
+
+def orphans(session: int | None = None) -> Range:
+    return _of_session(_ORPHAN, session)
+
+
+def session_ino(key: bytes) -> tuple[int, Ino]:
+    """(session, ino) of an orphan's or a lock holder's key."""
+    _, _, session, ino = _INO_KIND_64_64.unpack(key)
+    return session, Ino(ino)
+
+
+def session(number: int) -> bytes:
+    return _INO_KIND_64.pack(0, _SESSION, number)
+
+
+def sessions() -> Range:
+    return _of_session(_SESSION, None)
+
+
+def garbage(slice_id: SliceId) -> bytes:
+    return _INO_KIND_64.pack(0, _GARBAGE, slice_id)
+
+
+def garbages() -> Range:
+    return _of_session(_GARBAGE, None)
+
+
+def shared(slice_id: SliceId) -> bytes:
+    return _INO_KIND_64.pack(0, _SHARED, slice_id)
+
+
+def tangled(ino: Ino, chunk: int) -> bytes:
+    return _INO_KIND_64_64.pack(0, _TANGLED, ino, chunk)
+
+
+def tangles(ino: Ino | None = None) -> Range:
+    return _of_session(_TANGLED, ino)
+
+
+def tangle_place(key: bytes) -> tuple[Ino, int]:
+    _, _, ino, chunk = _INO_KIND_64_64.unpack(key)
+    return Ino(ino), chunk
+
+
+def locked(session: int, ino: Ino) -> bytes:
+    return _INO_KIND_64_64.pack(0, _LOCKED, session, ino)
+
+
+def lockeds(session: int) -> Range:
+    return _of_session(_LOCKED, session)
+
+
+def last_64(key: bytes) -> int:
+    """The number that a key ends with."""
+    return int.from_bytes(key[-8:], "big")
+
+
+def everything_of(ino: Ino) -> Range:
+    return ino.to_bytes(8, "big"), (ino + 1).to_bytes(8, "big")
+
+
+def _of_session(kind: int, number: int | None) -> Range:
+    if number is None:
+        return _INO_KIND.pack(0, kind), _INO_KIND.pack(0, kind + 1)
+    return _INO_KIND_64.pack(0, kind, number), _INO_KIND_64.pack(0, kind, number + 1)

@@ -1,0 +1,158 @@
+"""The metadata of one machine: a log, a state machine, a store, behind `propose` and `read`.
+
+The contract is the one that a replicated metaserver will have.  A command is ordered and in the log before it has an effect;
+`sync` makes all that was proposed before it durable; the log is replayed from the last checkpoint on; a command that
+is proposed twice under the same session and sequence acts once.
+"""
+
+import time
+from collections.abc import Callable
+from typing import Protocol, TypeVar
+
+from mountfs.errors import FsError
+from mountfs.kv.base import Store
+from mountfs.kv.overlay import Overlay, Rows
+from mountfs.meta.command import Command, Query
+from mountfs.meta.local_log import LocalLog
+from mountfs.meta.ops.session import EndSession, OpenSession, Sessions
+from mountfs.meta.state_machine import Entry, StateMachine, decode_entry, encode_entry
+
+R = TypeVar("R")
+
+CHECKPOINT_ROWS = 24_000
+CHECKPOINT_BYTES = 12 << 20
+"""When so much has gathered in memory, a checkpoint is due."""
+
+
+class Meta(Protocol):
+    """What `vfs` needs of the metadata, here or far away."""
+
+    session: int
+
+    async def propose(self, command: Command[R]) -> R: ...
+
+    async def read(self, query: Query[R]) -> R: ...
+
+
+class LocalMeta:
+    """`durable` in recovery asks whether the bytes that an entry refers to are there."""
+
+    def __init__(
+        self, store: Store, log: LocalLog, *, bytes_present: Callable[[Entry], bool]
+    ) -> None:
+        self._store = store
+        self._log = log
+        self._machine = StateMachine(Overlay(store))
+        self._rows = self._machine._rows
+        self.session = 0
+        self._sequence = 0
+        self.replayed = 0
+        """Entries that the last start took from the log."""
+        self.cut = 0
+        """Entries at the end of the log that were dropped: never synced, and their bytes did not reach the disk."""
+        if not self._machine.applied and log.last_index == 0:
+            self._machine.format(time.time_ns())
+        self._replay(bytes_present)
+
+    async def propose(self, command: Command[R]) -> R:
+        return self.propose_now(command)
+
+    async def read(self, query: Query[R]) -> R:
+        return query.read(self._machine.tree)
+
+    def propose_now(self, command: Command[R]) -> R:
+        """Order, log and apply a command.  Raises FsError when it is refused, or when the log cannot be written."""
+        command.check()
+        index = self._machine.applied + 1
+        now = time.time_ns()
+        self._sequence = sequence = self._sequence + 1
+        self._log.append(index, encode_entry(self.session, sequence, sequence, now, command))
+        try:
+            return self._machine.apply(index, self.session, sequence, sequence, now, command)
+        except FsError:
+            raise
+        except BaseException:
+            # A bug.  It must not be in the log, where it would strike again at every start.
+            self._log.cut(index - 1)
+            raise
+
+    def open_session(self) -> tuple[int, ...]:
+        """Start a session of our own.  Returns those of earlier mounts that nobody has ended."""
+        left = self._machine.read(Sessions())
+        self.session = self.propose_now(OpenSession())
+        for number in left:
+            self.propose_now(EndSession(number))
+        return left
+
+    @property
+    def applied(self) -> int:
+        return self._machine.applied
+
+    @property
+    def synced(self) -> int:
+        """Index of the last entry that is known to be on disk."""
+        return self._log.synced_index
+
+    def sync_log(self) -> None:
+        """Put all that was proposed on disk.  Blocks; for a worker thread."""
+        self._log.sync()
+
+    @property
+    def checkpoint_due(self) -> bool:
+        return self._rows.pending_rows > CHECKPOINT_ROWS or (
+            self._rows.pending_bytes > CHECKPOINT_BYTES
+        )
+
+    @property
+    def pending_rows(self) -> int:
+        return self._rows.pending_rows
+
+    @property
+    def log_bytes(self) -> int:
+        return self._log.size_bytes
+
+    def begin_checkpoint(self) -> "Checkpoint":
+        return Checkpoint(self._machine.applied, self._machine.freeze())
+
+    def write_checkpoint(self, checkpoint: "Checkpoint") -> None:
+        """Blocks; for a worker thread.  The volumes must have been synced since `begin_checkpoint`."""
+        self._log.sync()
+        self._store.write(checkpoint.rows, sync=True)
+
+    def end_checkpoint(self, checkpoint: "Checkpoint") -> None:
+        self._rows.forget_frozen()
+        self._log.release(checkpoint.applied)
+
+    def abandon_checkpoint(self) -> None:
+        """It could not be written: what it held is pending again."""
+        self._rows.unfreeze()
+
+    def close(self) -> None:
+        self._store.close()
+        self._log.close()
+
+    def _replay(self, bytes_present: Callable[[Entry], bool]) -> None:
+        machine = self._machine
+        for index, record in self._log.replay(machine.applied):
+            entry = decode_entry(record)
+            if index > self._log.synced_index and not bytes_present(entry):
+                self.cut = self._log.last_index - index + 1
+                self._log.cut(index - 1)
+                return
+            self.replayed += 1
+            try:
+                machine.apply(
+                    index, entry.session, entry.sequence, entry.answered, entry.time, entry.command
+                )
+            except FsError:
+                pass  # it was refused then, too
+
+
+class Checkpoint:
+    """The state as of `applied`, on its way to the store."""
+
+    def __init__(self, applied: int, rows: Rows) -> None:
+        self.applied = applied
+        self.rows = rows
+
+

@@ -1,0 +1,161 @@
+"""The questions that doors ask most: names, attributes, listings, where bytes are."""
+
+from itertools import islice
+
+import msgspec
+
+from mountfs.errors import Fault, FsError
+from mountfs.meta import keys
+from mountfs.meta.command import Query
+from mountfs.meta.permission import SEARCH, permit
+from mountfs.meta.records import (
+    ATTRIBUTES_BYTES,
+    HAS_CONTENT,
+    HAS_SLICES,
+    Attributes,
+    Slice,
+    unpack_entry,
+)
+from mountfs.meta.tree import Tree
+from mountfs.types import ROOT, Cred, Ino, SliceId
+
+
+class Lookup(Query[Attributes], frozen=True, tag="lookup"):
+    """Raises NOT_FOUND, NOT_DIRECTORY, DENIED.  Knows "." and ".." too."""
+
+    parent: Ino
+    name: bytes
+    cred: Cred
+
+    def read(self, tree: Tree) -> Attributes:
+        parent = tree.inode(self.parent)
+        if not parent.is_directory:
+            raise FsError(Fault.NOT_DIRECTORY)
+        permit(tree, parent, self.cred, SEARCH)
+        found = tree.dentry(self.parent, self.name)
+        if found is not None:
+            return Attributes(tree.record(found[0])[:ATTRIBUTES_BYTES])
+        if self.name == b".":
+            return parent.attributes()
+        if self.name == b"..":
+            return tree.inode(parent.parent if self.parent != ROOT else ROOT).attributes()
+        if len(self.name) > 255:
+            raise FsError(Fault.NAME_TOO_LONG)
+        raise FsError(Fault.NOT_FOUND)
+
+
+class GetAttr(Query[Attributes], frozen=True, tag="getattr"):
+    ino: Ino
+
+    def read(self, tree: Tree) -> Attributes:
+        return Attributes(tree.record(self.ino)[:ATTRIBUTES_BYTES])
+
+
+class Birth(Query[int], frozen=True, tag="birth"):
+    """When the inode was made, in nanoseconds."""
+
+    ino: Ino
+
+    def read(self, tree: Tree) -> int:
+        return tree.inode(self.ino).btime
+
+
+class Readlink(Query[bytes], frozen=True, tag="readlink"):
+    ino: Ino
+
+    def read(self, tree: Tree) -> bytes:
+        tree.inode(self.ino)
+        target = tree.get(keys.target(self.ino))
+        if target is None:
+            raise FsError(Fault.INVALID, "not a symlink")
+        return target
+
+
+Listing = list[tuple[int, Ino, int, bytes, Attributes]]
+"""(position, ino, type, name, attributes; b"" where they were not asked for)"""
+
+
+class ReadDir(Query[Listing], frozen=True, tag="readdir"):
+    """Up to `limit` entries after a position, in the order in which they came into the directory.
+
+    A position stays valid whatever happens to the directory: entries that stay are seen exactly once.
+    """
+
+    ino: Ino
+    after: int
+    limit: int
+    with_attributes: bool
+
+    def read(self, tree: Tree) -> Listing:
+        directory = tree.inode(self.ino)
+        if not directory.is_directory:
+            raise FsError(Fault.NOT_DIRECTORY)
+        listing: Listing = []
+        parent = directory.parent if self.ino != ROOT else ROOT
+        for position, ino, name in ((1, self.ino, b"."), (2, parent, b"..")):
+            if self.after < position:
+                listing.append((position, ino, 4, name, Attributes(b"")))
+        if not directory.entries:
+            return listing
+        for key, value in islice(tree.scan(keys.entries(self.ino, self.after)), self.limit):
+            ino, type, name = unpack_entry(value)
+            attributes = b""
+            if self.with_attributes:
+                attributes = tree.record(ino)[:ATTRIBUTES_BYTES]
+            listing.append((keys.last_64(key), ino, type, name, Attributes(attributes)))
+        return listing
+
+
+class Layout(msgspec.Struct, frozen=True, array_like=True):
+    """Where the bytes of one chunk are."""
+
+    content: bytes | None
+    """The whole content of a small file, and then there are no slices."""
+    slices: tuple[Slice, ...]
+    """Oldest first."""
+
+
+class GetLayout(Query[Layout], frozen=True, tag="get_layout"):
+    ino: Ino
+    chunk: int
+
+    def read(self, tree: Tree) -> Layout:
+        inode = tree.inode(self.ino)
+        if inode.marks & HAS_CONTENT:
+            return Layout(tree.get(keys.content(self.ino)), ())
+        if not inode.marks & HAS_SLICES:
+            return Layout(None, ())
+        return Layout(None, tuple(tree.slices(self.ino, self.chunk)))
+
+
+class NextChunk(Query[int | None], frozen=True, tag="next_chunk"):
+    """The first chunk from `chunk` on that has slices."""
+
+    ino: Ino
+    chunk: int
+
+    def read(self, tree: Tree) -> int | None:
+        inode = tree.inode(self.ino)
+        if inode.marks & HAS_CONTENT:
+            return 0 if self.chunk == 0 else None
+        return next(tree.chunks(self.ino, self.chunk, 1 << 40), None)
+
+
+class GetPiece(Query[bytes], frozen=True, tag="get_piece"):
+    """The bytes of a small slice that is kept in the metadata."""
+
+    ino: Ino
+    piece: SliceId
+
+    def read(self, tree: Tree) -> bytes:
+        data = tree.get(keys.piece(self.ino, self.piece))
+        if data is None:
+            raise FsError(Fault.STALE, f"inode {self.ino}: piece {self.piece} is gone")
+        return data
+
+
+class Usage(Query[tuple[int, int]], frozen=True, tag="usage"):
+    """(inodes, bytes in use)"""
+
+    def read(self, tree: Tree) -> tuple[int, int]:
+        return tree.counters.inodes, tree.counters.allocated

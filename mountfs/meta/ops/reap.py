@@ -1,0 +1,80 @@
+"""The end of orphans: files without a name that nobody uses any more."""
+
+from itertools import islice
+
+from mountfs.errors import FsError
+from mountfs.meta import keys
+from mountfs.meta.command import Command, Query, Stamp
+from mountfs.meta.records import HAS_SLICES, HAS_XATTRS, Inode
+from mountfs.meta.space import drop_chunk
+from mountfs.meta.tree import Tree
+from mountfs.types import Ino
+
+SLICES_MAX = 4_096
+"""About as many slices as one command gives up, so that a huge file does not hold up everybody."""
+
+
+class Reap(Command[tuple[Ino, ...]], frozen=True, tag="reap"):
+    """Remove orphans of `session`.  Reply: those that need another round.  Who has a name again is left alone."""
+
+    session: int
+    inos: tuple[Ino, ...]
+
+    def apply(self, tree: Tree, stamp: Stamp) -> tuple[Ino, ...]:
+        budget = SLICES_MAX
+        left: list[Ino] = []
+        for ino in self.inos:
+            key = keys.orphan(self.session, ino)
+            if tree.get(key) is None:
+                continue
+            if budget <= 0:
+                left.append(ino)
+                continue
+            try:
+                inode = tree.inode(ino)
+            except FsError:
+                tree.put(key, None)
+                continue
+            assert inode.nlink == 0, ino
+            budget -= _drop_bytes(tree, tree.edit(ino), budget)
+            if inode.marks & HAS_SLICES:
+                left.append(ino)
+                continue
+            _drop_rest(tree, inode)
+            tree.put(key, None)
+        return tuple(left)
+
+
+class Orphans(Query[tuple[tuple[int, Ino], ...]], frozen=True, tag="orphans"):
+    """(session, ino) of up to `limit` orphans, of one session or of all."""
+
+    session: int | None
+    limit: int
+
+    def read(self, tree: Tree) -> tuple[tuple[int, Ino], ...]:
+        rows = tree.scan(keys.orphans(self.session))
+        return tuple(keys.session_ino(key) for key, _ in islice(rows, self.limit))
+
+
+def _drop_bytes(tree: Tree, inode: Inode, budget: int) -> int:
+    """Give up slices, whole chunks at a time.  Returns how many."""
+    if not inode.marks & HAS_SLICES:
+        tree.drop_content(inode)
+        return 1
+    dropped = 0
+    for chunk in list(islice(tree.chunks(inode.ino, 0, 1 << 40), budget)):
+        dropped += drop_chunk(tree, inode, chunk)
+        if dropped >= budget:
+            return dropped
+    if next(tree.chunks(inode.ino, 0, 1 << 40), None) is None:
+        inode.marks &= ~HAS_SLICES
+    return dropped
+
+
+def _drop_rest(tree: Tree, inode: Inode) -> None:
+    if inode.marks & HAS_XATTRS:
+        for key, _ in list(tree.scan(keys.xattrs(inode.ino))):
+            tree.put(key, None)
+    if inode.mode & 0o170000 == 0o120000:
+        tree.put(keys.target(inode.ino), None)
+    tree.remove_inode(inode)

@@ -1,0 +1,89 @@
+"""Names for slices, and what becomes of slices that nobody needs: given out, rewritten, reclaimed."""
+
+from itertools import islice
+
+from mountfs.errors import Fault, FsError
+from mountfs.meta import keys
+from mountfs.meta.command import Command, Query, Stamp
+from mountfs.meta.records import Slice, pack_garbage, pack_slice, unpack_garbage
+from mountfs.meta.tree import Tree
+from mountfs.types import Ino, SliceId, VolumeId
+
+
+class ReserveSlices(Command[SliceId], frozen=True, tag="reserve_slices"):
+    """Reply: the first of `count` slice names that are the caller's now."""
+
+    count: int
+
+    def apply(self, tree: Tree, stamp: Stamp) -> SliceId:
+        first = tree.counters.next_slice
+        tree.counters.next_slice += self.count
+        return SliceId(first)
+
+
+class Rewrite(Command[None], frozen=True, tag="rewrite"):
+    """Compaction of a chunk: `added` say the same as the rows `replaced` did.
+
+    Raises BUSY when one of those rows has gone meanwhile; then the new slices are garbage.
+    """
+
+    ino: Ino
+    chunk: int
+    replaced: tuple[tuple[int, int], ...]
+    """(order, number) of each row, ascending."""
+    added: tuple[Slice, ...]
+
+    def apply(self, tree: Tree, stamp: Stamp) -> None:
+        inode = tree.edit(self.ino)
+        rows = {key: piece for key, piece in tree.slice_rows(self.ino, self.chunk)}
+        replaced = [keys.slice_(self.ino, self.chunk, *place) for place in self.replaced]
+        if not all(key in rows for key in replaced):
+            raise FsError(Fault.BUSY, "the chunk changed while it was compacted")
+        for key in replaced:
+            tree.drop_slice(self.ino, key, rows[key])
+        order, number = self.replaced[-1]
+        for number, piece in enumerate(self.added, number + 1):
+            tree.put(keys.slice_(self.ino, self.chunk, order, number), pack_slice(piece))
+        if len(rows) == len(replaced):
+            tree.put(keys.tangled(self.ino, self.chunk), None)
+        inode.version = stamp.index
+
+
+class Discard(Command[None], frozen=True, tag="discard"):
+    """Slices were written for nothing: they are garbage at once."""
+
+    slices: tuple[tuple[SliceId, VolumeId, int], ...]
+
+    def apply(self, tree: Tree, stamp: Stamp) -> None:
+        for slice_id, volume, length in self.slices:
+            tree.put(keys.garbage(slice_id), pack_garbage(volume, length))
+
+
+class Reclaimed(Command[None], frozen=True, tag="reclaimed"):
+    """These slices are deleted in their volumes."""
+
+    slices: tuple[SliceId, ...]
+
+    def apply(self, tree: Tree, stamp: Stamp) -> None:
+        for slice_id in self.slices:
+            tree.put(keys.garbage(slice_id), None)
+
+
+class Garbage(Query[tuple[tuple[SliceId, VolumeId, int], ...]], frozen=True, tag="garbage"):
+    """Up to `limit` slices that wait for their deletion: (slice, volume, bytes)."""
+
+    limit: int
+
+    def read(self, tree: Tree) -> tuple[tuple[SliceId, VolumeId, int], ...]:
+        rows = islice(tree.scan(keys.garbages()), self.limit)
+        return tuple((SliceId(keys.last_64(key)), *unpack_garbage(value)) for key, value in rows)
+
+
+class Tangles(Query[tuple[tuple[Ino, int], ...]], frozen=True, tag="tangles"):
+    """Up to `limit` chunks that have slices lying over one another: (ino, chunk)."""
+
+    limit: int
+
+    def read(self, tree: Tree) -> tuple[tuple[Ino, int], ...]:
+        rows = islice(tree.scan(keys.tangles()), self.limit)
+        return tuple(keys.tangle_place(key) for key, _ in rows)

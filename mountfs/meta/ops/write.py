@@ -1,0 +1,106 @@
+"""write(2), as it reaches the metadata: where the bytes of a flush are, or, for few of them, the bytes."""
+
+import msgspec
+
+from mountfs.errors import Fault, FsError
+from mountfs.meta import keys
+from mountfs.meta.command import Command, Stamp
+from mountfs.meta.records import HAS_CONTENT, HAS_SLICES, Attributes, Inode, Slice
+from mountfs.meta.space import drop_capabilities, drop_privileges
+from mountfs.meta.tree import Tree
+from mountfs.types import CHUNK_BYTES, FILE_BYTES_MAX, KIB, SLICE_BYTES_MAX, Ino, SliceId, VolumeId
+
+INLINE_BYTES_MAX = 4 * KIB
+"""A file up to this size keeps its bytes with its inode."""
+PIECE_BYTES_MAX = 64 * KIB
+"""A run of bytes up to this size may travel with the command and stay in the metadata until compaction."""
+
+
+class Run(msgspec.Struct, frozen=True, array_like=True):
+    """Bytes of a file from `offset` on, within one chunk: in a slice, or right here."""
+
+    offset: int
+    length: int
+    crc: int
+    slice_id: SliceId = SliceId(0)
+    volume: VolumeId = VolumeId(0)
+    data: bytes = b""
+
+
+class Write(Command[Attributes], frozen=True, tag="write"):
+    ino: Ino
+    runs: tuple[Run, ...]
+    time: int
+    """When the last of it was written, in nanoseconds: what stat(2) has been saying since."""
+    drop_privileges: bool
+
+    def check(self) -> None:
+        for run in self.runs:
+            if run.offset < 0 or run.offset + run.length > FILE_BYTES_MAX:
+                raise FsError(Fault.FILE_TOO_LARGE)
+            assert 0 < run.length <= SLICE_BYTES_MAX, run
+            assert run.offset % CHUNK_BYTES + run.length <= CHUNK_BYTES, run
+            assert run.volume or len(run.data) == run.length <= PIECE_BYTES_MAX, run
+
+    def apply(self, tree: Tree, stamp: Stamp) -> Attributes:
+        if not tree.inode(self.ino).is_regular:
+            raise FsError(Fault.INVALID)
+        inode = tree.edit(self.ino)
+        stop = max(run.offset + run.length for run in self.runs)
+        small = stop <= INLINE_BYTES_MAX and not inode.marks & HAS_SLICES
+        if small and all(not run.volume for run in self.runs):
+            _write_content(tree, inode, self.runs)
+        else:
+            _write_slices(tree, inode, self.runs)
+        inode.size = max(inode.size, stop)
+        inode.mtime = self.time
+        inode.ctime = max(inode.ctime, self.time)
+        inode.version = stamp.index
+        if self.drop_privileges:
+            drop_privileges(tree, inode)
+        else:
+            drop_capabilities(tree, inode)
+        return tree.attributes(inode)
+
+
+def _write_content(tree: Tree, inode: Inode, runs: tuple[Run, ...]) -> None:
+    content = (tree.get(keys.content(inode.ino)) or b"") if inode.marks & HAS_CONTENT else b""
+    for run in runs:
+        if run.offset > len(content):
+            content += bytes(run.offset - len(content))
+        content = content[: run.offset] + run.data + content[run.offset + run.length :]
+    tree.set_content(inode, content)
+
+
+def _write_slices(tree: Tree, inode: Inode, runs: tuple[Run, ...]) -> None:
+    number = move_content(tree, inode)
+    for number, run in enumerate(runs, number):
+        slice_id, volume = run.slice_id, run.volume
+        if not volume:
+            slice_id = put_piece(tree, inode, number, run.data)
+        chunk, start = divmod(run.offset, CHUNK_BYTES)
+        new = Slice(start, start + run.length, slice_id, 0, volume, run.length, run.crc)
+        tree.add_slice(inode, chunk, number, new)
+
+
+def move_content(tree: Tree, inode: Inode) -> int:
+    """A small file becomes a larger one: its content turns into its first slice.  Returns the next slice number."""
+    if not inode.marks & HAS_CONTENT:
+        return 0
+    content = tree.get(keys.content(inode.ino))
+    assert content is not None, inode.ino
+    tree.drop_content(inode)
+    if content:
+        piece = put_piece(tree, inode, 0, content)
+        tree.add_slice(
+            inode, 0, 0, Slice(0, len(content), piece, 0, VolumeId(0), len(content), 0)
+        )
+    return 1
+
+
+def put_piece(tree: Tree, inode: Inode, number: int, data: bytes) -> SliceId:
+    """Keep bytes in the metadata, under a name that no other piece of the file has."""
+    name = SliceId(tree.stamp.index << 20 | number)
+    assert number < 1 << 20, number
+    tree.put(keys.piece(inode.ino, name), data)
+    return name

@@ -1,0 +1,268 @@
+"""The values of the metadata: fixed little-endian structs, cheap to make and to take apart.
+
+An inode's record begins with its attributes in the order and width of the kernel's `struct fuse_attr`.  So
+"the attributes" travel as those 88 bytes from the store to the kernel, and a directory of a million
+files is listed without taking one of them apart.
+"""
+
+import stat
+import struct
+from typing import NewType
+
+import msgspec
+
+from mountfs.types import BLOCK_BYTES, Ino, SliceId, VolumeId
+
+Attributes = NewType("Attributes", bytes)
+"""88 bytes: what stat(2) tells, as `struct fuse_attr` of <linux/fuse.h>."""
+
+NS = 1_000_000_000
+ATTRIBUTES_BYTES = 88
+BLKSIZE = 4096
+
+_RECORD = struct.Struct("<QQQqqqIIIIIIIIII" + "QQQQqI")
+_ATTRIBUTES = struct.Struct("<QQQqqqIIIIIIIIII")
+_SIZE = struct.Struct("<Q")
+_MODE = struct.Struct("<I")
+assert _ATTRIBUTES.size == ATTRIBUTES_BYTES
+
+HAS_CONTENT = 1
+"""The bytes of the file are in its content row; it has no slices."""
+HAS_SLICES = 2
+HAS_XATTRS = 4
+HAS_ACL = 8
+"""There is an access or a default ACL among the xattrs."""
+HAS_LOCKS = 16
+
+
+class Inode:
+    """A file, directory, symlink or special file.  Times are nanoseconds since 1970."""
+
+    __slots__ = (
+        "ino", "size", "allocated", "atime", "mtime", "ctime", "mode", "nlink", "uid", "gid", "rdev",
+        "parent", "next_position", "entries", "version", "btime", "marks",
+    )  # fmt: skip
+
+    ino: Ino
+    size: int
+    allocated: int
+    """Bytes of space in use, a multiple of BLOCK_BYTES (0 for contents kept in the metadata up to one block: then one block)."""
+    atime: int
+    mtime: int
+    ctime: int
+    mode: int
+    """Type and permission bits, as st_mode."""
+    nlink: int
+    """Names (and for a directory, "." and the ".." of its subdirectories).  0: an orphan."""
+    uid: int
+    gid: int
+    rdev: int
+    parent: Ino
+    """The directory that holds the name it got last.  Exact for directories."""
+    next_position: int
+    """Directories: the position that the next entry gets.  Only grows."""
+    entries: int
+    """Directories: number of names, without "." and ".."."""
+    version: int
+    """Changes whenever the bytes do."""
+    btime: int
+    marks: int
+    """HAS_* bits."""
+
+    def pack(self) -> bytes:
+        atime_s, atime_ns = divmod(self.atime, NS)
+        mtime_s, mtime_ns = divmod(self.mtime, NS)
+        ctime_s, ctime_ns = divmod(self.ctime, NS)
+        return _RECORD.pack(
+            self.ino, self.size, self.allocated >> 9, atime_s, mtime_s, ctime_s,
+            atime_ns, mtime_ns, ctime_ns, self.mode, self.nlink, self.uid, self.gid, self.rdev,
+            BLKSIZE, 0,
+            self.parent, self.next_position, self.entries, self.version, self.btime, self.marks,
+        )  # fmt: skip
+
+    @property
+    def is_directory(self) -> bool:
+        return self.mode & 0o170000 == stat.S_IFDIR
+
+    @property
+    def is_regular(self) -> bool:
+        return self.mode & 0o170000 == stat.S_IFREG
+
+    def attributes(self) -> Attributes:
+        return Attributes(self.pack()[:ATTRIBUTES_BYTES])
+
+
+def unpack_inode(record: bytes) -> Inode:
+    inode = Inode()
+    (
+        ino, inode.size, blocks, atime_s, mtime_s, ctime_s,
+        atime_ns, mtime_ns, ctime_ns, inode.mode, inode.nlink, inode.uid, inode.gid, inode.rdev,
+        _, _,
+        parent, inode.next_position, inode.entries, inode.version, inode.btime, inode.marks,
+    ) = _RECORD.unpack(record)  # fmt: skip
+    inode.ino = Ino(ino)
+    inode.parent = Ino(parent)
+    inode.allocated = blocks << 9
+    inode.atime = atime_s * NS + atime_ns
+    inode.mtime = mtime_s * NS + mtime_ns
+    inode.ctime = ctime_s * NS + ctime_ns
+    return inode
+
+
+class Stat(msgspec.Struct, frozen=True):
+    """`Attributes` taken apart, for those who look at more than one field."""
+
+    ino: int
+    size: int
+    blocks: int
+    atime_s: int
+    mtime_s: int
+    ctime_s: int
+    atime_ns: int
+    mtime_ns: int
+    ctime_ns: int
+    mode: int
+    nlink: int
+    uid: int
+    gid: int
+    rdev: int
+    blksize: int
+    flags: int
+
+
+def unpack_attributes(attributes: Attributes) -> Stat:
+    return Stat(*_ATTRIBUTES.unpack(attributes))
+
+
+def ino_of(attributes: Attributes) -> Ino:
+    return Ino(int(_SIZE.unpack_from(attributes)[0]))
+
+
+def size_of(attributes: Attributes) -> int:
+    return int(_SIZE.unpack_from(attributes, 8)[0])
+
+
+def mode_of(attributes: Attributes) -> int:
+    return int(_MODE.unpack_from(attributes, 60)[0])
+
+
+class Dentry(msgspec.Struct, frozen=True):
+    """One name in a directory."""
+
+    ino: Ino
+    position: int
+    type: int
+    """The file type as in d_type: `mode >> 12`."""
+
+
+_DENTRY = struct.Struct("<QQB")
+
+
+def pack_dentry(ino: Ino, position: int, type: int) -> bytes:
+    return _DENTRY.pack(ino, position, type)
+
+
+def unpack_dentry(value: bytes) -> tuple[Ino, int, int]:
+    """(ino, position, type)"""
+    return _DENTRY.unpack(value)  # type: ignore[return-value]
+
+
+_ENTRY = struct.Struct("<QB")
+
+
+def pack_entry(ino: Ino, type: int, name: bytes) -> bytes:
+    return _ENTRY.pack(ino, type) + name
+
+
+def unpack_entry(value: bytes) -> tuple[Ino, int, bytes]:
+    """(ino, type, name)"""
+    ino, type = _ENTRY.unpack_from(value)
+    return Ino(ino), type, value[_ENTRY.size :]
+
+
+class Slice(msgspec.Struct, frozen=True, array_like=True):
+    """Bytes `start:stop` of a chunk come from `skip` on in a slice (or piece, or are a hole)."""
+
+    start: int
+    stop: int
+    slice_id: SliceId
+    """Name of the slice; of the piece where `volume` is 0; 0 for a hole."""
+    skip: int
+    volume: VolumeId
+    length: int
+    """Of the whole slice, which `crc` covers."""
+    crc: int
+
+    @property
+    def is_hole(self) -> bool:
+        return self.slice_id == 0
+
+    def cut(self, start: int, stop: int) -> "Slice":
+        """The part of it that lies in `start:stop`."""
+        assert self.start <= start < stop <= self.stop, (self, start, stop)
+        if start == self.start and stop == self.stop:
+            return self
+        return Slice(
+            start, stop, self.slice_id, self.skip + start - self.start, self.volume, self.length, self.crc
+        )  # fmt: skip
+
+
+_SLICE = struct.Struct("<IIQIIII")
+
+
+def pack_slice(piece: Slice) -> bytes:
+    return _SLICE.pack(
+        piece.start, piece.stop, piece.slice_id, piece.skip, piece.volume, piece.length, piece.crc
+    )
+
+
+def unpack_slice(value: bytes) -> Slice:
+    start, stop, slice_id, skip, volume, length, crc = _SLICE.unpack(value)
+    return Slice(start, stop, SliceId(slice_id), skip, VolumeId(volume), length, crc)
+
+
+_GARBAGE = struct.Struct("<II")
+
+
+def pack_garbage(volume: VolumeId, length: int) -> bytes:
+    return _GARBAGE.pack(volume, length)
+
+
+def unpack_garbage(value: bytes) -> tuple[VolumeId, int]:
+    return _GARBAGE.unpack(value)  # type: ignore[return-value]
+
+
+def pack_blocks(mask: int) -> bytes:
+    """Which blocks of a chunk hold bytes.  A run from the start, the usual case, is kept as its length."""
+    count = mask.bit_length()
+    if mask == (1 << count) - 1:
+        return count.to_bytes(4, "little")
+    return b"\xff\xff\xff\xff" + mask.to_bytes((count + 7) // 8, "little")
+
+
+def unpack_blocks(value: bytes) -> int:
+    if value[:4] != b"\xff\xff\xff\xff":
+        return (1 << int.from_bytes(value, "little")) - 1
+    return int.from_bytes(value[4:], "little")
+
+
+def blocks_mask(start: int, stop: int) -> int:
+    """The blocks that bytes `start:stop` of a chunk touch."""
+    first, last = start // BLOCK_BYTES, -(-stop // BLOCK_BYTES)
+    return ((1 << (last - first)) - 1) << first
+
+
+class Counters(msgspec.Struct):
+    """Numbers of the filesystem as a whole."""
+
+    format: int = 1
+    next_ino: int = 2
+    next_slice: int = 1
+    next_session: int = 1
+    inodes: int = 0
+    allocated: int = 0
+    """Sum of `Inode.allocated`."""
+    applied: int = 0
+    """Index of the last command that is in this state."""
+    last_time: int = 0
+    """Stamps never go back, whatever the clock does."""

@@ -1,0 +1,179 @@
+"""The metadata as a deterministic machine: the same entries in the same order give the same state everywhere.
+
+`apply` takes entries of the log one by one; `read` answers questions about the state so far.  Exactly once: of every
+session it keeps the last replies, and an entry that it has seen answers the same again without an effect.
+"""
+
+import stat
+from functools import reduce
+from operator import or_
+from typing import Any, TypeVar
+
+import msgspec
+
+from mountfs.errors import Fault, FsError
+from mountfs.kv.overlay import Overlay, Rows
+from mountfs.meta import keys
+from mountfs.meta.command import Command, Query, Stamp
+from mountfs.meta.ops.allocate import Allocate
+from mountfs.meta.ops.copy_range import CopyRange
+from mountfs.meta.ops.link import Link
+from mountfs.meta.ops.lock import ReleaseLock, TakeLock
+from mountfs.meta.ops.make import Make
+from mountfs.meta.ops.mkdir import Mkdir
+from mountfs.meta.ops.reap import Reap
+from mountfs.meta.ops.rename import Rename
+from mountfs.meta.ops.rmdir import Rmdir
+from mountfs.meta.ops.session import EndSession, OpenSession
+from mountfs.meta.ops.setattr import SetAttr
+from mountfs.meta.ops.slices import Discard, Reclaimed, ReserveSlices, Rewrite
+from mountfs.meta.ops.symlink import Symlink
+from mountfs.meta.ops.tmpfile import Tmpfile
+from mountfs.meta.ops.touch import Touch
+from mountfs.meta.ops.unlink import Unlink
+from mountfs.meta.ops.write import Write
+from mountfs.meta.ops.xattr import RemoveXattr, SetXattr
+from mountfs.meta.records import Inode
+from mountfs.meta.tree import Tree
+from mountfs.types import ROOT
+
+R = TypeVar("R")
+
+COMMANDS: tuple[type[Command[Any]], ...] = (
+    Allocate, CopyRange, Discard, EndSession, Link, Make, Mkdir, OpenSession, Reap, Reclaimed,
+    ReleaseLock, RemoveXattr, Rename, ReserveSlices, Rewrite, Rmdir, SetAttr, SetXattr, Symlink,
+    TakeLock, Tmpfile, Touch, Unlink, Write,
+)  # fmt: skip
+"""Everything that can be in the log.  A command that was ever written must stay readable."""
+
+class Entry(msgspec.Struct, frozen=True, array_like=True):
+    """A record of the log: who asked what, and the time that the leader gave it."""
+
+    session: int
+    sequence: int
+    """Ascending by one in a session, from 1."""
+    answered: int
+    """The client has the replies to all sequences below this one: they need not be kept."""
+    time: int
+    command: reduce(or_, COMMANDS)  # type: ignore[valid-type]
+
+
+_encode = msgspec.msgpack.Encoder().encode
+_decode = msgspec.msgpack.Decoder(Entry).decode
+
+
+def encode_entry(
+    session: int, sequence: int, answered: int, time: int, command: Command[Any]
+) -> bytes:
+    return _encode((session, sequence, answered, time, command))
+
+
+def decode_entry(record: bytes) -> Entry:
+    return _decode(record)
+
+
+class Refused(msgspec.Struct, frozen=True, tag="refused"):
+    """A reply: the command was refused, and changed nothing."""
+
+    fault: str
+    detail: str
+
+
+class StateMachine:
+    def __init__(self, rows: Overlay) -> None:
+        self._rows = rows
+        self.tree = Tree(rows)
+        self._replies: dict[int, dict[int, Any]] = {}
+        for key, value in rows.scan(*keys.sessions()):
+            self._replies[keys.last_64(key)] = _load_replies(value)
+
+    @property
+    def applied(self) -> int:
+        """Index of the last entry that is in the state.  Only grows."""
+        return self.tree.counters.applied
+
+    def apply(
+        self,
+        index: int,
+        session: int,
+        sequence: int,
+        answered: int,
+        time: int,
+        command: Command[R],
+    ) -> R:
+        """The effect of one entry.  Raises FsError where the command is refused."""
+        counters = self.tree.counters
+        assert index == counters.applied + 1, (index, counters.applied)
+        replies = self._replies.get(session)
+        if replies is None:
+            replies = self._replies[session] = {}
+        for old in [number for number in replies if number < answered]:
+            del replies[old]
+        if sequence in replies:
+            counters.applied = index
+            return _answer(replies[sequence])  # type: ignore[no-any-return]
+        time = max(time, counters.last_time + 1)
+        tree = self.tree
+        stamp = Stamp(index, time, session)
+        tree.begin(stamp)
+        try:
+            reply = command.apply(tree, stamp)
+        except FsError as error:
+            tree.abort()
+            self._settle(index, time, replies, sequence, Refused(error.fault.name, error.detail))
+            raise
+        except BaseException:
+            tree.abort()
+            raise
+        tree.commit()
+        self._settle(index, time, replies, sequence, reply)
+        if type(command) is EndSession:
+            self._replies.pop(command.number, None)
+        return reply
+
+    def read(self, query: Query[R]) -> R:
+        """The answer to a question about the state as of the last applied entry."""
+        return query.read(self.tree)
+
+    def freeze(self) -> Rows:
+        """What a checkpoint has to write so that the stored state is that of `applied`."""
+        last = {keys.session(number): _encode(kept) for number, kept in self._replies.items()}
+        self._rows.apply({keys.COUNTERS: self.tree.counters_row(), **last})
+        return self._rows.freeze()
+
+    def format(self, time: int) -> None:
+        """Make the root directory of a new filesystem."""
+        tree = self.tree
+        tree.begin(Stamp(0, time, 0))
+        root = Inode()
+        root.ino, root.parent = ROOT, ROOT
+        root.mode, root.nlink = stat.S_IFDIR | 0o755, 2
+        root.size = root.allocated = root.uid = root.gid = root.rdev = 0
+        root.atime = root.mtime = root.ctime = root.btime = time
+        root.next_position, root.entries, root.version, root.marks = 3, 0, 0, 0
+        tree.counters.inodes = 1
+        tree.put(keys.inode(ROOT), root.pack())
+        tree.commit()
+
+    def _settle(
+        self, index: int, time: int, replies: dict[int, Any], sequence: int, reply: Any
+    ) -> None:
+        counters = self.tree.counters
+        counters.applied = index
+        counters.last_time = time
+        replies[sequence] = reply
+
+
+def _load_replies(stored: bytes) -> dict[int, Any]:
+    """Replies after a restart: as they would come off the wire."""
+    replies: dict[int, Any] = msgspec.msgpack.decode(stored, type=dict[int, Any])
+    for sequence, reply in replies.items():
+        if isinstance(reply, dict) and reply.get("type") == "refused":
+            replies[sequence] = Refused(reply["fault"], reply["detail"])
+    return replies
+
+
+def _answer(reply: Any) -> Any:
+    if isinstance(reply, Refused):
+        raise FsError(Fault[reply.fault], reply.detail)
+    return reply

@@ -1,0 +1,391 @@
+"""The tree of files, as operations see it: inodes, names, bytes' places, over the key space.
+
+One command at a time works on it, in a transaction: `edit` an inode or put a row, then `commit`; after `abort`
+nothing has happened.  No clock, no randomness, no I/O but the reads of the store below.
+"""
+
+import stat
+from collections.abc import Iterator
+from itertools import islice
+
+import msgspec
+
+from mountfs.errors import Fault, FsError
+from mountfs.kv.overlay import Overlay
+from mountfs.meta import keys
+from mountfs.meta.command import Stamp
+from mountfs.meta.records import (
+    ATTRIBUTES_BYTES,
+    HAS_CONTENT,
+    HAS_SLICES,
+    Attributes,
+    Counters,
+    Inode,
+    Slice,
+    blocks_mask,
+    pack_blocks,
+    pack_dentry,
+    pack_entry,
+    pack_garbage,
+    pack_slice,
+    unpack_blocks,
+    unpack_dentry,
+    unpack_inode,
+    unpack_slice,
+)
+from mountfs.types import BLOCK_BYTES, CHUNK_BYTES, LINKS_MAX, ROOT, Cred, Ino
+
+_INODES_CACHED = 8_192
+_PIECES_TOGETHER = 16
+"""One in so many small synced writes asks for compaction, which moves the pieces to a volume."""
+
+_encode = msgspec.msgpack.Encoder().encode
+
+
+class Tree:
+    def __init__(self, rows: Overlay) -> None:
+        self._rows = rows
+        self._changes: dict[bytes, bytes | None] = {}
+        self._inodes: dict[Ino, Inode] = {}
+        self._touched: dict[Ino, Inode] = {}
+        self._packed: dict[Ino, bytes] = {}
+        self._removed: set[Ino] = set()
+        stored = rows.get(keys.COUNTERS)
+        self.counters = (
+            msgspec.msgpack.decode(stored, type=Counters) if stored is not None else Counters()
+        )
+        self._counters_before = self.counters
+        self.stamp = Stamp(0, 0, 0)
+
+    # -- the transaction
+
+    def begin(self, stamp: Stamp) -> None:
+        assert not self._changes and not self._touched
+        self.stamp = stamp
+        self._counters_before = msgspec.structs.replace(self.counters)
+
+    def commit(self) -> None:
+        changes = self._changes
+        packed = self._packed
+        for ino, inode in self._touched.items():
+            changes[keys.inode(ino)] = packed.get(ino) or inode.pack()
+        self._rows.apply(changes)
+        self._clear()
+
+    def abort(self) -> None:
+        for ino in self._touched:
+            self._inodes.pop(ino, None)
+        self._clear()
+        self.counters = self._counters_before
+
+    def _clear(self) -> None:
+        self._changes = {}
+        self._touched = {}
+        self._packed = {}
+        self._removed.clear()
+
+    def counters_row(self) -> bytes:
+        return _encode(self.counters)
+
+    # -- rows
+
+    def get(self, key: bytes) -> bytes | None:
+        if key in self._changes:
+            return self._changes[key]
+        return self._rows.get(key)
+
+    def put(self, key: bytes, value: bytes | None) -> None:
+        self._changes[key] = value
+
+    def scan(self, span: keys.Range) -> Iterator[tuple[bytes, bytes]]:
+        """Rows in a range, with the changes of the running command."""
+        start, stop = span
+        pairs = self._rows.scan(start, stop)
+        own = {key: value for key, value in self._changes.items() if start <= key < stop}
+        if not own:
+            return pairs
+        merged = {**dict(pairs), **own}
+        return iter(sorted((k, v) for k, v in merged.items() if v is not None))
+
+    # -- inodes
+
+    def inode(self, ino: Ino) -> Inode:
+        """The inode, to look at.  Raises STALE when there is none (any more)."""
+        inode = self._inodes.get(ino)
+        if inode is None:
+            if ino in self._removed:
+                raise FsError(Fault.STALE, f"inode {ino} is gone")
+            record = self._rows.get(keys.inode(ino))
+            if record is None:
+                raise FsError(Fault.STALE, f"inode {ino} is gone")
+            inode = unpack_inode(record)
+            self._remember(inode)
+        return inode
+
+    def record(self, ino: Ino) -> bytes:
+        """The inode as it is stored; for listings, which do not want it taken apart."""
+        inode = self._inodes.get(ino)
+        if inode is not None:
+            return inode.pack()
+        record = self._rows.get(keys.inode(ino))
+        if record is None:
+            raise FsError(Fault.STALE, f"inode {ino} is gone")
+        return record
+
+    def edit(self, ino: Ino) -> Inode:
+        """The inode, to change; stored when the command commits."""
+        inode = self._touched.get(ino)
+        if inode is None:
+            inode = self.inode(ino)
+            self._touched[ino] = inode
+        else:
+            self._packed.pop(ino, None)
+        return inode
+
+    def attributes(self, inode: Inode) -> Attributes:
+        """The reply of most commands.  Asked for last: the inode must not change after it in this command."""
+        record = inode.pack()
+        if inode.ino in self._touched:
+            self._packed[inode.ino] = record
+        return Attributes(record[:ATTRIBUTES_BYTES])
+
+    def directory(self, ino: Ino) -> Inode:
+        """A directory that still has a name.  Raises STALE, NOT_DIRECTORY, NOT_FOUND."""
+        inode = self.inode(ino)
+        if inode.mode & 0o170000 != stat.S_IFDIR:
+            raise FsError(Fault.NOT_DIRECTORY)
+        if inode.nlink == 0:
+            raise FsError(Fault.NOT_FOUND, "the directory has been removed")
+        return inode
+
+    def new_inode(self, parent: Inode, mode: int, cred: Cred, rdev: int = 0) -> Inode:
+        """An inode without a name yet, owned as POSIX and the parent's setgid bit say."""
+        inode = Inode()
+        inode.ino = Ino(self.counters.next_ino)
+        self.counters.next_ino += 1
+        self.counters.inodes += 1
+        now = self.stamp.time
+        inode.size = 0
+        inode.allocated = 0
+        inode.atime = inode.mtime = inode.ctime = inode.btime = now
+        inode.uid = cred.uid
+        inode.gid = cred.gid
+        if parent.mode & stat.S_ISGID:
+            inode.gid = parent.gid
+            if stat.S_ISDIR(mode):
+                mode |= stat.S_ISGID
+        inode.mode = mode
+        inode.nlink = 0
+        inode.rdev = rdev
+        inode.parent = parent.ino
+        inode.next_position = 3  # 1 and 2 are "." and ".."
+        inode.entries = 0
+        inode.version = self.stamp.index
+        inode.marks = 0
+        self._remember(inode)
+        self._touched[inode.ino] = inode
+        return inode
+
+    def _remember(self, inode: Inode) -> None:
+        if len(self._inodes) >= _INODES_CACHED:
+            for ino in list(islice(self._inodes, _INODES_CACHED // 4)):
+                if ino not in self._touched:
+                    del self._inodes[ino]
+        self._inodes[inode.ino] = inode
+
+    # -- names
+
+    def dentry(self, parent: Ino, name: bytes) -> tuple[Ino, int, int] | None:
+        """(ino, position, type) under a name, or None."""
+        value = self.get(keys.dentry(parent, name))
+        return None if value is None else unpack_dentry(value)
+
+    def require(self, parent: Ino, name: bytes) -> Inode:
+        """What a name stands for.  Raises NOT_FOUND."""
+        found = self.dentry(parent, name)
+        if found is None:
+            raise FsError(Fault.NOT_FOUND)
+        return self.inode(found[0])
+
+    def require_absent(self, parent: Ino, name: bytes) -> None:
+        if self.get(keys.dentry(parent, name)) is not None:
+            raise FsError(Fault.EXISTS)
+
+    def add_name(self, parent: Ino, name: bytes, child: Inode) -> None:
+        """A new name for `child`, at the end of the directory.  Counts it in nlink, and a directory's ".." in the parent's."""
+        directory = self.edit(parent)
+        if child.nlink >= LINKS_MAX:
+            raise FsError(Fault.TOO_MANY_LINKS)
+        type = child.mode >> 12
+        position = directory.next_position
+        directory.next_position += 1
+        directory.entries += 1
+        directory.mtime = directory.ctime = self.stamp.time
+        directory.version = self.stamp.index
+        if type == _DIRECTORY:
+            directory.nlink += 1
+            child.nlink = 2
+        else:
+            child.nlink += 1
+        child.parent = parent
+        self.put(keys.dentry(parent, name), pack_dentry(child.ino, position, type))
+        self.put(keys.entry(parent, position), pack_entry(child.ino, type, name))
+
+    def remove_name(self, parent: Ino, name: bytes) -> Inode:
+        """Undo `add_name`; returns the inode, whose nlink may be 0 now."""
+        value = self.get(keys.dentry(parent, name))
+        assert value is not None, (parent, name)
+        ino, position, type = unpack_dentry(value)
+        directory = self.edit(parent)
+        child = self.edit(ino)
+        directory.entries -= 1
+        assert directory.entries >= 0, directory.ino
+        directory.mtime = directory.ctime = self.stamp.time
+        directory.version = self.stamp.index
+        if type == _DIRECTORY:
+            directory.nlink -= 1
+            child.nlink = 0
+        else:
+            assert child.nlink >= 1, ino
+            child.nlink -= 1
+        child.ctime = self.stamp.time
+        self.put(keys.dentry(parent, name), None)
+        self.put(keys.entry(parent, position), None)
+        return child
+
+    def is_below(self, ino: Ino, ancestor: Ino) -> bool:
+        """Whether directory `ino` is `ancestor` or lies below it."""
+        while ino != ancestor:
+            if ino == ROOT:
+                return False
+            ino = self.inode(ino).parent
+        return True
+
+    # -- the end of an inode
+
+    def make_orphan(self, inode: Inode) -> None:
+        """No name is left: keep it for the session that may still use it, until it says `Reap`."""
+        assert inode.nlink == 0, inode.ino
+        self.put(keys.orphan(self.stamp.session, inode.ino), b"")
+
+    def remove_inode(self, inode: Inode) -> None:
+        """All that belongs to it is gone: take the inode itself out."""
+        assert inode.nlink == 0, inode.ino
+        assert inode.allocated == 0, inode.ino
+        self.counters.inodes -= 1
+        self._touched.pop(inode.ino, None)
+        self._inodes.pop(inode.ino, None)
+        self._removed.add(inode.ino)
+        self.put(keys.inode(inode.ino), None)
+
+    # -- bytes
+
+    def slices(self, ino: Ino, chunk: int) -> list[Slice]:
+        """The slices of a chunk, oldest first."""
+        return [unpack_slice(value) for _, value in self.scan(keys.slices_of(ino, chunk))]
+
+    def chunks(self, ino: Ino, first: int, last: int) -> Iterator[int]:
+        """The chunks from `first` to `last` that have slices."""
+        while first <= last:
+            start, stop = keys.slices_from(ino, first)
+            found = next(self.scan((start, stop)), None)
+            if found is None:
+                return
+            chunk, _, _ = keys.slice_place(found[0])
+            if chunk > last:
+                return
+            yield chunk
+            first = chunk + 1
+
+    def slice_rows(self, ino: Ino, chunk: int) -> list[tuple[bytes, Slice]]:
+        return [
+            (key, unpack_slice(value)) for key, value in self.scan(keys.slices_of(ino, chunk))
+        ]
+
+    def add_slice(self, inode: Inode, chunk: int, number: int, new: Slice) -> None:
+        """Put a slice on top of a chunk, and count the blocks that it brings (or, a hole, takes)."""
+        assert new.stop <= CHUNK_BYTES, new
+        before = self.blocks(inode.ino, chunk)
+        mask = blocks_mask(new.start, new.stop)
+        overlaps = before & mask
+        if new.is_hole:
+            if not overlaps:
+                return
+            after = before & ~_whole_blocks(new.start, new.stop)
+        else:
+            after = before | mask
+        key = keys.slice_(inode.ino, chunk, self.stamp.index, number)
+        self.put(key, pack_slice(new))
+        inode.marks |= HAS_SLICES
+        scattered = not new.volume and self.stamp.index % _PIECES_TOGETHER == 0
+        if overlaps or scattered:
+            self.put(keys.tangled(inode.ino, chunk), b"")
+        if after != before:
+            self.set_blocks(inode, chunk, before, after)
+
+    def blocks(self, ino: Ino, chunk: int) -> int:
+        value = self.get(keys.blocks(ino, chunk))
+        return 0 if value is None else unpack_blocks(value)
+
+    def set_blocks(self, inode: Inode, chunk: int, before: int, after: int) -> None:
+        self.put(keys.blocks(inode.ino, chunk), pack_blocks(after) if after else None)
+        self.count_space(inode, (after.bit_count() - before.bit_count()) * BLOCK_BYTES)
+
+    def count_space(self, inode: Inode, delta: int) -> None:
+        inode.allocated += delta
+        self.counters.allocated += delta
+        assert inode.allocated >= 0, inode.ino
+        assert self.counters.allocated >= 0
+
+    def share_slice(self, piece: Slice) -> None:
+        """One more row refers to a slice in a volume."""
+        if piece.volume:
+            key = keys.shared(piece.slice_id)
+            count = int.from_bytes(self.get(key) or b"\1", "little")
+            self.put(key, (count + 1).to_bytes(4, "little"))
+
+    def drop_slice(self, ino: Ino, key: bytes, piece: Slice) -> None:
+        """Delete the row of a slice; its bytes become garbage when no other row refers to them."""
+        self.put(key, None)
+        if piece.is_hole:
+            return
+        if not piece.volume:
+            self.put(keys.piece(ino, piece.slice_id), None)
+            return
+        shared = keys.shared(piece.slice_id)
+        count = int.from_bytes(self.get(shared) or b"\1", "little")
+        if count == 1:
+            self.put(keys.garbage(piece.slice_id), pack_garbage(piece.volume, piece.length))
+        else:
+            self.put(shared, (count - 1).to_bytes(4, "little") if count > 2 else None)
+
+    def content(self, inode: Inode) -> bytes:
+        """The whole content of a small file; zeros where it was never written."""
+        if not inode.marks & HAS_CONTENT:
+            return bytes(inode.size) if inode.size <= BLOCK_BYTES else b""
+        value = self.get(keys.content(inode.ino))
+        assert value is not None, inode.ino
+        return value + bytes(inode.size - len(value)) if len(value) < inode.size else value
+
+    def set_content(self, inode: Inode, content: bytes) -> None:
+        """Keep the bytes of a small file with its inode."""
+        assert not inode.marks & HAS_SLICES, inode.ino
+        if not inode.marks & HAS_CONTENT:
+            inode.marks |= HAS_CONTENT
+            self.count_space(inode, BLOCK_BYTES)
+        self.put(keys.content(inode.ino), content)
+
+    def drop_content(self, inode: Inode) -> None:
+        if inode.marks & HAS_CONTENT:
+            inode.marks &= ~HAS_CONTENT
+            self.count_space(inode, -BLOCK_BYTES)
+            self.put(keys.content(inode.ino), None)
+
+
+def _whole_blocks(start: int, stop: int) -> int:
+    """The blocks that lie entirely in `start:stop`."""
+    first, last = -(-start // BLOCK_BYTES), stop // BLOCK_BYTES
+    return ((1 << (last - first)) - 1) << first if last > first else 0
+
+
+_DIRECTORY = stat.S_IFDIR >> 12

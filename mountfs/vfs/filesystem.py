@@ -1,0 +1,469 @@
+"""The filesystem: one method for each thing that a door can ask.
+
+The one place that knows what a file is: names come from the metadata, bytes from slices and from what is not written yet.
+Doors translate and do not decide.  Methods raise `FsError` and nothing else; they run inline until they have to
+wait (see mountfs.inline).
+"""
+
+import os
+import stat
+import struct
+import time
+from collections.abc import Awaitable, Callable, Iterable
+from typing import TypeVar
+
+from mountfs.chunks.base import ChunkStore
+from mountfs.errors import Fault, FsError
+from mountfs.inline import leave
+from mountfs.meta.command import Command
+from mountfs.meta.local import Meta
+from mountfs.meta.locks import EOF, POSIX, Lock, Owner
+from mountfs.meta.ops.allocate import Allocate
+from mountfs.meta.ops.copy_range import CopyRange
+from mountfs.meta.ops.link import Link
+from mountfs.meta.ops.make import Make
+from mountfs.meta.ops.mkdir import Mkdir
+from mountfs.meta.ops.read import Birth, GetAttr, Listing, Lookup, ReadDir, Readlink, Usage
+from mountfs.meta.ops.reap import Reap
+from mountfs.meta.ops.rename import Rename
+from mountfs.meta.ops.rmdir import Rmdir
+from mountfs.meta.ops.setattr import SetAttr
+from mountfs.meta.ops.symlink import Symlink
+from mountfs.meta.ops.tmpfile import Tmpfile
+from mountfs.meta.ops.touch import Touch
+from mountfs.meta.ops.unlink import Unlink
+from mountfs.meta.ops.xattr import GetXattr, ListXattr, RemoveXattr, SetXattr
+from mountfs.meta.records import (
+    NS,
+    Attributes,
+    ino_of,
+    mode_of,
+    size_of,
+    unpack_attributes,
+)
+from mountfs.types import BLOCK_BYTES, FILE_BYTES_MAX, Cred, Ino
+from mountfs.vfs.access_time import AccessTime, due
+from mountfs.vfs.handles import File, Handle
+from mountfs.vfs.lock_table import LockTable
+from mountfs.vfs.reader import Bytes, Reader
+from mountfs.vfs.writer import DIRTY_BYTES_MAX, Writer
+
+R = TypeVar("R")
+
+_SIZE_BLOCKS = struct.Struct("<QQ")
+_MTIME_CTIME = struct.Struct("<qq")
+_NANOSECONDS = struct.Struct("<III")
+_SIZE_AT, _ATIME_AT, _MTIME_AT, _NANOSECONDS_AT = 8, 24, 32, 48
+
+_TOUCHES_MAX = 256
+"""Access times that are kept back before they are written."""
+_REAPS_MAX = 64
+
+
+class Filesystem:
+    """`durable` makes all that was proposed and written so far survive the machine; `kernel` says that the door
+    tells by `forget` when an inode is out of use, as the kernel does: until then a file without a name is kept."""
+
+    def __init__(
+        self,
+        meta: Meta,
+        chunks: ChunkStore,
+        *,
+        durable: Callable[[], Awaitable[None]],
+        kick: Callable[[], None] = lambda: None,
+        kernel: bool = False,
+        read_only: bool = False,
+        access_time: AccessTime = AccessTime.RELATIVE,
+        dirty_bytes_max: int = DIRTY_BYTES_MAX,
+    ) -> None:
+        self._meta = meta
+        self._chunks = chunks
+        self._durable = durable
+        self._kernel = kernel
+        self._read_only = read_only
+        self._access_time = access_time
+        self.reader = Reader(meta, chunks)
+        self.writer = Writer(meta, chunks, dirty_bytes_max=dirty_bytes_max, kick=kick)
+        self.locks = LockTable(meta)
+        self._files: dict[Ino, File] = {}
+        self._handles: dict[int, Handle] = {}
+        self._next_handle = 1
+        self._atimes: dict[Ino, int] = {}
+        self._orphans: set[Ino] = set()
+        self._forgotten: list[Ino] = []
+
+    # -- names
+
+    async def lookup(self, parent: Ino, name: bytes, cred: Cred) -> Attributes:
+        return self._now(await self._meta.read(Lookup(parent, name, cred)))
+
+    async def make(
+        self, parent: Ino, name: bytes, mode: int, umask: int, rdev: int, cred: Cred
+    ) -> Attributes:
+        """mknod(2)"""
+        attributes, _ = await self._propose(Make(parent, name, mode, umask, rdev, True, cred))
+        return attributes
+
+    async def mkdir(
+        self, parent: Ino, name: bytes, mode: int, umask: int, cred: Cred
+    ) -> Attributes:
+        return await self._propose(Mkdir(parent, name, mode, umask, cred))
+
+    async def symlink(self, parent: Ino, name: bytes, target: bytes, cred: Cred) -> Attributes:
+        return await self._propose(Symlink(parent, name, target, cred))
+
+    async def readlink(self, ino: Ino) -> bytes:
+        return await self._meta.read(Readlink(ino))
+
+    async def link(self, ino: Ino, parent: Ino, name: bytes, cred: Cred) -> Attributes:
+        attributes = await self._propose(Link(ino, parent, name, cred))
+        self._orphans.discard(ino)
+        return self._now(attributes)
+
+    async def unlink(self, parent: Ino, name: bytes, cred: Cred) -> None:
+        await self._lost(await self._propose(Unlink(parent, name, cred)))
+
+    async def rmdir(self, parent: Ino, name: bytes, cred: Cred) -> None:
+        await self._lost(await self._propose(Rmdir(parent, name, cred)))
+
+    async def rename(
+        self, parent: Ino, name: bytes, new_parent: Ino, new_name: bytes, flags: int, cred: Cred
+    ) -> None:
+        if self.writer.unwritten:
+            # A program that writes a new version and renames it over the old one must not find an empty file
+            # after a crash: the bytes go first.
+            await self._flush_name(parent, name, cred)
+        command = Rename(parent, name, new_parent, new_name, flags, cred)
+        await self._lost(await self._propose(command))
+
+    async def readdir(
+        self, ino: Ino, after: int, limit: int, *, with_attributes: bool
+    ) -> Listing:
+        """Up to `limit` entries after a position (0: from the start), "." and ".." first."""
+        listing = await self._meta.read(ReadDir(ino, after, limit, with_attributes))
+        if after == 0 and not self._read_only:
+            await self._touch(ino, await self._meta.read(GetAttr(ino)))
+        if with_attributes and (self._atimes or self.writer.unwritten):
+            return [(*entry[:4], self._now(entry[4]) if entry[4] else entry[4]) for entry in listing]
+        return listing
+
+    async def forget(self, inos: Iterable[Ino]) -> None:
+        """The kernel does not know these inodes any more."""
+        for ino in inos:
+            if ino in self._orphans and ino not in self._files:
+                self._orphans.discard(ino)
+                self._forgotten.append(ino)
+        if len(self._forgotten) >= _REAPS_MAX:
+            await self.reap()
+
+    async def reap(self) -> None:
+        """Remove files that have lost their last name and their last user."""
+        while self._forgotten:
+            inos, self._forgotten = tuple(self._forgotten), []
+            left = await self._meta.propose(Reap(self._meta.session, inos))
+            self._forgotten.extend(left)
+            if left:
+                await leave()
+
+    # -- attributes
+
+    async def getattr(self, ino: Ino) -> Attributes:
+        return self._now(await self._meta.read(GetAttr(ino)))
+
+    async def birth(self, ino: Ino) -> int:
+        """When the inode was made, in nanoseconds."""
+        return await self._meta.read(Birth(ino))
+
+    async def setattr(self, change: SetAttr) -> Attributes:
+        file = self._files.get(change.ino)
+        if file is not None and file.unwritten:
+            # Later writes must not undo this change, nor earlier ones come after it.
+            await self.writer.flush(file)
+        attributes = await self._propose(change)
+        if change.atime is not None or change.atime_now:
+            self._atimes.pop(change.ino, None)
+        if change.size is not None and file is not None:
+            file.size = change.size
+            file.forget_layouts()
+        return self._now(attributes)
+
+    async def setxattr(
+        self, ino: Ino, name: bytes, value: bytes, flags: int, drop_sgid: bool, cred: Cred
+    ) -> None:
+        await self._propose(SetXattr(ino, name, value, flags, drop_sgid, cred))
+
+    async def removexattr(self, ino: Ino, name: bytes, cred: Cred) -> None:
+        await self._propose(RemoveXattr(ino, name, cred))
+
+    async def getxattr(self, ino: Ino, name: bytes) -> bytes:
+        return await self._meta.read(GetXattr(ino, name))
+
+    async def listxattr(self, ino: Ino) -> tuple[bytes, ...]:
+        return await self._meta.read(ListXattr(ino))
+
+    async def statfs(self) -> tuple[int, int, int]:
+        """(total bytes, free bytes, inodes in use)"""
+        inodes, _ = await self._meta.read(Usage())
+        total, free = self._chunks.space()
+        return total, max(free - self.writer.dirty_bytes, 0), inodes
+
+    # -- open files
+
+    async def open(self, ino: Ino, flags: int, *, drop_privileges: bool = False) -> Handle:
+        """open(2) of what exists.  O_TRUNC is honoured, with `drop_privileges` as for a write."""
+        writes = flags & os.O_ACCMODE != os.O_RDONLY
+        if writes and self._read_only:
+            raise FsError(Fault.READ_ONLY)
+        attributes = await self._meta.read(GetAttr(ino))
+        if flags & os.O_TRUNC and writes:
+            change = SetAttr(
+                ino=ino, cred=_CHECKED, size=0, drop_privileges=drop_privileges
+            )
+            attributes = await self.setattr(change)
+        return self._open(ino, size_of(attributes), flags)
+
+    async def create(
+        self, parent: Ino, name: bytes, flags: int, mode: int, umask: int, cred: Cred
+    ) -> tuple[Attributes, Handle]:
+        """open(2) with O_CREAT."""
+        exclusive = bool(flags & os.O_EXCL)
+        command = Make(parent, name, stat.S_IFREG | mode & 0o7777, umask, 0, exclusive, cred)
+        attributes, new = await self._propose(command)
+        ino = ino_of(attributes)
+        if new:
+            return attributes, self._open(ino, 0, flags)
+        if not stat.S_ISREG(mode_of(attributes)):
+            raise FsError(Fault.EXISTS)
+        handle = await self.open(ino, flags)
+        return self._now(await self._meta.read(GetAttr(ino))), handle
+
+    async def tmpfile(
+        self, parent: Ino, flags: int, mode: int, umask: int, cred: Cred
+    ) -> tuple[Attributes, Handle]:
+        """open(2) with O_TMPFILE."""
+        attributes = await self._propose(Tmpfile(parent, mode, umask, cred))
+        ino = ino_of(attributes)
+        self._orphans.add(ino)
+        return attributes, self._open(ino, 0, flags)
+
+    def handle(self, number: int) -> Handle:
+        """Raises BAD_HANDLE."""
+        try:
+            return self._handles[number]
+        except KeyError:
+            raise FsError(Fault.BAD_HANDLE, f"file handle {number} is not open") from None
+
+    async def read(self, handle: Handle, offset: int, size: int) -> Bytes:
+        """Up to `size` bytes; fewer only at the end of the file."""
+        file = handle.file
+        data = await self.reader.read(file, offset, size)
+        if self._access_time is not AccessTime.NEVER and file.ino not in self._atimes:
+            await self._touch(file.ino, await self._meta.read(GetAttr(file.ino)))
+        return data
+
+    async def write(
+        self, handle: Handle, offset: int, data: memoryview, *, drop_privileges: bool = False
+    ) -> int:
+        if offset + len(data) > FILE_BYTES_MAX:
+            raise FsError(Fault.FILE_TOO_LARGE)
+        if self._read_only:
+            raise FsError(Fault.READ_ONLY)
+        await self.writer.write(handle.file, offset, data, drop_privileges)
+        return len(data)
+
+    async def flush(self, handle: Handle, owner: int) -> None:
+        """close(2) of one descriptor: its process loses its locks; what was written leaves this process' memory."""
+        file = handle.file
+        if file.locked:
+            await self._unlock(file.ino, POSIX, self.owner(owner))
+        if file.dirty.runs or file.flight:
+            await self.writer.flush(file)
+
+    async def release(self, handle: Handle) -> None:
+        """The last descriptor of an open(2) is closed."""
+        del self._handles[handle.number]
+        file = handle.file
+        for flavor, owner in list(handle.locked):
+            await self._unlock(file.ino, flavor, owner)
+        file.handles -= 1
+        if file.handles:
+            return
+        if file.unwritten:
+            if file.ino in self._orphans:
+                self.writer.drop(file)
+            else:
+                await self.writer.flush(file)
+                if file.handles:  # opened again while we flushed
+                    return
+        if not file.unwritten and self._files.get(file.ino) is file:
+            del self._files[file.ino]
+            if not self._kernel and file.ino in self._orphans:
+                await self.forget([file.ino])
+                await self.reap()
+
+    async def fsync(self, handle: Handle) -> None:
+        """The bytes and the name of a file survive the machine."""
+        await self.writer.flush(handle.file, synced=True)
+        await self._durable()
+
+    async def sync(self) -> None:
+        """All of the filesystem survives the machine."""
+        await self.flush_all()
+        await self._durable()
+
+    async def flush_all(self) -> None:
+        """Give all that is dirty to the volumes and the metadata.  Raises the first error, after trying all."""
+        failed: FsError | None = None
+        for file in list(self.writer.unwritten):
+            try:
+                await self.writer.flush(file)
+            except FsError as error:
+                failed = failed or error
+        await self.write_access_times()
+        await self.reap()
+        if failed is not None:
+            raise failed
+
+    async def allocate(
+        self, handle: Handle, mode: int, offset: int, length: int, *, drop_privileges: bool = False
+    ) -> None:
+        """fallocate(2)"""
+        file = handle.file
+        await self.writer.flush(file)
+        if mode & ~1 == 0 and not self._chunks.has_room(self.writer.dirty_bytes + length):
+            raise FsError(Fault.NO_SPACE)
+        command = Allocate(file.ino, mode, offset, length, drop_privileges)
+        attributes = await self._propose(command)
+        file.size = size_of(attributes)
+        file.forget_layouts()
+
+    async def copy_range(
+        self, source: Handle, offset: int, target: Handle, target_offset: int, length: int,
+        *, drop_privileges: bool = False,
+    ) -> int:  # fmt: skip
+        """copy_file_range(2): returns how many bytes were copied, perhaps fewer than asked for."""
+        await self.writer.flush(source.file)
+        await self.writer.flush(target.file)
+        command = CopyRange(
+            source.file.ino, offset, target.file.ino, target_offset, length, drop_privileges
+        )
+        attributes, copied = await self._propose(command)
+        target.file.size = size_of(attributes)
+        target.file.forget_layouts()
+        return copied
+
+    async def seek(self, handle: Handle, offset: int, whence: int) -> int:
+        """lseek(2) with SEEK_DATA or SEEK_HOLE.  Raises PAST_END."""
+        file = handle.file
+        await self.writer.flush(file)
+        if offset < 0 or offset >= file.size:
+            raise FsError(Fault.PAST_END)
+        if whence == os.SEEK_HOLE:
+            return await self.reader.next_hole(file, offset)
+        found = await self.reader.next_data(file, offset)
+        if found is None or found >= file.size:
+            raise FsError(Fault.PAST_END)
+        return found
+
+    # -- locks
+
+    async def test_lock(self, ino: Ino, lock: Lock) -> Lock | None:
+        return await self.locks.test(ino, lock)
+
+    async def take_lock(self, handle: Handle, lock: Lock, *, wait: bool) -> None:
+        ino = handle.file.ino
+        await self.locks.take(ino, lock, wait=wait)
+        handle.locked.add((lock.flavor, lock.owner))
+        handle.file.locked = True
+
+    async def release_lock(
+        self, handle: Handle, flavor: int, owner: Owner, start: int = 0, stop: int = EOF
+    ) -> None:
+        await self.locks.release(handle.file.ino, flavor, owner, start, stop)
+
+    def owner(self, number: int) -> Owner:
+        """A lock owner of this mount, as the kernel numbers them."""
+        return Owner(self._meta.session, number)
+
+    # -- inside
+
+    async def _propose(self, command: Command[R]) -> R:
+        if self._read_only:
+            raise FsError(Fault.READ_ONLY)
+        return await self._meta.propose(command)
+
+    def _open(self, ino: Ino, size: int, flags: int) -> Handle:
+        file = self._files.get(ino)
+        if file is None:
+            file = self._files[ino] = File(ino, size)
+        file.handles += 1
+        handle = Handle(self._next_handle, file, flags)
+        self._next_handle += 1
+        self._handles[handle.number] = handle
+        return handle
+
+    def _now(self, attributes: Attributes) -> Attributes:
+        """Attributes with what has not reached the metadata yet: unwritten bytes, access times."""
+        if not (self._atimes or self.writer.unwritten):
+            return attributes
+        ino = ino_of(attributes)
+        file = self._files.get(ino)
+        atime = self._atimes.get(ino)
+        if atime is None and (file is None or not file.unwritten):
+            return attributes
+        patched = bytearray(attributes)
+        atime_ns, mtime_ns, ctime_ns = _NANOSECONDS.unpack_from(patched, _NANOSECONDS_AT)
+        if atime is not None:
+            seconds, atime_ns = divmod(atime, NS)
+            struct.pack_into("<q", patched, _ATIME_AT, seconds)
+        if file is not None and file.unwritten:
+            _, blocks = _SIZE_BLOCKS.unpack_from(patched, _SIZE_AT)
+            _SIZE_BLOCKS.pack_into(patched, _SIZE_AT, file.size, blocks + _unwritten_blocks(file))
+            seconds, mtime_ns = divmod(file.mtime, NS)
+            ctime_ns = mtime_ns
+            _MTIME_CTIME.pack_into(patched, _MTIME_AT, seconds, seconds)
+        _NANOSECONDS.pack_into(patched, _NANOSECONDS_AT, atime_ns, mtime_ns, ctime_ns)
+        return Attributes(bytes(patched))
+
+    async def _lost(self, ino: Ino) -> None:
+        """An inode has lost its last name."""
+        if not ino:
+            return
+        self._orphans.add(ino)
+        if not self._kernel and ino not in self._files:
+            await self.forget([ino])
+            await self.reap()
+
+    async def _flush_name(self, parent: Ino, name: bytes, cred: Cred) -> None:
+        ino = ino_of(await self._meta.read(Lookup(parent, name, cred)))
+        file = self._files.get(ino)
+        if file is not None and file.unwritten:
+            await self.writer.flush(file)
+
+    async def _unlock(self, ino: Ino, flavor: int, owner: Owner) -> None:
+        await self.locks.release(ino, flavor, owner, 0, EOF)
+
+    async def _touch(self, ino: Ino, attributes: Attributes) -> None:
+        if self._read_only or self._access_time is AccessTime.NEVER:
+            return
+        now = time.time_ns()
+        seen = unpack_attributes(attributes)
+        atime = self._atimes.get(ino, seen.atime_s * NS + seen.atime_ns)
+        mtime, ctime = seen.mtime_s * NS + seen.mtime_ns, seen.ctime_s * NS + seen.ctime_ns
+        if due(self._access_time, atime, mtime, ctime, now):
+            self._atimes[ino] = now
+            if len(self._atimes) > _TOUCHES_MAX:
+                await self.write_access_times()
+
+    async def write_access_times(self) -> None:
+        if self._atimes:
+            times, self._atimes = self._atimes, {}
+            await self._meta.propose(Touch(tuple(times.items())))
+
+
+def _unwritten_blocks(file: File) -> int:
+    runs = [*file.flight, *file.dirty.runs]
+    return sum(-(-run.size // BLOCK_BYTES) for run in runs) * (BLOCK_BYTES // 512)
+
+
+_CHECKED = Cred(0, 0, (), True)

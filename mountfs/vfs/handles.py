@@ -1,0 +1,58 @@
+"""Open files: `Handle` is one open file description, `File` what all handles of an inode share."""
+
+from mountfs.meta.locks import Owner
+from mountfs.meta.records import Slice
+from mountfs.types import Ino
+from mountfs.vfs.dirty import Dirty, Run
+
+
+class File:
+    """An inode that is open, or has bytes that are not in a slice yet."""
+
+    __slots__ = (
+        "content", "dirty", "drop_privileges", "flight", "flushing", "handles", "ino", "layouts",
+        "locked", "mtime", "size",
+    )  # fmt: skip
+
+    def __init__(self, ino: Ino, size: int) -> None:
+        self.ino = ino
+        self.size = size
+        """As read(2) and stat(2) see it: with what is not flushed."""
+        self.handles = 0
+        self.dirty = Dirty()
+        self.flight: list[Run] = []
+        """Runs on their way into slices: under `dirty`, over the layouts."""
+        self.flushing = False
+        self.mtime = 0
+        """Of the last write that is not flushed, in nanoseconds."""
+        self.locked = False
+        """Somebody has taken a lock on it since it was opened: close(2) has to look."""
+        self.drop_privileges = False
+        """A write that is not flushed takes set-user-ID away."""
+        self.layouts: dict[int, list[Slice]] = {}
+        """What is visible of chunks, ascending, as far as it was asked for."""
+        self.content: bytes | None = None
+        """The whole content of a small file; then there are no layouts."""
+
+    def forget_layouts(self) -> None:
+        self.layouts.clear()
+        self.content = None
+
+    @property
+    def unwritten(self) -> bool:
+        return bool(self.dirty.runs or self.flight)
+
+
+class Handle:
+    """One open(2)."""
+
+    __slots__ = ("file", "flags", "locked", "number", "read_to")
+
+    def __init__(self, number: int, file: File, flags: int) -> None:
+        self.number = number
+        self.file = file
+        self.flags = flags
+        self.read_to = 0
+        """Where the last read ended: who goes on there reads sequentially."""
+        self.locked: set[tuple[int, Owner]] = set()
+        """(flavor, owner) of locks taken through it; gone when it is, at the latest."""
