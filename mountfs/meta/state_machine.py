@@ -26,7 +26,7 @@ from mountfs.meta.ops.rename import Rename
 from mountfs.meta.ops.rmdir import Rmdir
 from mountfs.meta.ops.session import EndSession, OpenSession
 from mountfs.meta.ops.setattr import SetAttr
-from mountfs.meta.ops.slices import Discard, Reclaimed, ReserveSlices, Rewrite
+from mountfs.meta.ops.slices import Discard, Reclaimed, ReserveSlices, Rewrite, Settle
 from mountfs.meta.ops.symlink import Symlink
 from mountfs.meta.ops.tmpfile import Tmpfile
 from mountfs.meta.ops.touch import Touch
@@ -41,7 +41,7 @@ R = TypeVar("R")
 
 COMMANDS: tuple[type[Command[Any]], ...] = (
     Allocate, CopyRange, Discard, EndSession, Link, Make, Mkdir, OpenSession, Reap, Reclaimed,
-    ReleaseLock, RemoveXattr, Rename, ReserveSlices, Rewrite, Rmdir, SetAttr, SetXattr, Symlink,
+    ReleaseLock, RemoveXattr, Rename, ReserveSlices, Rewrite, Rmdir, SetAttr, SetXattr, Settle, Symlink,
     TakeLock, Tmpfile, Touch, Unlink, Write,
 )  # fmt: skip
 """Everything that can be in the log.  A command that was ever written must stay readable."""

@@ -385,6 +385,12 @@ class Filesystem:
         """A lock owner of this mount, as the kernel numbers them."""
         return Owner(self._meta.session, number)
 
+    def moved(self, ino: Ino) -> None:
+        """Compaction has put the bytes of a file elsewhere."""
+        file = self._files.get(ino)
+        if file is not None:
+            file.forget_layouts()
+
     # -- inside
 
     async def _propose(self, command: Command[R]) -> R:

@@ -39,6 +39,10 @@ class Rewrite(Command[None], frozen=True, tag="rewrite"):
         replaced = [keys.slice_(self.ino, self.chunk, *place) for place in self.replaced]
         if not all(key in rows for key in replaced):
             raise FsError(Fault.BUSY, "the chunk changed while it was compacted")
+        kept = {rows[key].slice_id for key in replaced if rows[key].volume}
+        for piece in self.added:  # counted before they are dropped, or they would be garbage
+            if piece.slice_id in kept:
+                tree.share_slice(piece)
         for key in replaced:
             tree.drop_slice(self.ino, key, rows[key])
         order, number = self.replaced[-1]
@@ -47,6 +51,18 @@ class Rewrite(Command[None], frozen=True, tag="rewrite"):
         if len(rows) == len(replaced):
             tree.put(keys.tangled(self.ino, self.chunk), None)
         inode.version = stamp.index
+
+
+class Settle(Command[None], frozen=True, tag="settle"):
+    """A chunk is good as it is: nothing to compact, as long as it has no more than these rows."""
+
+    ino: Ino
+    chunk: int
+    rows: int
+
+    def apply(self, tree: Tree, stamp: Stamp) -> None:
+        if len(tree.slice_rows(self.ino, self.chunk)) == self.rows:
+            tree.put(keys.tangled(self.ino, self.chunk), None)
 
 
 class Discard(Command[None], frozen=True, tag="discard"):

@@ -1,0 +1,244 @@
+"""/dev/fuse as a Trio channel: requests in, replies out.
+
+A request is stepped right where it was read (`mountfs.inline`); only one that has to wait becomes a task.  The device
+is drained until it has nothing more, and after the last request it is polled for a short while before the process
+sleeps: on a machine with two processors the wake-up would cost more than the request.  An idle mount sleeps.
+"""
+
+import errno
+import logging
+import os
+from collections.abc import Callable, Coroutine, Sequence
+from time import perf_counter, perf_counter_ns
+from typing import Any, Final
+
+import trio
+
+from mountfs.errors import Fault, FsError
+from mountfs.fuse.wire import IN_HEADER, Opcode, reply_error
+from mountfs.inline import WAITING, attempt, finish
+
+log = logging.getLogger(__name__)
+
+Buffer = bytes | bytearray | memoryview
+Reply = Buffer | Sequence[Buffer] | None
+"""The bytes of an answer, in one or several parts; None where the kernel expects none."""
+
+SMALL_BYTES: Final = 8_192
+"""Requests up to this size are copied out of the buffer, which is free for the next one at once."""
+YIELD_S: Final = 0.001
+"""Under constant load, other tasks get a turn so often."""
+TASKS_MAX: Final = 256
+"""Requests that wait at the same time; the kernel keeps the rest.  Blocking locks do not count: they may wait for ever."""
+LOCKS_MAX: Final = 4_096
+_MISSES_MAX: Final = 16
+"""So many polls in vain, and the device is not polled any more until requests come thick again."""
+
+
+class Request:
+    """What every handler gets: the header's fields and the body."""
+
+    __slots__ = ("body", "gid", "nodeid", "opcode", "pid", "uid", "unique")
+
+    def __init__(
+        self, opcode: int, unique: int, nodeid: int, uid: int, gid: int, pid: int, body: memoryview
+    ) -> None:
+        self.opcode = opcode
+        self.unique = unique
+        self.nodeid = nodeid
+        self.uid = uid
+        self.gid = gid
+        self.pid = pid
+        self.body = body
+
+
+Handler = Callable[[Request], Coroutine[Any, Any, Reply]]
+
+
+class Counts:
+    """Statistics of one opcode."""
+
+    __slots__ = ("calls", "errors", "slowest_ns", "total_ns")
+
+    def __init__(self) -> None:
+        self.calls = 0
+        self.errors = 0
+        self.total_ns = 0
+        self.slowest_ns = 0
+
+
+class Channel:
+    """`buffer_bytes` must hold the largest request.  `poll_s`: how long to poll before sleeping; 0: never."""
+
+    def __init__(
+        self, fd: int, handlers: dict[int, Handler], *, buffer_bytes: int, poll_s: float
+    ) -> None:
+        self._fd = fd
+        self._handlers = handlers
+        self._buffer_bytes = buffer_bytes
+        self._buffer = memoryview(bytearray(buffer_bytes))
+        self._poll_s = poll_s
+        self._misses = 0
+        self._scopes: dict[int, trio.CancelScope] = {}
+        self._tasks = 0
+        self._locks = 0
+        self._task_done = trio.Event()
+        self._nursery: trio.Nursery
+        self.counts: dict[int, Counts] = {}
+        self.bugs = 0
+        """Requests that ended in an exception that should not be: answered EIO, and logged."""
+
+    async def serve(self) -> None:
+        """Answer requests until the filesystem is unmounted."""
+        async with trio.open_nursery() as self._nursery:
+            while await self._drain():
+                await trio.lowlevel.wait_readable(self._fd)
+            # What still waits (for locks) has nobody left to answer to.
+            self._nursery.cancel_scope.cancel()
+
+    def write(self, reply: Reply) -> None:
+        """Send an answer, or a notification."""
+        if reply is None:
+            return
+        try:
+            if isinstance(reply, (bytes, bytearray, memoryview)):
+                os.write(self._fd, reply)
+            else:
+                os.writev(self._fd, reply)
+        except OSError as error:
+            # ENOENT: nobody waits for it any more.  ENODEV: unmounted.
+            if error.errno not in (errno.ENOENT, errno.ENODEV):
+                raise
+
+    async def _drain(self) -> bool:
+        """Handle all requests that are there and that come soon.  False: unmounted."""
+        fd = self._fd
+        now = perf_counter()
+        last_yield = last_request = now
+        handled = 0
+        while True:
+            if self._tasks >= TASKS_MAX:
+                self._task_done = trio.Event()
+                await self._task_done.wait()
+            try:
+                size = os.readv(fd, (self._buffer,))
+            except BlockingIOError:
+                now = perf_counter()
+                if now - last_request >= self._poll_s or self._misses >= _MISSES_MAX > handled:
+                    self._misses = 0 if handled > 1 else self._misses + 1
+                    return True
+                if self._tasks:  # their threads report through the loop
+                    await trio.lowlevel.checkpoint()
+                    last_yield = perf_counter()
+                continue
+            except OSError as error:
+                if error.errno == errno.ENODEV:
+                    return False
+                if error.errno in (errno.ENOENT, errno.EINTR, errno.EAGAIN):
+                    continue  # that request was withdrawn
+                raise
+            self._handle(size)
+            handled += 1
+            last_request = perf_counter()
+            if last_request - last_yield > YIELD_S:
+                await trio.lowlevel.checkpoint()
+                last_yield = perf_counter()
+
+    def _handle(self, size: int) -> None:
+        begun = perf_counter_ns()
+        data = memoryview(bytes(self._buffer[:size])) if size <= SMALL_BYTES else self._buffer[:size]
+        _, opcode, unique, nodeid, uid, gid, pid, _, _ = IN_HEADER.unpack_from(data)
+        handler = self._handlers.get(opcode)
+        if handler is None:
+            self.write(reply_error(unique, errno.ENOSYS))
+            return
+        request = Request(opcode, unique, nodeid, uid, gid, pid, data[IN_HEADER.size :])
+        coroutine = handler(request)
+        try:
+            reply = attempt(coroutine)
+        except Exception as error:
+            self._failed(request, error)
+        else:
+            if reply is WAITING:
+                self._start(request, coroutine, begun, size)
+                return
+            self.write(reply)  # type: ignore[arg-type]
+        self._count(opcode, begun)
+
+    def _start(
+        self, request: Request, coroutine: Coroutine[Any, Any, Reply], begun: int, size: int
+    ) -> None:
+        if size > SMALL_BYTES:  # the request still needs its bytes
+            self._buffer = memoryview(bytearray(self._buffer_bytes))
+        if request.opcode == Opcode.SETLKW:
+            if self._locks >= LOCKS_MAX:
+                coroutine.close()
+                self.write(reply_error(request.unique, errno.ENOLCK))
+                return
+            self._locks += 1
+        else:
+            self._tasks += 1
+        self._nursery.start_soon(self._finish, request, coroutine, begun)
+
+    async def _finish(
+        self, request: Request, coroutine: Coroutine[Any, Any, Reply], begun: int
+    ) -> None:
+        waits_for_lock = request.opcode == Opcode.SETLKW
+        try:
+            with trio.CancelScope(shield=not waits_for_lock) as scope:
+                if waits_for_lock:
+                    self._scopes[request.unique] = scope
+                self.write(await finish(coroutine))
+            if scope.cancelled_caught:
+                self.write(reply_error(request.unique, errno.EINTR))
+        except Exception as error:
+            self._failed(request, error)
+        finally:
+            if waits_for_lock:
+                self._scopes.pop(request.unique, None)
+                self._locks -= 1
+            else:
+                self._tasks -= 1
+                self._task_done.set()
+            self._count(request.opcode, begun)
+
+    def interrupt(self, unique: int) -> None:
+        """The caller of a request got a signal.  Only waiting for a lock has no other end."""
+        scope = self._scopes.get(unique)
+        if scope is not None:
+            scope.cancel()
+
+    def _failed(self, request: Request, error: Exception) -> None:
+        number = errno.EIO
+        if isinstance(error, FsError):
+            number = error.fault.value.errno
+            if error.fault in (Fault.CORRUPT, Fault.DEVICE):
+                log.error("inode %d, %s: %s", request.nodeid, _name(request.opcode), error)
+        else:
+            self.bugs += 1
+            log.error(
+                "bug in %s of inode %d: please report it",
+                _name(request.opcode),
+                request.nodeid,
+                exc_info=error,
+            )
+        counts = self.counts.setdefault(request.opcode, Counts())
+        counts.errors += 1
+        self.write(reply_error(request.unique, number))
+
+    def _count(self, opcode: int, begun: int) -> None:
+        counts = self.counts.get(opcode)
+        if counts is None:
+            counts = self.counts[opcode] = Counts()
+        took = perf_counter_ns() - begun
+        counts.calls += 1
+        counts.total_ns += took
+        if took > counts.slowest_ns:
+            counts.slowest_ns = took
+
+
+def _name(opcode: int) -> str:
+    try:
+        return Opcode(opcode).name.lower()
+    except ValueError:
+        return f"request {opcode}"

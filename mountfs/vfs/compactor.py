@@ -1,0 +1,100 @@
+"""Compaction in the background: overwritten slices are merged, and volumes with garbage written anew."""
+
+from collections.abc import Awaitable, Callable
+
+import crc32c
+import trio
+
+from mountfs.chunks.client import LocalChunks
+from mountfs.errors import Fault, FsError
+from mountfs.meta import keys
+from mountfs.meta.command import Query
+from mountfs.meta.local import LocalMeta
+from mountfs.meta.ops.read import GetAttr
+from mountfs.meta.ops.slices import Discard, ReserveSlices, Rewrite, Settle, Tangles
+from mountfs.meta.records import Slice, size_of
+from mountfs.meta.tree import Tree
+from mountfs.types import CHUNK_BYTES, Ino, SliceId
+from mountfs.vfs.compaction import Plan, plan
+from mountfs.vfs.filesystem import Filesystem
+from mountfs.vfs.handles import File
+
+CHUNKS_AT_ONCE = 16
+"""In one tick, so that the work stays in the background."""
+
+
+class ChunkRows(Query[tuple[tuple[int, int, Slice], ...]], frozen=True, tag="chunk_rows"):
+    """The slices of a chunk with their places: (order, number, slice), oldest first."""
+
+    ino: Ino
+    chunk: int
+
+    def read(self, tree: Tree) -> tuple[tuple[int, int, Slice], ...]:
+        tree.inode(self.ino)
+        return tuple(
+            (*keys.slice_place(key)[1:], piece)
+            for key, piece in tree.slice_rows(self.ino, self.chunk)
+        )
+
+
+class Compactor:
+    def __init__(
+        self,
+        meta: LocalMeta,
+        chunks: LocalChunks,
+        filesystem: Filesystem,
+        durable: Callable[[], Awaitable[None]],
+    ) -> None:
+        self._meta = meta
+        self._chunks = chunks
+        self._filesystem = filesystem
+        self._durable = durable
+
+    async def run_once(self) -> None:
+        """Compact some chunks, and a volume if one is due."""
+        for ino, chunk in await self._meta.read(Tangles(CHUNKS_AT_ONCE)):
+            await self.compact_chunk(ino, chunk)
+            await trio.lowlevel.checkpoint()
+        await self._chunks.compact_one()
+
+    async def compact_chunk(self, ino: Ino, chunk: int) -> None:
+        """Say what the slices of a chunk say with fewer bytes and rows."""
+        try:
+            rows = await self._meta.read(ChunkRows(ino, chunk))
+        except FsError as error:
+            if error.fault is Fault.STALE:
+                return
+            raise
+        if not rows:
+            return
+        wanted = plan([piece for _, _, piece in rows])
+        places = tuple((order, number) for order, number, _ in rows)
+        if wanted is None:
+            await self._meta.propose(Settle(ino, chunk, len(rows)))
+            return
+        await self._rewrite(ino, chunk, places, wanted)
+
+    async def _rewrite(
+        self, ino: Ino, chunk: int, places: tuple[tuple[int, int], ...], wanted: Plan
+    ) -> None:
+        size = size_of(await self._meta.read(GetAttr(ino)))
+        file = File(ino, max(size, (chunk + 1) * CHUNK_BYTES))
+        added = list(wanted.keep)
+        written = []
+        try:
+            for start, stop in wanted.rewrite:
+                base = chunk * CHUNK_BYTES
+                data = await self._filesystem.reader.read_written(file, base + start, base + stop)
+                slice_id = SliceId(await self._meta.propose(ReserveSlices(1)))
+                volume = await self._chunks.write(slice_id, [data])
+                written.append((slice_id, volume, stop - start))
+                crc = crc32c.crc32c(data)
+                added.append(Slice(start, stop, slice_id, 0, volume, stop - start, crc))
+            added.sort(key=lambda piece: piece.start)
+            await self._meta.propose(Rewrite(ino, chunk, places, tuple(added)))
+        except FsError as error:
+            if written:
+                await self._meta.propose(Discard(tuple(written)))
+            if error.fault not in (Fault.BUSY, Fault.STALE):
+                raise
+        self._filesystem.moved(ino)

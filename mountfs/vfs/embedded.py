@@ -1,0 +1,288 @@
+"""An embedded node: metadata and bytes of one machine in this process, and the work that goes on behind the requests.
+
+Calls between the layers are plain awaits without a socket.  What `Filesystem` needs of a cluster it gets here: `durable`,
+and somebody who flushes, checkpoints, reclaims and compacts in time.
+"""
+
+import logging
+from collections.abc import AsyncIterator, Callable, Iterable
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import trio
+
+from mountfs.chunks.client import LocalChunks
+from mountfs.chunks.disk import DiskStore
+from mountfs.errors import FsError
+from mountfs.inline import leave
+from mountfs.kv.leveldb import LevelStore
+from mountfs.meta.local import LocalMeta
+from mountfs.meta.local_log import LocalLog
+from mountfs.meta.ops.read import Usage
+from mountfs.meta.ops.reap import Orphans, Reap
+from mountfs.meta.ops.slices import Garbage, Reclaimed, Rewrite, Tangles
+from mountfs.meta.ops.write import Run, Write
+from mountfs.meta.records import Slice
+from mountfs.meta.state_machine import Entry
+from mountfs.types import MIB
+from mountfs.vfs.access_time import AccessTime
+from mountfs.vfs.compactor import Compactor
+from mountfs.vfs.filesystem import Filesystem
+from mountfs.vfs.home import Home, open_home
+from mountfs.vfs.writer import DIRTY_BYTES_MAX
+
+log = logging.getLogger(__name__)
+
+FLUSH_AFTER_S = 5
+"""Bytes that were written stay in memory for so long at most."""
+CHECKPOINT_AFTER_S = 60
+RETRY_AFTER_S = 5
+HOUSEKEEPING_S = 1.0
+LOG_SEGMENT_BYTES = 16 * MIB
+GARBAGE_BATCH = 1_024
+
+
+class EmbeddedNode:
+    """Use `embedded_node`."""
+
+    def __init__(self, home: Home, store: LevelStore, index: LevelStore) -> None:
+        self.home = home
+        self.disk = DiskStore(home.chunks, index)
+        self.chunks = LocalChunks(self.disk)
+        self._index = index
+        segments = LocalLog(home.log, home=home.id, segment_bytes=LOG_SEGMENT_BYTES)
+        self.meta = LocalMeta(store, segments, bytes_present=self._bytes_present)
+        self._log = segments
+        self._wake = trio.Event()
+        self._syncing = False
+        self._sync_waiters: list[trio.Event] = []
+        self._sync_failure: FsError | None = None
+        self.filesystem: Filesystem
+        self.last_checkpoint = trio.current_time()
+        self.troubles: dict[str, str] = {}
+        """Background work that fails at the moment, and why; for `mountfs status`."""
+
+    async def durable(self) -> None:
+        """All that was written and proposed before the call survives the machine.  All who wait share the trips to the disk."""
+        await leave()
+        while self._syncing:  # the one under way may have begun before our bytes were there
+            waiting = trio.Event()
+            self._sync_waiters.append(waiting)
+            await waiting.wait()
+        self._syncing = True
+        target = self.meta.applied
+        try:
+            if self.meta.synced < target or self.disk.unsynced:
+                await trio.to_thread.run_sync(self._sync)
+        finally:
+            self._syncing = False
+            waiters, self._sync_waiters = self._sync_waiters, []
+            for event in waiters:
+                event.set()
+
+    def _sync(self) -> None:
+        """Bytes before the metadata that refers to them."""
+        self.disk.sync()
+        self.meta.sync_log()
+
+    def kick(self) -> None:
+        """There is something to do before the next tick."""
+        self._wake.set()
+
+    async def run(self) -> None:
+        """The work behind the requests, for as long as the node lives."""
+        compactor = Compactor(self.meta, self.chunks, self.filesystem, self.durable)
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self._forever, "flush", self._flush)
+            nursery.start_soon(self._forever, "checkpoint", self._checkpoint_if_due)
+            nursery.start_soon(self._forever, "log segments", self._prepare_log)
+            nursery.start_soon(self._forever, "reclaim", self._reclaim)
+            nursery.start_soon(self._forever, "compaction", compactor.run_once)
+
+    async def _forever(self, name: str, work: Callable[[], Any]) -> None:
+        while True:
+            try:
+                await work()
+            except FsError as error:
+                if self.troubles.get(name) != str(error):
+                    log.error("%s: %s", name, error)
+                self.troubles[name] = str(error)
+                await trio.sleep(RETRY_AFTER_S)
+            else:
+                self.troubles.pop(name, None)
+                with trio.move_on_after(HOUSEKEEPING_S):
+                    await self._wake.wait()
+                    self._wake = trio.Event()
+
+    async def _flush(self) -> None:
+        writer = self.filesystem.writer
+        now = trio.current_time()
+        for file, since in list(writer.unwritten.items()):
+            if file.dirty.bytes >= 4 * MIB:
+                await writer.flush(file, full_only=True)
+            elif now - since > FLUSH_AFTER_S:
+                await writer.flush(file)
+        await self.filesystem.reap()
+
+    async def _checkpoint_if_due(self) -> None:
+        waited = trio.current_time() - self.last_checkpoint
+        if self.meta.checkpoint_due or (self.meta.pending_rows and waited > CHECKPOINT_AFTER_S):
+            await self.checkpoint()
+
+    async def checkpoint(self) -> None:
+        """Write what gathered in memory to the store, so that the log can be let go."""
+        await self.filesystem.write_access_times()
+        checkpoint = self.meta.begin_checkpoint()
+        try:
+            with trio.CancelScope(shield=True):
+                await trio.to_thread.run_sync(self._write_checkpoint, checkpoint)
+        except BaseException:
+            self.meta.abandon_checkpoint()
+            raise
+        self.meta.end_checkpoint(checkpoint)
+        self.last_checkpoint = trio.current_time()
+
+    def _write_checkpoint(self, checkpoint: Any) -> None:
+        self.disk.sync()
+        self.meta.write_checkpoint(checkpoint)
+
+    async def _prepare_log(self) -> None:
+        if self._log.wants_prepare:
+            await trio.to_thread.run_sync(self._log.prepare)
+
+    async def _reclaim(self) -> None:
+        """Delete slices that nobody refers to.  Only what is durably garbage: a crash must not bring a reference back."""
+        found = await self.meta.read(Garbage(GARBAGE_BATCH))
+        if not found:
+            return
+        await self.durable()
+        volumes: dict[Any, list[Any]] = {}
+        for slice_id, volume, _ in found:
+            volumes.setdefault(volume, []).append(slice_id)
+        await trio.to_thread.run_sync(self.disk.delete, volumes)
+        await self.meta.propose(Reclaimed(tuple(slice_id for slice_id, _, _ in found)))
+
+    def _bytes_present(self, entry: Entry) -> bool:
+        """In recovery: whether the slices that an entry brings are whole in their volumes."""
+        command = entry.command
+        new: Iterable[Run | Slice] = ()
+        if isinstance(command, Write):
+            new = command.runs
+        elif isinstance(command, Rewrite):
+            new = command.added
+        return all(self.disk.has(piece.volume, piece.slice_id) for piece in new if piece.volume)
+
+    async def status(self) -> dict[str, Any]:
+        """What `mountfs status` shows."""
+        inodes, used = await self.meta.read(Usage())
+        total, free = self.chunks.space()
+        writer = self.filesystem.writer
+        tangled = len(await self.meta.read(Tangles(10_000)))
+        garbage = len(await self.meta.read(Garbage(10_000)))
+        return {
+            "home": str(self.home.path),
+            "id": self.home.format.id,
+            "inodes": inodes,
+            "used_bytes": used,
+            "disk_total_bytes": total,
+            "disk_free_bytes": free,
+            "dirty_bytes": writer.dirty_bytes,
+            "unwritten_files": len(writer.unwritten),
+            "log_bytes": self.meta.log_bytes,
+            "commands": self.meta.applied,
+            "commands_synced": self.meta.synced,
+            "rows_to_checkpoint": self.meta.pending_rows,
+            "replayed_at_start": self.meta.replayed,
+            "dropped_at_start": self.meta.cut,
+            "tangled_chunks": tangled,
+            "garbage_slices": garbage,
+            "troubles": dict(self.troubles),
+        }
+
+
+@asynccontextmanager
+async def embedded_node(
+    path: Path,
+    *,
+    mountpoint: str = "",
+    create: bool = True,
+    kernel: bool = False,
+    read_only: bool = False,
+    access_time: AccessTime = AccessTime.RELATIVE,
+    dirty_bytes_max: int = DIRTY_BYTES_MAX,
+) -> AsyncIterator[EmbeddedNode]:
+    """Open a home and run the node on it.  On the way out everything is flushed, checkpointed and closed."""
+    home = open_home(path, create=create)
+    try:
+        home.hold(mountpoint)
+        store = LevelStore(home.store)
+        try:
+            index = LevelStore(home.chunks / "index")
+            try:
+                node = EmbeddedNode(home, store, index)
+                async with _running(node, kernel, read_only, access_time, dirty_bytes_max):
+                    yield node
+            finally:
+                index.close()
+        finally:
+            store.close()
+    finally:
+        home.close()
+
+
+@asynccontextmanager
+async def _running(
+    node: EmbeddedNode,
+    kernel: bool,
+    read_only: bool,
+    access_time: AccessTime,
+    dirty_bytes_max: int,
+) -> AsyncIterator[None]:
+    node.filesystem = Filesystem(
+        node.meta,
+        node.chunks,
+        durable=node.durable,
+        kick=node.kick,
+        kernel=kernel,
+        read_only=read_only,
+        access_time=access_time,
+        dirty_bytes_max=dirty_bytes_max,
+    )
+    try:
+        node.meta.open_session()
+        await _reap_orphans(node)
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(node.run)
+            try:
+                yield
+            finally:
+                nursery.cancel_scope.cancel()
+    finally:
+        with trio.CancelScope(shield=True):
+            await _shut_down(node)
+
+
+async def _shut_down(node: EmbeddedNode) -> None:
+    try:
+        await node.filesystem.flush_all()
+        await _reap_orphans(node)
+        await node.checkpoint()
+    except FsError as error:
+        # What is in the log survives; only unwritten bytes of a full or broken disk are lost, and their writers were told.
+        log.error("shutting down: %s", error)
+    finally:
+        node.disk.close()
+        node.meta.close()
+
+
+async def _reap_orphans(node: EmbeddedNode) -> None:
+    """Remove files that earlier mounts left without a name."""
+    while True:
+        orphans = await node.meta.read(Orphans(None, 1_024))
+        if not orphans:
+            return
+        for session, ino in orphans:
+            await node.meta.propose(Reap(session, (ino,)))
+
+

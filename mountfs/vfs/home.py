@@ -1,0 +1,204 @@
+"""The home directory of an embedded node: where everything that it keeps is, and who holds it.
+
+    HOME/format.json    what made it, and its format; written last when a home is made
+    HOME/lock           locked by the process that has the home open, which also writes who it is
+    HOME/pid            the number of that process
+    HOME/control        a socket: status and statistics of the running node
+    HOME/meta/store/    LevelDB: the metadata as of the last checkpoint
+    HOME/meta/log/      the commands since
+    HOME/chunks/        volumes, and the index of their needles
+"""
+
+import errno
+import fcntl
+import json
+import os
+import uuid
+from pathlib import Path
+
+import msgspec
+
+from mountfs.errors import Fault, FsError, disk_error
+
+FORMAT = 1
+
+
+class Format(msgspec.Struct, frozen=True):
+    """What format.json says."""
+
+    format: int
+    id: str
+    """32 hex digits that name this filesystem."""
+
+
+class Holder(msgspec.Struct, frozen=True):
+    """Who has a home open."""
+
+    pid: int
+    mountpoint: str
+
+
+class Home:
+    """A home that is open and locked; use `open_home`."""
+
+    def __init__(self, path: Path, lock_fd: int, format: Format) -> None:
+        self.path = path
+        self.format = format
+        self._lock_fd = lock_fd
+
+    @property
+    def id(self) -> bytes:
+        return bytes.fromhex(self.format.id)
+
+    @property
+    def store(self) -> Path:
+        return self.path / "meta" / "store"
+
+    @property
+    def log(self) -> Path:
+        return self.path / "meta" / "log"
+
+    @property
+    def chunks(self) -> Path:
+        return self.path / "chunks"
+
+    def hold(self, mountpoint: str) -> None:
+        """Write down who we are, for those who find the home locked."""
+        holder = msgspec.json.encode(Holder(os.getpid(), mountpoint))
+        os.ftruncate(self._lock_fd, 0)
+        os.pwrite(self._lock_fd, holder, 0)
+        (self.path / "pid").write_text(f"{os.getpid()}\n")
+
+    def close(self) -> None:
+        """Let others have it."""
+        os.ftruncate(self._lock_fd, 0)
+        (self.path / "pid").unlink(missing_ok=True)
+        os.close(self._lock_fd)
+
+
+def open_home(path: Path, *, create: bool) -> Home:
+    """Open and lock a home, which is made first if `create` and it is empty or missing.
+
+    Raises FsError: BAD_HOME (not a home, newer or damaged format), NOT_FOUND, BUSY (with who holds it), DENIED, READ_ONLY,
+    NO_SPACE.  Nothing is changed then.
+    """
+    try:
+        return _open(path, create)
+    except OSError as error:
+        if error.errno in (errno.EACCES, errno.EPERM):
+            raise FsError(
+                Fault.DENIED, f"{path}: permission denied; run as its owner, or choose another home"
+            ) from error
+        raise disk_error(error, str(path)) from error
+
+
+def read_format(path: Path) -> Format:
+    """What kind of home this is.  Raises NOT_FOUND or BAD_HOME."""
+    file = path / "format.json"
+    try:
+        format = msgspec.json.decode(file.read_bytes(), type=Format)
+    except FileNotFoundError:
+        raise FsError(Fault.NOT_FOUND, f"{path} is not a mountfs home: no format.json") from None
+    except msgspec.DecodeError as error:
+        raise FsError(
+            Fault.BAD_HOME, f"{file} is damaged ({error}); restore it from a backup"
+        ) from None
+    if format.format != FORMAT:
+        raise FsError(
+            Fault.BAD_HOME,
+            f"{path} has format {format.format}, this mountfs reads format {FORMAT}: "
+            "use the version of mountfs that wrote it, or a newer one",
+        )
+    if len(format.id) != 32:
+        raise FsError(Fault.BAD_HOME, f"{file} is damaged: its id has not 32 digits")
+    return format
+
+
+def holder_of(path: Path) -> Holder | None:
+    """Who has the home open now, if anybody."""
+    try:
+        fd = os.open(path / "lock", os.O_RDONLY | os.O_CLOEXEC)
+    except FileNotFoundError:
+        return None
+    try:
+        fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return _read_holder(fd)
+    else:
+        return None
+    finally:
+        os.close(fd)
+
+
+def _open(path: Path, create: bool) -> Home:
+    if not (path / "format.json").exists():
+        _refuse_unless_fresh(path, create)
+        path.mkdir(parents=True, exist_ok=True, mode=0o700)
+    lock_fd = os.open(path / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        try:
+            fcntl.flock(lock_fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise _busy(path, _read_holder(lock_fd)) from None
+        if not (path / "format.json").exists():
+            _make(path)
+        return Home(path, lock_fd, read_format(path))
+    except BaseException:
+        os.close(lock_fd)
+        raise
+
+
+def _refuse_unless_fresh(path: Path, create: bool) -> None:
+    if path.exists() and not path.is_dir():
+        raise FsError(Fault.BAD_HOME, f"{path} is not a directory")
+    # A lock file alone: somebody else is just making it, or was interrupted then.
+    unfinished = {"lock", "meta", "chunks", "format.json.new", "pid"}
+    if path.exists() and (found := sorted(set(os.listdir(path)) - unfinished)):
+        raise FsError(
+            Fault.BAD_HOME,
+            f"{path} is not a mountfs home, and not empty (it has {found[0]!r}): name another directory",
+        )
+    if path.exists() and (path / "meta" / "store" / "CURRENT").exists():
+        raise FsError(
+            Fault.BAD_HOME, f"{path}/format.json is missing, but there is metadata: restore the file"
+        )
+    if not create:
+        raise FsError(Fault.NOT_FOUND, f"{path}: there is no home")
+
+
+def _make(path: Path) -> None:
+    """Make the directories of an empty home; format.json, which makes it one, comes last."""
+    for part in ("meta/store", "meta/log", "chunks/volumes", "chunks/index"):
+        (path / part).mkdir(parents=True, exist_ok=True, mode=0o700)
+    text = json.dumps({"format": FORMAT, "id": uuid.uuid4().hex}, indent=1) + "\n"
+    new = path / "format.json.new"
+    with open(new, "w") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    for part in ("meta", "chunks", "."):
+        _sync_directory(path / part)
+    os.rename(new, path / "format.json")
+    _sync_directory(path)
+
+
+def _sync_directory(path: Path) -> None:
+    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
+def _read_holder(fd: int) -> Holder | None:
+    try:
+        return msgspec.json.decode(os.pread(fd, 4096, 0), type=Holder)
+    except msgspec.DecodeError:
+        return None
+
+
+def _busy(path: Path, holder: Holder | None) -> FsError:
+    who = "another process that is just starting"
+    if holder is not None:
+        who = f"process {holder.pid}" + (f", mounted at {holder.mountpoint}" if holder.mountpoint else "")
+    return FsError(Fault.BUSY, f"{path} is in use by {who}; unmount that first, or use another home")
