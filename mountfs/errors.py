@@ -1,8 +1,9 @@
 """Every way a request can fail, as one table.
 
-`FsError(Fault.X, detail)` is the only exception that is expected to cross a layer.  A door translates
-it once, by the row.  Anything else that is raised is a bug in mountfs and is never caught and answered
-as if it were the caller's fault.  A row is added only if some caller reacts differently to it.
+`FsError(Fault.X, detail)` is the only exception that is expected to cross a layer.  A door
+translates it once, by the row.  Anything else that is raised is a bug in mountfs and is never
+caught and answered as if it were the caller's fault.  A row is added only if some caller reacts
+differently to it.
 """
 
 import enum
@@ -57,7 +58,7 @@ class Fault(enum.Enum):
 
 
 class FsError(Exception):
-    """An expected failure.  `detail` is for people: what, where, and the next step if there is one."""
+    """An expected failure.  `detail` is for people: what, where, and what to do next."""
 
     def __init__(self, fault: Fault, detail: str = "") -> None:
         super().__init__(fault, detail)

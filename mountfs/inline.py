@@ -1,12 +1,13 @@
 """Run a coroutine in the caller until it has to wait, and only then pay for a task.
 
-Most requests are answered from memory.  Starting a Trio task for each of them costs more than the answer.
-So a door steps the coroutine itself with `attempt`: nearly always it returns at once.  Code that is about to
-wait, and so needs a task of its own, first says `await leave()`; the door then moves the rest of the coroutine
-into a task with `finish`.  Outside of `attempt` (in tests, in other doors) `leave` does nothing.
+Most requests are answered from memory.  Starting a Trio task for each of them costs more than the
+answer. So a door steps the coroutine itself with `attempt`: nearly always it returns at once.  Code
+that is about to wait, and so needs a task of its own, first says `await leave()`; the door then
+moves the rest of the coroutine into a task with `finish`.  Outside of `attempt` (in tests, in other
+doors) `leave` does nothing.
 
-The one rule: nothing that belongs to Trio (a cancel scope, an event, a lock, a thread) may be entered or awaited
-before `await leave()`.  `attempt` asserts it.
+The one rule: nothing that belongs to Trio (a cancel scope, an event, a lock, a thread) may be
+entered or awaited before `await leave()`.  `attempt` asserts it.
 """
 
 import types
@@ -30,7 +31,9 @@ def leave() -> Generator[object, None, None]:
 
 
 def attempt(coroutine: Coroutine[Any, Any, T]) -> T | object:
-    """Run `coroutine` until it returns or leaves.  Returns its result, or `WAITING`: then `finish` must be awaited."""
+    """Run `coroutine` until it returns or leaves.  Returns its result, or `WAITING`: then `finish`
+    must be awaited.
+    """
     global _stepping
     assert not _stepping, "attempt() does not nest"
     _stepping = True

@@ -8,7 +8,9 @@ Ino = NewType("Ino", int)
 """Number of an inode: unsigned 64 bits, never used twice in the life of a filesystem."""
 
 SliceId = NewType("SliceId", int)
-"""Name of a slice (an immutable run of at most `SLICE_BYTES_MAX` bytes): 64 bits, never used twice.  0: no bytes."""
+"""Name of a slice (an immutable run of at most `SLICE_BYTES_MAX` bytes): 64 bits, never used
+twice.  0: no bytes.
+"""
 
 VolumeId = NewType("VolumeId", int)
 """Number of a volume: unsigned 32 bits.  0: not in a volume."""

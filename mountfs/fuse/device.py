@@ -1,8 +1,9 @@
 """/dev/fuse as a Trio channel: requests in, replies out.
 
-A request is stepped right where it was read (`mountfs.inline`); only one that has to wait becomes a task.  The device
-is drained until it has nothing more, and after the last request it is polled for a short while before the process
-sleeps: on a machine with two processors the wake-up would cost more than the request.  An idle mount sleeps.
+A request is stepped right where it was read (`mountfs.inline`); only one that has to wait becomes a
+task.  The device is drained until it has nothing more, and after the last request it is polled for
+a short while before the process sleeps: on a machine with two processors the wake-up would cost
+more than the request.  An idle mount sleeps.
 """
 
 import errno
@@ -29,7 +30,9 @@ SMALL_BYTES: Final = 8_192
 YIELD_S: Final = 0.001
 """Under constant load, other tasks get a turn so often."""
 TASKS_MAX: Final = 256
-"""Requests that wait at the same time; the kernel keeps the rest.  Blocking locks do not count: they may wait for ever."""
+"""Requests that wait at the same time; the kernel keeps the rest.  Blocking locks do not count:
+they may wait for ever.
+"""
 LOCKS_MAX: Final = 4_096
 _MISSES_MAX: Final = 16
 """So many polls in vain, and the device is not polled any more until requests come thick again."""
@@ -68,7 +71,9 @@ class Counts:
 
 
 class Channel:
-    """`buffer_bytes` must hold the largest request.  `poll_s`: how long to poll before sleeping; 0: never."""
+    """`buffer_bytes` must hold the largest request.  `poll_s`: how long to poll before sleeping; 0:
+    never.
+    """
 
     def __init__(
         self, fd: int, handlers: dict[int, Handler], *, buffer_bytes: int, poll_s: float
@@ -146,7 +151,9 @@ class Channel:
 
     def _handle(self, size: int) -> None:
         begun = perf_counter_ns()
-        data = memoryview(bytes(self._buffer[:size])) if size <= SMALL_BYTES else self._buffer[:size]
+        data = (
+            memoryview(bytes(self._buffer[:size])) if size <= SMALL_BYTES else self._buffer[:size]
+        )
         _, opcode, unique, nodeid, uid, gid, pid, _, _ = IN_HEADER.unpack_from(data)
         handler = self._handlers.get(opcode)
         if handler is None:

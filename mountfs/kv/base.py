@@ -10,8 +10,9 @@ Changes = Mapping[bytes, bytes | None]
 class Store(Protocol):
     """An ordered map of bytes to bytes on one disk.
 
-    Reads verify checksums: a damaged table is `FsError(CORRUPT)` with the file's path in the detail, never wrong bytes.
-    Every method blocks for as long as the disk takes, and may be called from any thread.
+    Reads verify checksums: a damaged table is `FsError(CORRUPT)` with the file's path in the
+    detail, never wrong bytes. Every method blocks for as long as the disk takes, and may be called
+    from any thread.
     """
 
     def get(self, key: bytes) -> bytes | None: ...

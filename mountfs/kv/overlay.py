@@ -1,10 +1,11 @@
 """What has been applied but not yet written to the store: a map in memory on top of a `Store`.
 
-Commands change the overlay; now and then a checkpoint writes what gathered to the store as one batch and forgets
-it.  A key that changed a hundred times in between is written once, and one that came and went not at all.
-The log remembers what the overlay would lose.
+Commands change the overlay; now and then a checkpoint writes what gathered to the store as one
+batch and forgets it.  A key that changed a hundred times in between is written once, and one that
+came and went not at all. The log remembers what the overlay would lose.
 
-All keys of one scan share their first eight bytes (the inode they belong to): the overlay is grouped by them.
+All keys of one scan share their first eight bytes (the inode they belong to): the overlay is
+grouped by them.
 """
 
 from bisect import bisect_left
@@ -77,7 +78,7 @@ class Overlay:
             rows[key] = value
 
     def freeze(self) -> Rows:
-        """Set the gathered changes aside for a checkpoint, and return them.  Reads still see them."""
+        """Set the gathered changes aside for a checkpoint and return them.  Reads still see them."""
         assert self._frozen is None, "one checkpoint at a time"
         self._frozen, self._active = self._active, {}
         self._sorted.clear()
@@ -103,7 +104,9 @@ class Overlay:
         for rows in newer.values():
             self.apply(rows)
 
-    def _changes_between(self, group: bytes, start: bytes, stop: bytes) -> list[tuple[bytes, bytes | None]]:
+    def _changes_between(
+        self, group: bytes, start: bytes, stop: bytes
+    ) -> list[tuple[bytes, bytes | None]]:
         active = self._active.get(group)
         frozen = self._frozen.get(group) if self._frozen is not None else None
         if active is None and frozen is None:
@@ -112,7 +115,9 @@ class Overlay:
         if keys is None:
             keys = sorted({**(frozen or {}), **(active or {})})
             self._sorted[group] = keys
-        rows = {**(frozen or {}), **(active or {})} if frozen and active else (active or frozen or {})
+        rows = (
+            {**(frozen or {}), **(active or {})} if frozen and active else (active or frozen or {})
+        )
         return [
             (key, rows[key]) for key in keys[bisect_left(keys, start) : bisect_left(keys, stop)]
         ]

@@ -1,6 +1,7 @@
 """POSIX ACLs (acl(5), POSIX.1e draft 17) in the form in which the kernel hands them over as xattrs.
 
-A value is a version (2, u32) and entries of tag u16, permissions u16, id u32, ordered by tag and id.
+A value is a version (2, u32) and entries of tag u16, permissions u16, id u32, ordered by tag and
+id.
 """
 
 import struct
@@ -68,12 +69,20 @@ def mode_bits(entries: Acl, mode: int) -> int:
 def with_mode(entries: Acl, mode: int) -> Acl:
     """The ACL after chmod(2): the group bits set the mask where there is one."""
     has_mask = any(entry.tag == MASK for entry in entries)
-    new = {USER_OBJ: mode >> 6 & 7, (MASK if has_mask else GROUP_OBJ): mode >> 3 & 7, OTHER: mode & 7}
-    return tuple(entry._replace(permissions=new.get(entry.tag, entry.permissions)) for entry in entries)
+    new = {
+        USER_OBJ: mode >> 6 & 7,
+        (MASK if has_mask else GROUP_OBJ): mode >> 3 & 7,
+        OTHER: mode & 7,
+    }
+    return tuple(
+        entry._replace(permissions=new.get(entry.tag, entry.permissions)) for entry in entries
+    )
 
 
 def inherit(entries: Acl, mode: int) -> tuple[Acl, int]:
-    """(access ACL, mode) of a file created with `mode` in a directory with this default ACL; the umask plays no part."""
+    """(access ACL, mode) of a file created with `mode` in a directory with this default ACL; the
+    umask plays no part.
+    """
     bits = {entry.tag: entry.permissions for entry in entries if entry.tag not in (USER, GROUP)}
     group_tag = MASK if MASK in bits else GROUP_OBJ
     new = {
@@ -81,7 +90,9 @@ def inherit(entries: Acl, mode: int) -> tuple[Acl, int]:
         group_tag: bits[group_tag] & mode >> 3,
         OTHER: bits[OTHER] & mode,
     }
-    access = tuple(entry._replace(permissions=new.get(entry.tag, entry.permissions)) for entry in entries)
+    access = tuple(
+        entry._replace(permissions=new.get(entry.tag, entry.permissions)) for entry in entries
+    )
     return access, mode_bits(access, mode)
 
 

@@ -1,13 +1,14 @@
 """What the doors ask of the metadata: commands, which change it, and queries, which do not.
 
-A command is at once the message on the wire, the entry in the log and the documentation of an operation.
-`check` refuses what no state could make valid.  `apply` is the effect, and is deterministic: all that it
-needs from outside (time, request) is in the stamp.  A refused command changes nothing.
+A command is at once the message on the wire, the entry in the log and the documentation of an
+operation. `check` refuses what no state could make valid.  `apply` is the effect, and is
+deterministic: all that it needs from outside (time, request) is in the stamp.  A refused command
+changes nothing.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Generic, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Generic, TypeVar
 
 import msgspec
 
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
 R = TypeVar("R")
 
 
-class Stamp(NamedTuple):
+class Stamp(msgspec.Struct, frozen=True):
     """What was decided outside of the state machine for one command."""
 
     index: int

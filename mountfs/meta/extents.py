@@ -1,4 +1,6 @@
-"""Which bytes of a chunk are seen, given the slices written to it: pure functions on lists of `Slice`."""
+"""Which bytes of a chunk are seen, given the slices written to it: pure functions on lists of
+`Slice`.
+"""
 
 from collections.abc import Iterable
 from operator import attrgetter
@@ -9,7 +11,8 @@ _START = attrgetter("start")
 
 
 def visible(slices: Iterable[Slice]) -> list[Slice]:
-    """What remains of `slices`, oldest first, once later ones cover earlier ones.  Ascending, without overlap.
+    """What remains of `slices`, oldest first, once later ones cover earlier ones.  Ascending,
+    without overlap.
 
     >>> a, b = Slice(0, 8, 1, 0, 1, 8, 0), Slice(2, 4, 2, 0, 1, 2, 0)
     >>> [(s.start, s.stop, s.slice_id, s.skip) for s in visible([a, b])]

@@ -1,4 +1,6 @@
-"""What a new file takes over from its directory beside the group: the default ACL, or else the umask."""
+"""What a new file takes over from its directory beside the group: the default ACL, or else the
+umask.
+"""
 
 from mountfs.meta import acl, keys
 from mountfs.meta.records import HAS_ACL, HAS_XATTRS, Inode
@@ -6,7 +8,9 @@ from mountfs.meta.tree import Tree
 
 
 def set_permissions(tree: Tree, parent: Inode, child: Inode, umask: int) -> None:
-    """Settle the mode and ACLs of `child`, made with the mode that the caller asked for (acl(5), OBJECT CREATION)."""
+    """Settle the mode and ACLs of `child`, made with the mode that the caller asked for (acl(5),
+    OBJECT CREATION).
+    """
     stored = None
     if parent.marks & HAS_ACL:
         stored = tree.get(keys.xattr(parent.ino, acl.DEFAULT))

@@ -1,9 +1,9 @@
 """The key space of the metadata, as one table.
 
-Every key begins with the big-endian number of the inode it belongs to, then one byte of kind, then the rest.  So
-all that belongs to a file is one range, a shard is a range, and a directory's names are in byte order.  Inode
-0 does not exist: under it are the records of the filesystem as a whole.  The values are in `records.py`,
-both formats in docs/formats.md.
+Every key begins with the big-endian number of the inode it belongs to, then one byte of kind, then
+the rest.  So all that belongs to a file is one range, a shard is a range, and a directory's names
+are in byte order.  Inode 0 does not exist: under it are the records of the filesystem as a whole.
+The values are in `records.py`, both formats in docs/formats.md.
 
 | ino | kind | rest                               | value                                      |
 |-----|------|------------------------------------|--------------------------------------------|

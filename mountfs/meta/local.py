@@ -1,12 +1,14 @@
 """The metadata of one machine: a log, a state machine, a store, behind `propose` and `read`.
 
-The contract is the one that a replicated metaserver will have.  A command is ordered and in the log before it has an effect;
-`sync` makes all that was proposed before it durable; the log is replayed from the last checkpoint on; a command that
-is proposed twice under the same session and sequence acts once.
+The contract is the one that a replicated metaserver will have.  A command is ordered and in the log
+before it has an effect; `sync` makes all that was proposed before it durable; the log is replayed
+from the last checkpoint on; a command that is proposed twice under the same session and sequence
+acts once.
 """
 
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Protocol, TypeVar
 
 from mountfs.errors import FsError
@@ -49,7 +51,9 @@ class LocalMeta:
         self.replayed = 0
         """Entries that the last start took from the log."""
         self.cut = 0
-        """Entries at the end of the log that were dropped: never synced, and their bytes did not reach the disk."""
+        """Entries at the end of the log that were dropped: never synced, and their bytes did not
+        reach the disk.
+        """
         if not self._machine.applied and log.last_index == 0:
             self._machine.format(time.time_ns())
         self._replay(bytes_present)
@@ -61,7 +65,9 @@ class LocalMeta:
         return query.read(self._machine.tree)
 
     def propose_now(self, command: Command[R]) -> R:
-        """Order, log and apply a command.  Raises FsError when it is refused, or when the log cannot be written."""
+        """Order, log and apply a command.  Raises FsError when it is refused, or when the log
+        cannot be written.
+        """
         command.check()
         index = self._machine.applied + 1
         now = time.time_ns()
@@ -115,7 +121,7 @@ class LocalMeta:
         return Checkpoint(self._machine.applied, self._machine.freeze())
 
     def write_checkpoint(self, checkpoint: "Checkpoint") -> None:
-        """Blocks; for a worker thread.  The volumes must have been synced since `begin_checkpoint`."""
+        """Blocks; for a worker thread.  Volumes must have been synced since `begin_checkpoint`."""
         self._log.sync()
         self._store.write(checkpoint.rows, sync=True)
 
@@ -135,17 +141,15 @@ class LocalMeta:
         machine = self._machine
         for index, record in self._log.replay(machine.applied):
             entry = decode_entry(record)
-            if index > self._log.synced_index and not bytes_present(entry):
+            if index > self._log.durable_before and not bytes_present(entry):
                 self.cut = self._log.last_index - index + 1
                 self._log.cut(index - 1)
                 return
             self.replayed += 1
-            try:
+            with suppress(FsError):  # it was refused then, too
                 machine.apply(
                     index, entry.session, entry.sequence, entry.answered, entry.time, entry.command
                 )
-            except FsError:
-                pass  # it was refused then, too
 
 
 class Checkpoint:
@@ -154,5 +158,3 @@ class Checkpoint:
     def __init__(self, applied: int, rows: Rows) -> None:
         self.applied = applied
         self.rows = rows
-
-

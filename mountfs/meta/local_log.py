@@ -116,7 +116,7 @@ class LocalLog:
 
     @property
     def last_index(self) -> int:
-        """Index of the newest record.  0 in a log that never had one."""
+        """Index of the newest record.  A log that is empty when it is opened says 0."""
         return self._last
 
     @property
@@ -450,17 +450,16 @@ class LocalLog:
         surveys = [survey(segment.read(segment.size), segment.header) for segment in found]
         verdict = judge(surveys)
         if verdict.damaged:
+            number, offset = verdict.hole
             raise _corrupt(
-                found[verdict.segment].path,
-                verdict.end,
+                found[number].path,
+                offset,
                 f"record {verdict.last + 1} is missing or damaged, but had been on disk",
             )
         self._adopt(found, surveys, verdict)
 
     def _find_segments(self) -> list["_Segment"]:
-        """All segments in order of their sequence, their headers checked; `_spares` owns them for
-        now.
-        """
+        """All segments, oldest first, their headers checked.  `_spares` owns them for now."""
         names = sorted(entry for entry in os.listdir(self._directory) if _NAME.fullmatch(entry))
         for name in names:
             path = self._directory / name
@@ -524,6 +523,7 @@ class LocalLog:
             return
         while self._spares:
             self._remove(self._spares.pop())
+        self._sequence = self._segments[-1].header.sequence
         if not self._segments[-1].first:
             self._free.append(self._segments.pop())
         if not self._segments:

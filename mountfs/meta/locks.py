@@ -1,7 +1,7 @@
 """Byte-range and whole-file locks: pure functions on the list of locks that are held on one file.
 
-POSIX record locks (fcntl(2)) and open file description locks differ only in who the owner is; the kernel
-says so in the owner's number.  flock(2) locks live in a world of their own on the same file.
+POSIX record locks (fcntl(2)) and open file description locks differ only in who the owner is; the
+kernel says so in the owner's number.  flock(2) locks live in a world of their own on the same file.
 """
 
 from typing import Final
@@ -50,7 +50,9 @@ def conflict(held: Locks, wanted: Lock) -> Lock | None:
 
 
 def acquire(held: Locks, wanted: Lock) -> Locks:
-    """`held` with `wanted`, which replaces what its owner had there and grows together with equal neighbours."""
+    """`held` with `wanted`, which replaces what its owner had there and grows together with equal
+    neighbours.
+    """
     assert conflict(held, wanted) is None, wanted
     kept = release(held, wanted.flavor, wanted.owner, wanted.start, wanted.stop)
     start, stop = wanted.start, wanted.stop
@@ -74,12 +76,7 @@ def release(held: Locks, flavor: int, owner: Owner, start: int = 0, stop: int = 
     """`held` without what `owner` has in `start:stop`."""
     kept = []
     for lock in held:
-        if (
-            lock.flavor != flavor
-            or lock.owner != owner
-            or lock.stop <= start
-            or stop <= lock.start
-        ):
+        if lock.flavor != flavor or lock.owner != owner or lock.stop <= start or stop <= lock.start:
             kept.append(lock)
             continue
         if lock.start < start:

@@ -163,20 +163,17 @@ def survey(data: bytes, header: Header) -> Survey:
 
 @dataclass(frozen=True)
 class Verdict:
-    """Where the log ends: behind `last`, at offset `end` of segment number `segment` of those
-    surveyed.
-    """
+    """Where the log ends: behind `last`, in segment number `segment` of those surveyed."""
 
     segment: int
-    end: int
     last: int
     """0: the log is empty."""
     durable: int
     """Highest index stated to be on disk.  More than `last`: what is missing is damage."""
     torn: bool
-    """Whole records follow behind the end.  They must be made unreadable before anything is
-    appended.
-    """
+    """Whole records follow behind the end: to be made unreadable before anything is appended."""
+    hole: tuple[int, int]
+    """(segment number, offset) where record `last + 1` should be."""
 
     @property
     def damaged(self) -> bool:
@@ -187,20 +184,20 @@ def judge(surveys: Sequence[Survey]) -> Verdict:
     """Put segments together, in the order of their sequence.
 
     When the very first record cannot be read its index is not known; then any `durable` but 0 means
-    damage. A writer keeps that true: it states 0 until something of a new log is on disk, and it
+    damage.  A writer keeps that true: it states 0 until something of a new log is on disk, and it
     lets go of a segment only when the first record of the next one is on disk.
     """
     segment = last = 0
-    end = HEADER_BYTES
     torn = False
     for number, found in enumerate(surveys):
-        if torn or not (found.first or found.strayed):
-            torn = torn or found.strayed
-            continue
-        if found.first and (not last or found.first == last + 1):
-            segment, end, last, torn = number, found.end, found.last, found.strayed
-            continue
-        torn = True
-        if not found.first and not (last and surveys[segment].begun):
-            segment, end = number, HEADER_BYTES
-    return Verdict(segment, end, last, max((s.durable for s in surveys), default=0), torn)
+        if not torn and found.first and (number == 0 or (last and found.first == last + 1)):
+            segment, last, torn = number, found.last, found.strayed
+        elif found.first or found.strayed:
+            torn = True
+    hole = (segment, surveys[segment].end)
+    if last and not surveys[segment].begun and not surveys[segment].strayed:
+        # Nothing of it is in the last segment: it was the first record of the next.
+        behind = surveys[segment + 1 :]
+        if behind and not behind[0].first and behind[0].strayed:
+            hole = (segment + 1, HEADER_BYTES)
+    return Verdict(segment, last, max(survey.durable for survey in surveys), torn, hole)

@@ -1,4 +1,6 @@
-"""Who may do what: the permission bits, ACLs and the sticky bit, as path_resolution(7) and acl(5) say."""
+"""Who may do what: the permission bits, ACLs and the sticky bit, as path_resolution(7) and acl(5)
+say.
+"""
 
 import stat
 
@@ -21,7 +23,9 @@ def permit(tree: Tree, inode: Inode, cred: Cred, want: int) -> None:
 
 
 def permit_removal(directory: Inode, child: Inode, cred: Cred) -> None:
-    """In a sticky directory only the owner of the file or of the directory removes or renames a name."""
+    """In a sticky directory only the owner of the file or of the directory removes or renames a
+    name.
+    """
     if cred.checked or cred.uid == 0 or not directory.mode & stat.S_ISVTX:
         return
     if cred.uid not in (child.uid, directory.uid):

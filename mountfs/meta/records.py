@@ -1,8 +1,8 @@
 """The values of the metadata: fixed little-endian structs, cheap to make and to take apart.
 
-An inode's record begins with its attributes in the order and width of the kernel's `struct fuse_attr`.  So
-"the attributes" travel as those 88 bytes from the store to the kernel, and a directory of a million
-files is listed without taking one of them apart.
+An inode's record begins with its attributes in the order and width of the kernel's `struct
+fuse_attr`.  So "the attributes" travel as those 88 bytes from the store to the kernel, and a
+directory of a million files is listed without taking one of them apart.
 """
 
 import stat
@@ -39,14 +39,31 @@ class Inode:
     """A file, directory, symlink or special file.  Times are nanoseconds since 1970."""
 
     __slots__ = (
-        "ino", "size", "allocated", "atime", "mtime", "ctime", "mode", "nlink", "uid", "gid", "rdev",
-        "parent", "next_position", "entries", "version", "btime", "marks",
+        "allocated",
+        "atime",
+        "btime",
+        "ctime",
+        "entries",
+        "gid",
+        "ino",
+        "marks",
+        "mode",
+        "mtime",
+        "next_position",
+        "nlink",
+        "parent",
+        "rdev",
+        "size",
+        "uid",
+        "version",
     )  # fmt: skip
 
     ino: Ino
     size: int
     allocated: int
-    """Bytes of space in use, a multiple of BLOCK_BYTES (0 for contents kept in the metadata up to one block: then one block)."""
+    """Bytes of space in use, a multiple of BLOCK_BYTES (0 for contents kept in the metadata up to
+    one block: then one block).
+    """
     atime: int
     mtime: int
     ctime: int
@@ -164,7 +181,7 @@ def pack_dentry(ino: Ino, position: int, type: int) -> bytes:
 
 def unpack_dentry(value: bytes) -> tuple[Ino, int, int]:
     """(ino, position, type)"""
-    return _DENTRY.unpack(value)  # type: ignore[return-value]
+    return _DENTRY.unpack(value)
 
 
 _ENTRY = struct.Struct("<QB")
@@ -203,7 +220,8 @@ class Slice(msgspec.Struct, frozen=True, array_like=True):
         if start == self.start and stop == self.stop:
             return self
         return Slice(
-            start, stop, self.slice_id, self.skip + start - self.start, self.volume, self.length, self.crc
+            start, stop, self.slice_id, self.skip + start - self.start, self.volume, self.length,
+            self.crc
         )  # fmt: skip
 
 
@@ -229,11 +247,13 @@ def pack_garbage(volume: VolumeId, length: int) -> bytes:
 
 
 def unpack_garbage(value: bytes) -> tuple[VolumeId, int]:
-    return _GARBAGE.unpack(value)  # type: ignore[return-value]
+    return _GARBAGE.unpack(value)
 
 
 def pack_blocks(mask: int) -> bytes:
-    """Which blocks of a chunk hold bytes.  A run from the start, the usual case, is kept as its length."""
+    """Which blocks of a chunk hold bytes.  A run from the start, the usual case, is kept as its
+    length.
+    """
     count = mask.bit_length()
     if mask == (1 << count) - 1:
         return count.to_bytes(4, "little")

@@ -56,7 +56,9 @@ def _erase_content(tree: Tree, inode: Inode, start: int, stop: int) -> None:
 
 
 def drop_privileges(tree: Tree, inode: Inode) -> None:
-    """A change of bytes or owner takes away set-user-ID, set-group-ID (where it means that) and file capabilities."""
+    """A change of bytes or owner takes away set-user-ID, set-group-ID (where it means that) and
+    file capabilities.
+    """
     inode.mode &= ~stat.S_ISUID
     if inode.mode & stat.S_IXGRP:
         inode.mode &= ~stat.S_ISGID

@@ -1,7 +1,9 @@
-"""The metadata as a deterministic machine: the same entries in the same order give the same state everywhere.
+"""The metadata as a deterministic machine: the same entries in the same order give the same state
+everywhere.
 
-`apply` takes entries of the log one by one; `read` answers questions about the state so far.  Exactly once: of every
-session it keeps the last replies, and an entry that it has seen answers the same again without an effect.
+`apply` takes entries of the log one by one; `read` answers questions about the state so far.
+Exactly once: of every session it keeps the last replies, and an entry that it has seen answers the
+same again without an effect.
 """
 
 import stat
@@ -41,10 +43,11 @@ R = TypeVar("R")
 
 COMMANDS: tuple[type[Command[Any]], ...] = (
     Allocate, CopyRange, Discard, EndSession, Link, Make, Mkdir, OpenSession, Reap, Reclaimed,
-    ReleaseLock, RemoveXattr, Rename, ReserveSlices, Rewrite, Rmdir, SetAttr, SetXattr, Settle, Symlink,
-    TakeLock, Tmpfile, Touch, Unlink, Write,
+    ReleaseLock, RemoveXattr, Rename, ReserveSlices, Rewrite, Rmdir, SetAttr, SetXattr, Settle,
+    Symlink, TakeLock, Tmpfile, Touch, Unlink, Write,
 )  # fmt: skip
 """Everything that can be in the log.  A command that was ever written must stay readable."""
+
 
 class Entry(msgspec.Struct, frozen=True, array_like=True):
     """A record of the log: who asked what, and the time that the leader gave it."""

@@ -1,7 +1,8 @@
 """The tree of files, as operations see it: inodes, names, bytes' places, over the key space.
 
-One command at a time works on it, in a transaction: `edit` an inode or put a row, then `commit`; after `abort`
-nothing has happened.  No clock, no randomness, no I/O but the reads of the store below.
+One command at a time works on it, in a transaction: `edit` an inode or put a row, then `commit`;
+after `abort` nothing has happened.  No clock, no randomness, no I/O but the reads of the store
+below.
 """
 
 import stat
@@ -143,7 +144,9 @@ class Tree:
         return inode
 
     def attributes(self, inode: Inode) -> Attributes:
-        """The reply of most commands.  Asked for last: the inode must not change after it in this command."""
+        """The reply of most commands.  Asked for last: the inode must not change after it in this
+        command.
+        """
         record = inode.pack()
         if inode.ino in self._touched:
             self._packed[inode.ino] = record
@@ -212,7 +215,9 @@ class Tree:
             raise FsError(Fault.EXISTS)
 
     def add_name(self, parent: Ino, name: bytes, child: Inode) -> None:
-        """A new name for `child`, at the end of the directory.  Counts it in nlink, and a directory's ".." in the parent's."""
+        """A new name for `child`, at the end of the directory.  Counts it in nlink, and a
+        directory's ".." in the parent's.
+        """
         directory = self.edit(parent)
         if child.nlink >= LINKS_MAX:
             raise FsError(Fault.TOO_MANY_LINKS)
@@ -298,12 +303,10 @@ class Tree:
             first = chunk + 1
 
     def slice_rows(self, ino: Ino, chunk: int) -> list[tuple[bytes, Slice]]:
-        return [
-            (key, unpack_slice(value)) for key, value in self.scan(keys.slices_of(ino, chunk))
-        ]
+        return [(key, unpack_slice(value)) for key, value in self.scan(keys.slices_of(ino, chunk))]
 
     def add_slice(self, inode: Inode, chunk: int, number: int, new: Slice) -> None:
-        """Put a slice on top of a chunk, and count the blocks that it brings (or, a hole, takes)."""
+        """Put a slice on top of a chunk; count the blocks that it brings (or, a hole, takes)."""
         assert new.stop <= CHUNK_BYTES, new
         before = self.blocks(inode.ino, chunk)
         mask = blocks_mask(new.start, new.stop)

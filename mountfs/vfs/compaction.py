@@ -40,8 +40,10 @@ def plan(slices: Sequence[Slice]) -> Plan | None:
             continue
         if piece.volume and piece.stop - piece.start >= SMALL_BYTES and _mostly_used(piece):
             keep.append(piece)
-        elif rewrite and rewrite[-1][1] == piece.start and (
-            piece.stop - rewrite[-1][0] <= SLICE_BYTES_MAX
+        elif (
+            rewrite
+            and rewrite[-1][1] == piece.start
+            and (piece.stop - rewrite[-1][0] <= SLICE_BYTES_MAX)
         ):
             rewrite[-1] = (rewrite[-1][0], piece.stop)
         else:

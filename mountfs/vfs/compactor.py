@@ -1,4 +1,6 @@
-"""Compaction in the background: overwritten slices are merged, and volumes with garbage written anew."""
+"""Compaction in the background: overwritten slices are merged, and volumes with garbage written
+anew.
+"""
 
 from collections.abc import Awaitable, Callable
 
@@ -14,7 +16,7 @@ from mountfs.meta.ops.read import GetAttr
 from mountfs.meta.ops.slices import Discard, ReserveSlices, Rewrite, Settle, Tangles
 from mountfs.meta.records import Slice, size_of
 from mountfs.meta.tree import Tree
-from mountfs.types import CHUNK_BYTES, Ino, SliceId
+from mountfs.types import CHUNK_BYTES, Ino
 from mountfs.vfs.compaction import Plan, plan
 from mountfs.vfs.filesystem import Filesystem
 from mountfs.vfs.handles import File
@@ -85,7 +87,7 @@ class Compactor:
             for start, stop in wanted.rewrite:
                 base = chunk * CHUNK_BYTES
                 data = await self._filesystem.reader.read_written(file, base + start, base + stop)
-                slice_id = SliceId(await self._meta.propose(ReserveSlices(1)))
+                slice_id = await self._meta.propose(ReserveSlices(1))
                 volume = await self._chunks.write(slice_id, [data])
                 written.append((slice_id, volume, stop - start))
                 crc = crc32c.crc32c(data)

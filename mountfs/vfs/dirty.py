@@ -1,7 +1,8 @@
 """Bytes that were written to a file and are in no slice yet.
 
-A buffer is a list of runs, ascending and disjoint, that never cross a chunk and never grow over the size of a slice: what
-is flushed are whole runs.  Appending to the last run, the usual case, copies the new bytes once.
+A buffer is a list of runs, ascending and disjoint, that never cross a chunk and never grow over the
+size of a slice: what is flushed are whole runs.  Appending to the last run, the usual case, copies
+the new bytes once.
 """
 
 from bisect import bisect_right
@@ -10,7 +11,8 @@ from collections.abc import Iterator, Sequence
 from mountfs.types import CHUNK_BYTES, KIB, SLICE_BYTES_MAX
 
 _JOIN_BYTES = 128 * KIB
-"""A part smaller than this grows; the next write after it begins a new part instead of moving it."""
+"""A part smaller than this grows; the next write after it begins a new part instead of moving it.
+"""
 
 Part = bytearray
 
@@ -77,7 +79,9 @@ class Dirty:
                 run.copy_into(target, offset)
 
     def take(self, *, full_only: bool = False) -> list[Run]:
-        """Remove and return the runs; with `full_only`, without the last one if that may still grow."""
+        """Remove and return the runs; with `full_only`, without the last one if that may still
+        grow.
+        """
         taken, self.runs = self.runs, []
         if full_only and taken and _may_grow(taken[-1], 1):
             self.runs = [taken.pop()]

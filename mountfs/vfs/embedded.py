@@ -1,7 +1,8 @@
-"""An embedded node: metadata and bytes of one machine in this process, and the work that goes on behind the requests.
+"""An embedded node: metadata and bytes of one machine in this process, and the work that goes on
+behind the requests.
 
-Calls between the layers are plain awaits without a socket.  What `Filesystem` needs of a cluster it gets here: `durable`,
-and somebody who flushes, checkpoints, reclaims and compacts in time.
+Calls between the layers are plain awaits without a socket.  What `Filesystem` needs of a cluster it
+gets here: `durable`, and somebody who flushes, checkpoints, reclaims and compacts in time.
 """
 
 import logging
@@ -64,7 +65,9 @@ class EmbeddedNode:
         """Background work that fails at the moment, and why; for `mountfs status`."""
 
     async def durable(self) -> None:
-        """All that was written and proposed before the call survives the machine.  All who wait share the trips to the disk."""
+        """All that was written and proposed before the call survives the machine.  All who wait
+        share the trips to the disk.
+        """
         await leave()
         while self._syncing:  # the one under way may have begun before our bytes were there
             waiting = trio.Event()
@@ -152,7 +155,9 @@ class EmbeddedNode:
             await trio.to_thread.run_sync(self._log.prepare)
 
     async def _reclaim(self) -> None:
-        """Delete slices that nobody refers to.  Only what is durably garbage: a crash must not bring a reference back."""
+        """Delete slices that nobody refers to.  Only what is durably garbage: a crash must not
+        bring a reference back.
+        """
         found = await self.meta.read(Garbage(GARBAGE_BATCH))
         if not found:
             return
@@ -178,8 +183,8 @@ class EmbeddedNode:
         inodes, used = await self.meta.read(Usage())
         total, free = self.chunks.space()
         writer = self.filesystem.writer
-        tangled = len(await self.meta.read(Tangles(10_000)))
-        garbage = len(await self.meta.read(Garbage(10_000)))
+        tangled = await self.meta.read(Tangles(10_000))
+        garbage = await self.meta.read(Garbage(10_000))
         return {
             "home": str(self.home.path),
             "id": self.home.format.id,
@@ -195,8 +200,8 @@ class EmbeddedNode:
             "rows_to_checkpoint": self.meta.pending_rows,
             "replayed_at_start": self.meta.replayed,
             "dropped_at_start": self.meta.cut,
-            "tangled_chunks": tangled,
-            "garbage_slices": garbage,
+            "tangled_chunks": len(tangled),
+            "garbage_slices": len(garbage),
             "troubles": dict(self.troubles),
         }
 
@@ -212,7 +217,9 @@ async def embedded_node(
     access_time: AccessTime = AccessTime.RELATIVE,
     dirty_bytes_max: int = DIRTY_BYTES_MAX,
 ) -> AsyncIterator[EmbeddedNode]:
-    """Open a home and run the node on it.  On the way out everything is flushed, checkpointed and closed."""
+    """Open a home and run the node on it.  On the way out everything is flushed, checkpointed and
+    closed.
+    """
     home = open_home(path, create=create)
     try:
         home.hold(mountpoint)
@@ -269,7 +276,8 @@ async def _shut_down(node: EmbeddedNode) -> None:
         await _reap_orphans(node)
         await node.checkpoint()
     except FsError as error:
-        # What is in the log survives; only unwritten bytes of a full or broken disk are lost, and their writers were told.
+        # What is in the log survives; only unwritten bytes of a full or broken disk are lost, and
+        # their writers were told.
         log.error("shutting down: %s", error)
     finally:
         node.disk.close()
@@ -284,5 +292,3 @@ async def _reap_orphans(node: EmbeddedNode) -> None:
             return
         for session, ino in orphans:
             await node.meta.propose(Reap(session, (ino,)))
-
-

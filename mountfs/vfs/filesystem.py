@@ -1,8 +1,8 @@
 """The filesystem: one method for each thing that a door can ask.
 
-The one place that knows what a file is: names come from the metadata, bytes from slices and from what is not written yet.
-Doors translate and do not decide.  Methods raise `FsError` and nothing else; they run inline until they have to
-wait (see mountfs.inline).
+The one place that knows what a file is: names come from the metadata, bytes from slices and from
+what is not written yet. Doors translate and do not decide.  Methods raise `FsError` and nothing
+else; they run inline until they have to wait (see mountfs.inline).
 """
 
 import os
@@ -61,8 +61,10 @@ _REAPS_MAX = 64
 
 
 class Filesystem:
-    """`durable` makes all that was proposed and written so far survive the machine; `kernel` says that the door
-    tells by `forget` when an inode is out of use, as the kernel does: until then a file without a name is kept."""
+    """`durable` makes all that was proposed and written so far survive the machine; `kernel` says
+    that the door tells by `forget` when an inode is out of use, as the kernel does: until then a
+    file without a name is kept.
+    """
 
     def __init__(
         self,
@@ -130,21 +132,21 @@ class Filesystem:
         self, parent: Ino, name: bytes, new_parent: Ino, new_name: bytes, flags: int, cred: Cred
     ) -> None:
         if self.writer.unwritten:
-            # A program that writes a new version and renames it over the old one must not find an empty file
-            # after a crash: the bytes go first.
+            # A program that writes a new version and renames it over the old one must not find an
+            # empty file after a crash: the bytes go first.
             await self._flush_name(parent, name, cred)
         command = Rename(parent, name, new_parent, new_name, flags, cred)
         await self._lost(await self._propose(command))
 
-    async def readdir(
-        self, ino: Ino, after: int, limit: int, *, with_attributes: bool
-    ) -> Listing:
+    async def readdir(self, ino: Ino, after: int, limit: int, *, with_attributes: bool) -> Listing:
         """Up to `limit` entries after a position (0: from the start), "." and ".." first."""
         listing = await self._meta.read(ReadDir(ino, after, limit, with_attributes))
         if after == 0 and not self._read_only:
             await self._touch(ino, await self._meta.read(GetAttr(ino)))
         if with_attributes and (self._atimes or self.writer.unwritten):
-            return [(*entry[:4], self._now(entry[4]) if entry[4] else entry[4]) for entry in listing]
+            return [
+                (*entry[:4], self._now(entry[4]) if entry[4] else entry[4]) for entry in listing
+            ]
         return listing
 
     async def forget(self, inos: Iterable[Ino]) -> None:
@@ -216,9 +218,7 @@ class Filesystem:
             raise FsError(Fault.READ_ONLY)
         attributes = await self._meta.read(GetAttr(ino))
         if flags & os.O_TRUNC and writes:
-            change = SetAttr(
-                ino=ino, cred=_CHECKED, size=0, drop_privileges=drop_privileges
-            )
+            change = SetAttr(ino=ino, cred=_CHECKED, size=0, drop_privileges=drop_privileges)
             attributes = await self.setattr(change)
         return self._open(ino, size_of(attributes), flags)
 
@@ -272,7 +272,9 @@ class Filesystem:
         return len(data)
 
     async def flush(self, handle: Handle, owner: int) -> None:
-        """close(2) of one descriptor: its process loses its locks; what was written leaves this process' memory."""
+        """close(2) of one descriptor: its process loses its locks; what was written leaves this
+        process' memory.
+        """
         file = handle.file
         if file.locked:
             await self._unlock(file.ino, POSIX, self.owner(owner))
@@ -306,13 +308,19 @@ class Filesystem:
         await self.writer.flush(handle.file, synced=True)
         await self._durable()
 
+    async def durable(self) -> None:
+        """What was done to names survives the machine."""
+        await self._durable()
+
     async def sync(self) -> None:
         """All of the filesystem survives the machine."""
         await self.flush_all()
         await self._durable()
 
     async def flush_all(self) -> None:
-        """Give all that is dirty to the volumes and the metadata.  Raises the first error, after trying all."""
+        """Give all that is dirty to the volumes and the metadata.  Raises the first error, after
+        trying all.
+        """
         failed: FsError | None = None
         for file in list(self.writer.unwritten):
             try:

@@ -1,12 +1,12 @@
 """The home directory of an embedded node: where everything that it keeps is, and who holds it.
 
-    HOME/format.json    what made it, and its format; written last when a home is made
-    HOME/lock           locked by the process that has the home open, which also writes who it is
-    HOME/pid            the number of that process
-    HOME/control        a socket: status and statistics of the running node
-    HOME/meta/store/    LevelDB: the metadata as of the last checkpoint
-    HOME/meta/log/      the commands since
-    HOME/chunks/        volumes, and the index of their needles
+HOME/format.json    what made it, and its format; written last when a home is made
+HOME/lock           locked by the process that has the home open, which also writes who it is
+HOME/pid            the number of that process
+HOME/control        a socket: status and statistics of the running node
+HOME/meta/store/    LevelDB: the metadata as of the last checkpoint
+HOME/meta/log/      the commands since
+HOME/chunks/        volumes, and the index of their needles
 """
 
 import errno
@@ -79,8 +79,8 @@ class Home:
 def open_home(path: Path, *, create: bool) -> Home:
     """Open and lock a home, which is made first if `create` and it is empty or missing.
 
-    Raises FsError: BAD_HOME (not a home, newer or damaged format), NOT_FOUND, BUSY (with who holds it), DENIED, READ_ONLY,
-    NO_SPACE.  Nothing is changed then.
+    Raises FsError: BAD_HOME (not a home, newer or damaged format), NOT_FOUND, BUSY (with who holds
+    it), DENIED, READ_ONLY, NO_SPACE.  Nothing is changed then.
     """
     try:
         return _open(path, create)
@@ -156,11 +156,13 @@ def _refuse_unless_fresh(path: Path, create: bool) -> None:
     if path.exists() and (found := sorted(set(os.listdir(path)) - unfinished)):
         raise FsError(
             Fault.BAD_HOME,
-            f"{path} is not a mountfs home, and not empty (it has {found[0]!r}): name another directory",
+            f"{path} is not a mountfs home, and not empty (it has {found[0]!r}): "
+            "name another directory",
         )
     if path.exists() and (path / "meta" / "store" / "CURRENT").exists():
         raise FsError(
-            Fault.BAD_HOME, f"{path}/format.json is missing, but there is metadata: restore the file"
+            Fault.BAD_HOME,
+            f"{path}/format.json is missing, but there is metadata: restore the file",
         )
     if not create:
         raise FsError(Fault.NOT_FOUND, f"{path}: there is no home")
@@ -200,5 +202,9 @@ def _read_holder(fd: int) -> Holder | None:
 def _busy(path: Path, holder: Holder | None) -> FsError:
     who = "another process that is just starting"
     if holder is not None:
-        who = f"process {holder.pid}" + (f", mounted at {holder.mountpoint}" if holder.mountpoint else "")
-    return FsError(Fault.BUSY, f"{path} is in use by {who}; unmount that first, or use another home")
+        who = f"process {holder.pid}" + (
+            f", mounted at {holder.mountpoint}" if holder.mountpoint else ""
+        )
+    return FsError(
+        Fault.BUSY, f"{path} is in use by {who}; unmount that first, or use another home"
+    )

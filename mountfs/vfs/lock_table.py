@@ -20,7 +20,9 @@ class LockTable:
         return await self._meta.read(TestLock(ino, lock))
 
     async def take(self, ino: Ino, lock: Lock, *, wait: bool) -> None:
-        """Raises WOULD_BLOCK (without `wait`) or DEADLOCK.  May be cancelled while it waits; then nothing is held."""
+        """Raises WOULD_BLOCK (without `wait`) or DEADLOCK.  May be cancelled while it waits; then
+        nothing is held.
+        """
         while True:
             in_the_way = await self._meta.propose(TakeLock(ino, lock))
             if in_the_way is None:
@@ -29,9 +31,7 @@ class LockTable:
                 raise FsError(Fault.WOULD_BLOCK)
             await self._wait(ino, lock, in_the_way)
 
-    async def release(
-        self, ino: Ino, flavor: int, owner: Owner, start: int, stop: int
-    ) -> None:
+    async def release(self, ino: Ino, flavor: int, owner: Owner, start: int, stop: int) -> None:
         await self._meta.propose(ReleaseLock(ino, flavor, owner, start, stop))
         released = self._released.pop(ino, None)
         if released is not None:

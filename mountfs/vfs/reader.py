@@ -148,4 +148,3 @@ def _cut(run: Run, start: int, stop: int) -> bytearray:
     data = bytearray(high - low)
     run.copy_into(data, low)
     return data
-

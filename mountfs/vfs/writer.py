@@ -1,7 +1,8 @@
 """Writing: bytes gather in memory, and leave it as slices (or, few of them, with the metadata).
 
-Dirty memory is bounded for the whole filesystem: who would exceed the bound first helps to flush.  What a flush could
-not write stays dirty, is seen by reads, and is tried again; the caller that waits for it gets the error.
+Dirty memory is bounded for the whole filesystem: who would exceed the bound first helps to flush.
+What a flush could not write stays dirty, is seen by reads, and is tried again; the caller that
+waits for it gets the error.
 """
 
 import logging
@@ -25,7 +26,9 @@ log = logging.getLogger(__name__)
 
 SLICES_RESERVED = 1_024
 SMALL_BYTES = ops.INLINE_BYTES_MAX
-"""A flush of up to so many bytes goes into the metadata: one write to the log, instead of one there and one to a volume."""
+"""A flush of up to so many bytes goes into the metadata: one write to the log, instead of one there
+and one to a volume.
+"""
 SYNCED_BYTES = 64 * KIB
 """The same for a flush that fsync(2) waits for: one trip to the disk instead of two."""
 RUNS_MAX = 512
@@ -40,8 +43,8 @@ class Writer:
         self._chunks = chunks
         self._dirty_bytes_max = dirty_bytes_max
         self._kick = kick
-        self._next_slice = 0
-        self._last_slice = 0
+        self._next_slice: int = 0
+        self._last_slice: int = 0
         self.dirty_bytes = 0
         """Of all files, with what is on its way."""
         self.unwritten: dict[File, float] = {}
@@ -49,7 +52,9 @@ class Writer:
         self._idle = trio.Condition()
 
     async def write(self, file: File, offset: int, data: memoryview, drop_privileges: bool) -> None:
-        """Take bytes over.  Waits only where dirty memory is full.  Raises NO_SPACE when the disk is."""
+        """Take bytes over.  Waits only where dirty memory is full.  Raises NO_SPACE when the disk
+        is.
+        """
         size = len(data)
         if self.dirty_bytes + size > self._dirty_bytes_max:
             await self._make_room(size)
@@ -67,9 +72,7 @@ class Writer:
         if dirty.bytes > SLICE_BYTES_MAX:
             self._kick()
 
-    async def flush(
-        self, file: File, *, synced: bool = False, full_only: bool = False
-    ) -> None:
+    async def flush(self, file: File, *, synced: bool = False, full_only: bool = False) -> None:
         """Give what is dirty to volumes and metadata.  Not yet durable: that takes a sync."""
         while file.flushing:
             await leave()
@@ -147,7 +150,8 @@ class Writer:
 
     async def _slice_id(self) -> SliceId:
         if self._next_slice == self._last_slice:
-            self._next_slice = await self._meta.propose(ReserveSlices(SLICES_RESERVED))
+            first = await self._meta.propose(ReserveSlices(SLICES_RESERVED))
+            self._next_slice = first
             self._last_slice = self._next_slice + SLICES_RESERVED
         self._next_slice += 1
         return SliceId(self._next_slice - 1)

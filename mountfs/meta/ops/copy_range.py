@@ -1,4 +1,4 @@
-"""copy_file_range(2): let a range of one file refer to the slices of another; no bytes are copied."""
+"""copy_file_range(2): let a range of a file refer to the slices of another; no bytes are copied."""
 
 import msgspec
 
@@ -55,11 +55,15 @@ class CopyRange(Command[tuple[Attributes, int]], frozen=True, tag="copy_range"):
 
     def _copy(self, tree: Tree, source: Inode, target: Inode, length: int) -> None:
         stop = self.target_offset + length
-        if source.marks & HAS_CONTENT and not target.marks & HAS_SLICES and stop <= INLINE_BYTES_MAX:
-            data = tree.content(source)[self.source_offset : self.source_offset + length]
+        if (
+            source.marks & HAS_CONTENT
+            and not target.marks & HAS_SLICES
+            and stop <= INLINE_BYTES_MAX
+        ):
+            content = tree.content(source)[self.source_offset : self.source_offset + length]
             old = tree.get(keys.content(target.ino)) or b""
             old = old.ljust(self.target_offset, b"\0")
-            tree.set_content(target, old[: self.target_offset] + data + old[stop:])
+            tree.set_content(target, old[: self.target_offset] + content + old[stop:])
             return
         runs = _runs(tree, source, self.source_offset, length)
         number = move_content(tree, target)
@@ -77,7 +81,9 @@ class CopyRange(Command[tuple[Attributes, int]], frozen=True, tag="copy_range"):
                     )
                 else:
                     tree.share_slice(part)
-                new = msgspec.structs.replace(part, start=start, stop=start + part.stop - part.start)
+                new = msgspec.structs.replace(
+                    part, start=start, stop=start + part.stop - part.start
+                )
                 tree.add_slice(target, chunk, number, new)
                 number += 1
 
@@ -85,10 +91,13 @@ class CopyRange(Command[tuple[Attributes, int]], frozen=True, tag="copy_range"):
 def _runs(
     tree: Tree, inode: Inode, offset: int, length: int
 ) -> list[tuple[int, Slice, bytes | None]]:
-    """What is seen in a range, but holes: (offset from the start of the range, slice, bytes of a piece)."""
+    """What is seen in a range, but holes: (offset from the start of the range, slice, bytes of a
+    piece).
+    """
     if inode.marks & HAS_CONTENT:
-        data = tree.content(inode)[offset : offset + length]
-        return [(0, Slice(0, len(data), SliceId(1), 0, VolumeId(0), len(data), 0), data)] if data else []
+        content = tree.content(inode)[offset : offset + length]
+        whole = Slice(0, len(content), SliceId(1), 0, VolumeId(0), len(content), 0)
+        return [(0, whole, content)] if content else []
     runs: list[tuple[int, Slice, bytes | None]] = []
     stop = offset + length
     for chunk in range(offset // CHUNK_BYTES, (stop - 1) // CHUNK_BYTES + 1):
@@ -97,7 +106,7 @@ def _runs(
         for piece in within(seen, max(offset - base, 0), min(stop - base, CHUNK_BYTES)):
             if piece.is_hole:
                 continue
-            data = None
+            data: bytes | None = None
             if not piece.volume:
                 data = tree.get(keys.piece(inode.ino, piece.slice_id))
                 assert data is not None, piece

@@ -14,7 +14,7 @@ _decode = msgspec.msgpack.Decoder(Locks).decode
 
 
 class TakeLock(Command[Lock | None], frozen=True, tag="take_lock"):
-    """Reply: None, or the lock that stands in the way; then nothing has changed.  It never waits."""
+    """Reply: None, or the lock in the way, and then nothing has changed.  It never waits."""
 
     ino: Ino
     lock: Lock
@@ -36,7 +36,9 @@ class ReleaseLock(Command[None], frozen=True, tag="release_lock"):
 
     def apply(self, tree: Tree, stamp: Stamp) -> None:
         held = locks_of(tree, self.ino)
-        set_locks(tree, self.ino, held, release(held, self.flavor, self.owner, self.start, self.stop))
+        set_locks(
+            tree, self.ino, held, release(held, self.flavor, self.owner, self.start, self.stop)
+        )
 
 
 class TestLock(Query[Lock | None], frozen=True, tag="test_lock"):

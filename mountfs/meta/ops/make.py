@@ -14,7 +14,9 @@ _TYPES = {stat.S_IFREG, stat.S_IFIFO, stat.S_IFSOCK, stat.S_IFCHR, stat.S_IFBLK}
 
 
 class Make(Command[tuple[Attributes, bool]], frozen=True, tag="make"):
-    """Reply: the attributes, and whether the file is new.  Raises EXISTS if `exclusive` and there is one."""
+    """Reply: the attributes, and whether the file is new.  Raises EXISTS if `exclusive` and there
+    is one.
+    """
 
     parent: Ino
     name: bytes

@@ -78,7 +78,8 @@ Listing = list[tuple[int, Ino, int, bytes, Attributes]]
 class ReadDir(Query[Listing], frozen=True, tag="readdir"):
     """Up to `limit` entries after a position, in the order in which they came into the directory.
 
-    A position stays valid whatever happens to the directory: entries that stay are seen exactly once.
+    A position stays valid whatever happens to the directory: entries that stay are seen exactly
+    once.
     """
 
     ino: Ino

@@ -15,7 +15,9 @@ SLICES_MAX = 4_096
 
 
 class Reap(Command[tuple[Ino, ...]], frozen=True, tag="reap"):
-    """Remove orphans of `session`.  Reply: those that need another round.  Who has a name again is left alone."""
+    """Remove orphans of `session`.  Reply: those that need another round.  Who has a name again is
+    left alone.
+    """
 
     session: int
     inos: tuple[Ino, ...]

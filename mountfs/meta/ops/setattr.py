@@ -15,7 +15,7 @@ _FOREVER = 1 << 64
 
 
 class SetAttr(Command[Attributes], frozen=True, tag="setattr", kw_only=True):
-    """None leaves a field as it is.  Times are nanoseconds since 1970; `*_now` takes the stamp's."""
+    """None leaves a field as it is.  Times are nanoseconds since 1970, `*_now` the stamp's."""
 
     ino: Ino
     cred: Cred
@@ -65,9 +65,8 @@ class SetAttr(Command[Attributes], frozen=True, tag="setattr", kw_only=True):
             return
         if self.mode is not None or self.atime is not None or self.mtime is not None:
             permit_owner(inode, cred)
-        elif self.atime_now or self.mtime_now:
-            if cred.uid != inode.uid:
-                permit(tree, inode, cred, WRITE)
+        elif (self.atime_now or self.mtime_now) and cred.uid != inode.uid:
+            permit(tree, inode, cred, WRITE)
         if self.uid is not None and self.uid != inode.uid:
             raise FsError(Fault.NOT_PERMITTED)
         if self.gid is not None:
@@ -86,9 +85,9 @@ class SetAttr(Command[Attributes], frozen=True, tag="setattr", kw_only=True):
     def _chmod(self, tree: Tree, inode: Inode, mode: int) -> None:
         cred = self.cred
         mode &= 0o7777
-        if mode & stat.S_ISGID and not cred.checked and cred.uid != 0:
-            if inode.gid not in (cred.gid, *cred.groups):
-                mode &= ~stat.S_ISGID
+        member = cred.checked or cred.uid == 0 or inode.gid in (cred.gid, *cred.groups)
+        if not member:
+            mode &= ~stat.S_ISGID
         inode.mode = stat.S_IFMT(inode.mode) | mode
         if inode.marks & HAS_ACL:
             key = keys.xattr(inode.ino, acl.ACCESS)

@@ -1,4 +1,4 @@
-"""Names for slices, and what becomes of slices that nobody needs: given out, rewritten, reclaimed."""
+"""Names for slices, and the end of those that nobody needs: rewritten, garbage, reclaimed."""
 
 from itertools import islice
 
@@ -45,8 +45,8 @@ class Rewrite(Command[None], frozen=True, tag="rewrite"):
                 tree.share_slice(piece)
         for key in replaced:
             tree.drop_slice(self.ino, key, rows[key])
-        order, number = self.replaced[-1]
-        for number, piece in enumerate(self.added, number + 1):
+        order, last = self.replaced[-1]
+        for number, piece in enumerate(self.added, last + 1):
             tree.put(keys.slice_(self.ino, self.chunk, order, number), pack_slice(piece))
         if len(rows) == len(replaced):
             tree.put(keys.tangled(self.ino, self.chunk), None)

@@ -1,4 +1,6 @@
-"""Access times, as they gathered while files were read: many in one command, none of them worth one of its own."""
+"""Access times, as they gathered while files were read: many in one command, none of them worth one
+of its own.
+"""
 
 from mountfs.errors import FsError
 from mountfs.meta.command import Command, Stamp
@@ -7,7 +9,9 @@ from mountfs.types import Ino
 
 
 class Touch(Command[None], frozen=True, tag="touch"):
-    """`times`: inode and its access time in nanoseconds.  Files that are gone by now are passed over."""
+    """`times`: inode and its access time in nanoseconds.  Files that are gone by now are passed
+    over.
+    """
 
     times: tuple[tuple[Ino, int], ...]
 

@@ -8,7 +8,7 @@ from mountfs.types import Cred, Ino
 
 
 class Unlink(Command[Ino], frozen=True, tag="unlink"):
-    """Reply: the inode if that was its last name (it is an orphan of the session now), otherwise 0."""
+    """Reply: the inode if that was its last name (an orphan of the session now), otherwise 0."""
 
     parent: Ino
     name: bytes

@@ -1,4 +1,6 @@
-"""write(2), as it reaches the metadata: where the bytes of a flush are, or, for few of them, the bytes."""
+"""write(2), as it reaches the metadata: where the bytes of a flush are, or, for few of them, the
+bytes.
+"""
 
 import msgspec
 
@@ -13,7 +15,9 @@ from mountfs.types import CHUNK_BYTES, FILE_BYTES_MAX, KIB, SLICE_BYTES_MAX, Ino
 INLINE_BYTES_MAX = 4 * KIB
 """A file up to this size keeps its bytes with its inode."""
 PIECE_BYTES_MAX = 64 * KIB
-"""A run of bytes up to this size may travel with the command and stay in the metadata until compaction."""
+"""A run of bytes up to this size may travel with the command and stay in the metadata until
+compaction.
+"""
 
 
 class Run(msgspec.Struct, frozen=True, array_like=True):
@@ -73,8 +77,8 @@ def _write_content(tree: Tree, inode: Inode, runs: tuple[Run, ...]) -> None:
 
 
 def _write_slices(tree: Tree, inode: Inode, runs: tuple[Run, ...]) -> None:
-    number = move_content(tree, inode)
-    for number, run in enumerate(runs, number):
+    first = move_content(tree, inode)
+    for number, run in enumerate(runs, first):
         slice_id, volume = run.slice_id, run.volume
         if not volume:
             slice_id = put_piece(tree, inode, number, run.data)
@@ -84,7 +88,9 @@ def _write_slices(tree: Tree, inode: Inode, runs: tuple[Run, ...]) -> None:
 
 
 def move_content(tree: Tree, inode: Inode) -> int:
-    """A small file becomes a larger one: its content turns into its first slice.  Returns the next slice number."""
+    """A small file becomes a larger one: its content turns into its first slice.  Returns the next
+    slice number.
+    """
     if not inode.marks & HAS_CONTENT:
         return 0
     content = tree.get(keys.content(inode.ino))
@@ -92,9 +98,7 @@ def move_content(tree: Tree, inode: Inode) -> int:
     tree.drop_content(inode)
     if content:
         piece = put_piece(tree, inode, 0, content)
-        tree.add_slice(
-            inode, 0, 0, Slice(0, len(content), piece, 0, VolumeId(0), len(content), 0)
-        )
+        tree.add_slice(inode, 0, 0, Slice(0, len(content), piece, 0, VolumeId(0), len(content), 0))
     return 1
 
 

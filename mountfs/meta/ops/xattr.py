@@ -1,4 +1,4 @@
-"""setxattr(2), removexattr(2), getxattr(2), listxattr(2); ACLs are xattrs that also set the mode."""
+"""setxattr(2), removexattr(2), getxattr(2), listxattr(2); ACLs are some that set the mode too."""
 
 from mountfs.errors import Fault, FsError
 from mountfs.meta import acl, keys
@@ -24,7 +24,8 @@ class SetXattr(Command[Attributes], frozen=True, tag="setxattr"):
     value: bytes
     flags: int
     drop_sgid: bool
-    """The caller sets an ACL and is not in the file's group: as chmod(2) would, drop set-group-ID."""
+    """The caller sets an ACL and is not in the file's group: as chmod(2) would, drop set-group-ID.
+    """
     cred: Cred
 
     def check(self) -> None:

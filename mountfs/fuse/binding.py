@@ -1,0 +1,142 @@
+"""The native binding: our own channel to the kernel, and what the two sides agree on at INIT."""
+
+import os
+from typing import Any, Protocol
+
+import trio
+
+from mountfs.fuse import wire
+from mountfs.fuse.device import Channel, Reply, Request
+from mountfs.fuse.operations import WRITE_BYTES_MAX, Operations
+from mountfs.fuse.options import MountOptions
+from mountfs.fuse.wire import InitFlag, Opcode
+from mountfs.types import KIB, MIB
+from mountfs.vfs.filesystem import Filesystem
+
+PAGE_BYTES = 4 * KIB
+READAHEAD_KIB = 1024
+"""The kernel's default of 128 KiB makes eight requests of what one can carry."""
+
+WANTED = (
+    InitFlag.ASYNC_READ
+    | InitFlag.POSIX_LOCKS  # or locks would hold on this mount only
+    | InitFlag.FLOCK_LOCKS
+    | InitFlag.ATOMIC_O_TRUNC  # saves the SETATTR before an open
+    | InitFlag.EXPORT_SUPPORT
+    | InitFlag.BIG_WRITES
+    | InitFlag.DONT_MASK  # default ACLs take the umask's place, so we must see both
+    | InitFlag.DO_READDIRPLUS  # saves a LOOKUP for each entry of ls -l, find, du
+    | InitFlag.READDIRPLUS_AUTO
+    | InitFlag.ASYNC_DIO
+    | InitFlag.PARALLEL_DIROPS
+    | InitFlag.POSIX_ACL
+    | InitFlag.ABORT_ERROR
+    | InitFlag.MAX_PAGES  # 1 MiB in one request
+    | InitFlag.CACHE_SYMLINKS  # saves READLINK
+    | InitFlag.NO_OPENDIR_SUPPORT  # saves OPENDIR and RELEASEDIR: positions need no state
+    | InitFlag.EXPLICIT_INVAL_DATA  # all changes come through this kernel: it may keep its pages
+    | InitFlag.HANDLE_KILLPRIV_V2  # saves a look for security.capability before each write
+    | InitFlag.SETXATTR_EXT
+    | InitFlag.INIT_EXT
+    | InitFlag.HAS_EXPIRE_ONLY
+    | InitFlag.DIRECT_IO_ALLOW_MMAP
+)
+
+
+class Binding(Protocol):
+    """A filesystem, mounted."""
+
+    initialized: trio.Event
+    """The kernel has said INIT."""
+    readahead_kib: int
+
+    async def serve(self) -> None:
+        """Answer the kernel until the filesystem is unmounted."""
+        ...
+
+    def status(self) -> dict[str, Any]: ...
+
+    def stats(self) -> dict[str, Any]: ...
+
+
+class NativeBinding:
+    def __init__(
+        self, filesystem: Filesystem, fd: int, mountpoint: str, options: MountOptions
+    ) -> None:
+        self.initialized = trio.Event()
+        self.readahead_kib = options.readahead_bytes // KIB
+        self._filesystem = filesystem
+        self._mountpoint = mountpoint
+        self._options = options
+        self._minor = 0
+        self._operations = Operations(
+            filesystem,
+            timeouts=wire.Timeouts(
+                options.entry_timeout_s, options.attr_timeout_s, options.entry_timeout_s
+            ),
+            interrupt=lambda unique: self._channel.interrupt(unique),
+            initialize=self._initialize,
+        )
+        os.set_blocking(fd, False)
+        poll_s = options.poll_us / 1e6 if len(os.sched_getaffinity(0)) > 1 else 0.0
+        self._channel = Channel(
+            fd,
+            self._operations.table(),
+            buffer_bytes=WRITE_BYTES_MAX + 64 * KIB,
+            poll_s=poll_s,
+        )
+
+    async def serve(self) -> None:
+        await self._channel.serve()
+
+    def status(self) -> dict[str, Any]:
+        return {
+            "mountpoint": self._mountpoint,
+            "binding": "native",
+            "fuse_protocol": f"{wire.MAJOR}.{self._minor}",
+            "bugs": self._channel.bugs,
+        }
+
+    def stats(self) -> dict[str, Any]:
+        """Counters since the mount; the difference of two answers is a rate."""
+        writer = self._filesystem.writer
+        return {
+            "operations": {
+                Opcode(opcode).name.lower(): {
+                    "calls": counts.calls,
+                    "errors": counts.errors,
+                    "total_ns": counts.total_ns,
+                    "slowest_ns": counts.slowest_ns,
+                }
+                for opcode, counts in sorted(self._channel.counts.items())
+            },
+            "dirty_bytes": writer.dirty_bytes,
+            "unwritten_files": len(writer.unwritten),
+            "cpu_s": sum(os.times()[:2]),
+        }
+
+    def _initialize(self, request: Request) -> Reply:
+        asked = wire.parse_init(request.body)
+        if asked.major > wire.MAJOR:  # it will say INIT again with ours
+            return wire.reply(request.unique, wire.init_out_major_only())
+        self._minor = min(asked.minor, wire.MINOR)
+        flags = asked.flags & WANTED
+        self.initialized.set()
+        return wire.reply(
+            request.unique,
+            wire.init_out(
+                flags,
+                minor=self._minor,
+                max_readahead=max(asked.max_readahead, MIB),
+                max_background=self._options.max_background,
+                congestion_threshold=self._options.max_background * 3 // 4,
+                max_write=WRITE_BYTES_MAX,
+                max_pages=WRITE_BYTES_MAX // PAGE_BYTES,
+            ),
+        )
+
+
+def native_binding(
+    filesystem: Filesystem, fd: int, mountpoint: str, options: MountOptions
+) -> Binding:
+    return NativeBinding(filesystem, fd, mountpoint, options)
