@@ -547,7 +547,7 @@ _EXTENSION = Struct("<II")
 
 
 def parse_extensions(body: memoryview, total_extlen: int) -> Extensions:
-    """What stands at the end of a body.  Unknown ones are skipped; `total_extlen` is in the header."""
+    """What stands at the end of a body, as long as its header says; unknown kinds are skipped."""
     groups: tuple[int, ...] = ()
     security = None
     tail = body[len(body) - 8 * total_extlen :] if total_extlen else body[:0]
