@@ -497,14 +497,13 @@ class LocalLog:
         for segment, seen in zip(found, surveys, strict=True):
             segment.first, segment.last, segment.end = seen.first, seen.last, seen.end
         current = found[verdict.segment]
-        if verdict.torn:
-            # Records behind the hole must be gone before the hole is filled, the newest first.
-            for number in range(len(found) - 1, verdict.segment, -1):
-                if surveys[number].first or surveys[number].strayed:
-                    self._renew(found[number])
-            if surveys[verdict.segment].strayed:
-                # In any order: no record behind the hole states that one in the hole was durable.
-                _write_zeros(current.fd, current.end, current.size)
+        # What follows a torn end must be gone before the hole is filled, the newest first.
+        for number in range(len(found) - 1, verdict.segment, -1):
+            if surveys[number].first or surveys[number].residue:
+                self._renew(found[number])
+        if surveys[verdict.segment].residue:
+            # In any order: no record behind the hole states that one in the hole was durable.
+            _write_zeros(current.fd, current.end, current.size)
         # What is readable need not be on disk: the process may have died without a sync.
         for segment in found[: verdict.segment + 1]:
             os.fdatasync(segment.fd)

@@ -145,6 +145,9 @@ class Survey:
     """Whole records follow behind an unreadable one."""
     begun: bool
     """What lies at `end` looks like a record that is not whole."""
+    residue: bool
+    """There is at least a piece of a record behind `end`.  It could become whole by what is written
+    around it later, so nothing may be appended before it is gone."""
 
 
 def survey(data: bytes, header: Header) -> Survey:
@@ -157,8 +160,9 @@ def survey(data: bytes, header: Header) -> Survey:
     strayed = False
     for record in strays(data, header.salt, end):
         strayed, durable = True, max(durable, record.durable)
-    begun = data[end + 4 : end + 8] == pack_crc(header.salt)
-    return Survey(first, last, end, durable, strayed, begun)
+    mark = pack_crc(header.salt)
+    begun = data[end + 4 : end + 8] == mark
+    return Survey(first, last, end, durable, strayed, begun, residue=data.find(mark, end) >= 0)
 
 
 @dataclass(frozen=True)
@@ -171,7 +175,7 @@ class Verdict:
     durable: int
     """Highest index stated to be on disk.  More than `last`: what is missing is damage."""
     torn: bool
-    """Whole records follow behind the end: to be made unreadable before anything is appended."""
+    """Whole records follow behind the end."""
     hole: tuple[int, int]
     """(segment number, offset) where record `last + 1` should be."""
 
