@@ -756,7 +756,11 @@ def init_out(
     )
 
 
-_DIRENT_BYTES_BEFORE_NAME = 24
+def init_out_major_only() -> bytes:
+    """INIT of a kernel with a larger major version: it will say INIT again, with ours."""
+    return _INIT_OUT.pack(MAJOR, MINOR, *(0,) * 11)
+
+
 _pack_dirent = Struct("<QQII").pack
 _pack_direntplus = Struct("<QQ24s88sQQII").pack
 _PADDING = tuple(bytes(-length % 8) for length in range(8))
