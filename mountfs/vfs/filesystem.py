@@ -268,6 +268,8 @@ class Filesystem:
             raise FsError(Fault.FILE_TOO_LARGE)
         if self._read_only:
             raise FsError(Fault.READ_ONLY)
+        if drop_privileges and not handle.file.drop_privileges:
+            await self._drop_privileges(handle.file.ino)
         await self.writer.write(handle.file, offset, data, drop_privileges)
         return len(data)
 
@@ -438,6 +440,11 @@ class Filesystem:
             _MTIME_CTIME.pack_into(patched, _MTIME_AT, seconds, seconds)
         _NANOSECONDS.pack_into(patched, _NANOSECONDS_AT, atime_ns, mtime_ns, ctime_ns)
         return Attributes(bytes(patched))
+
+    async def _drop_privileges(self, ino: Ino) -> None:
+        """A write takes set-user-ID away at once, not when its bytes are flushed."""
+        if mode_of(await self._meta.read(GetAttr(ino))) & (stat.S_ISUID | stat.S_ISGID):
+            await self._propose(SetAttr(ino=ino, cred=_CHECKED, drop_privileges=True))
 
     async def _lost(self, ino: Ino) -> None:
         """An inode has lost its last name."""
