@@ -157,8 +157,9 @@ def _daemon_of(home: Path) -> int | None:
 
 
 def _is_running(pid: int) -> bool:
+    """Whether the process is there and has not ended (one that nobody has waited for has)."""
     try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
+        status = Path(f"/proc/{pid}/stat").read_text()
+    except (FileNotFoundError, ProcessLookupError):
         return False
-    return True
+    return status.rpartition(")")[2].split()[0] != "Z"
