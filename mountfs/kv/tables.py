@@ -97,7 +97,7 @@ def _check_table(data: bytes) -> None:
         raise _Bad(footer, "does not end like a table")
     meta, position = _handle(data, footer, footer)
     index, position = _handle(data, position, footer)
-    if any(data[position:-8]):
+    if any(data[position:-8]) or max(sum(meta), sum(index)) + _TRAILER_BYTES > footer:
         raise _Bad(footer, "footer is damaged")
     spans = [
         *_handles_in(data, index),
@@ -273,11 +273,17 @@ def _piece(data: bytes, offset: int) -> tuple[int, int] | str:
 
 
 def _resumes(data: bytes, offset: int) -> bool:
-    """Whether a record begins anywhere behind the damage at `offset`."""
-    for start in range(offset + 1, len(data) - _LOG_HEADER_BYTES + 1):
-        if data[start + 6] not in (_FULL, _FIRST):
+    """Whether a record begins anywhere behind the damaged piece at `offset`.
+
+    Looked for only where a piece can begin, for what is stored may itself look like a log.
+    """
+    offset += _LOG_HEADER_BYTES + int.from_bytes(data[offset + 4 : offset + 6], "little")
+    while offset < len(data):
+        piece = _piece(data, offset)
+        if isinstance(piece, str):
+            offset += LOG_BLOCK_BYTES - offset % LOG_BLOCK_BYTES
             continue
-        piece = _piece(data, start)
-        if isinstance(piece, tuple):
+        kind, offset = piece
+        if kind in (_FULL, _FIRST):
             return True
     return False

@@ -457,6 +457,20 @@ def check_recovery(log: LocalLog, model: dict[int, bytes], durable: int) -> None
         del model[index]
 
 
+def test_a_new_beginning_whose_first_page_is_lost_is_no_damage(tmp_path):
+    disk = Disk(tmp_path)
+    with disk.watch():
+        log = small(tmp_path)
+        fill(log, 10)
+        log.sync()
+        log.restart(100)
+        fill(log, 10)
+        answers = iter([True, False])  # the names, the first page of records; then the others
+        disk.lose_power(lambda: next(answers, True))
+        with closing(small(tmp_path)) as log:
+            assert (log.last_index, contents(log)) == (0, {})
+
+
 steps = st.lists(
     st.one_of(
         st.tuples(st.just("append"), st.integers(0, 6000)),
