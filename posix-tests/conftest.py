@@ -97,6 +97,7 @@ def embedded_node(binding: str) -> Iterator[Path]:
         try:
             yield mounted
         finally:
+            _close_all_below(mounted)
             _unmount(home, mounted)
     finally:
         if not _is_mounted(mounted):  # never delete through a mount that could not be undone
@@ -116,6 +117,14 @@ def _mount(home: Path, mounted: Path, binding: str) -> None:
     pytest.exit(f"{' '.join(command)}: exit {code}: {why}", returncode=3)
 
 
+def _close_all_below(mounted: Path) -> None:
+    """Close what a failed test left open: the mount would be busy."""
+    for entry in os.listdir("/proc/self/fd"):
+        with contextlib.suppress(OSError):
+            if Path(os.readlink(f"/proc/self/fd/{entry}")).is_relative_to(mounted):
+                os.close(int(entry))
+
+
 def _unmount(home: Path, mounted: Path) -> None:
     """`umount`; if that does not come about, detach the mount and kill the daemon that held it."""
     daemon = _daemon_of(home)
@@ -130,7 +139,7 @@ def _unmount(home: Path, mounted: Path) -> None:
     if daemon:
         with contextlib.suppress(ProcessLookupError):
             os.kill(daemon, signal.SIGKILL)
-    pytest.exit(f"{mounted} could not be unmounted: detached it, killed daemon {daemon}", 3)
+    pytest.fail(f"{mounted} could not be unmounted: detached it, killed daemon {daemon}")
 
 
 def _run(command: list[str], seconds: float, said: IO[bytes] | None = None) -> int:
