@@ -109,7 +109,7 @@ def _check_table(data: bytes) -> None:
     for offset, size in sorted(spans):
         if offset != expected:
             raise _Bad(expected, "no block begins here, or its place in the index is damaged")
-        _block(data, offset, size)
+        _check_block(data, offset, size)
         expected = offset + size + _TRAILER_BYTES
     if expected != footer:
         raise _Bad(expected, "the blocks do not end where the footer begins")
@@ -134,14 +134,19 @@ def _handles_in(data: bytes, block: tuple[int, int]) -> Iterator[tuple[int, int]
         position += length
 
 
-def _block(data: bytes, offset: int, size: int) -> bytes:
-    """The content of a block whose checksum is right."""
+def _check_block(data: bytes, offset: int, size: int) -> None:
     stop = offset + size
     if stop + _TRAILER_BYTES > len(data):
         raise _Bad(offset, "block reaches beyond the end of the file")
     stored = int.from_bytes(data[stop + 1 : stop + _TRAILER_BYTES], "little")
     if _masked(crc32c(memoryview(data)[offset : stop + 1])) != stored:
         raise _Bad(offset, "checksum of a block does not match")
+
+
+def _block(data: bytes, offset: int, size: int) -> bytes:
+    """The content of a block whose checksum is right."""
+    _check_block(data, offset, size)
+    stop = offset + size
     if data[stop] == _PLAIN:
         return data[offset:stop]
     if data[stop] == _SNAPPY:

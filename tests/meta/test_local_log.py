@@ -457,13 +457,15 @@ def check_recovery(log: LocalLog, model: dict[int, bytes], durable: int) -> None
         del model[index]
 
 
-def test_a_new_beginning_whose_first_page_is_lost_is_no_damage(tmp_path):
+@pytest.mark.parametrize("begin", [lambda log: log.restart(100), lambda log: log.cut(49)])
+def test_a_new_beginning_whose_first_page_is_lost_is_no_damage(tmp_path, begin):
     disk = Disk(tmp_path)
     with disk.watch():
         log = small(tmp_path)
-        fill(log, 10)
+        log.append(50, b"")
+        fill(log, 9)
         log.sync()
-        log.restart(100)
+        begin(log)
         fill(log, 10)
         answers = iter([True, False])  # the names, the first page of records; then the others
         disk.lose_power(lambda: next(answers, True))
