@@ -22,6 +22,7 @@ KNOWN: Final[dict[str, dict[str, str]]] = {
         "test_sparse.py::*seek_hole*": _NO_LSEEK,
         "test_sparse.py::*seek_data*": _NO_LSEEK,
         "test_tmpfile.py::*": _NO_TMPFILE,
+        "test_setuid.py::*[tmpfile]": _NO_TMPFILE,
     },
 }
 

@@ -200,7 +200,7 @@ def _show(
     for verdict in Verdict:
         table.add_row(verdict.value, str(counts[verdict]))
     table.add_section()
-    table.add_row("all", f"{sum(counts.values())} of {cases} cases in {seconds:.0f} s")
+    table.add_row("all", f"{sum(counts.values())}, of {cases} cases in {seconds:.0f} s")
     console.print(table)
 
 

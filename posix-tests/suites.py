@@ -221,20 +221,41 @@ def _xfstests(options: Options) -> Iterator[Case]:
         )
 
 
+_DF: Final = """#!/bin/sh
+exec df -T -P "$@" | sed 's/ fuse\\.[^ ]* / fuse /'
+"""
+_LEAVE_MOUNTED: Final = """#!/bin/sh
+for word; do case $word in "{source}"|"{mount}") exit 0;; esac; done
+exec {program} "$@"
+"""
+
+
 def _xfstests_config(options: Options) -> Path:
-    """What `check` is told of the mount.  To it every FUSE filesystem must have the type `fuse`."""
+    """What `check` is told of the mount.
+
+    It wants every FUSE filesystem to have the type `fuse`, and to unmount and mount between tests,
+    which it cannot do for us: so it is given its own `df`, `mount` and `umount`.
+    """
     source, kind = _mounted(options.mount)
-    _, _, subtype = kind.partition(".")
-    df = options.work / "df"
-    df.write_text('#!/bin/sh\nexec df -T -P "$@" | sed "s/ fuse\\.[^ ]* / fuse /"\n')
-    df.chmod(0o755)
+    if not kind.startswith("fuse"):
+        raise Unusable(f"{options.mount} is {kind}, not FUSE: xfstests might format its device")
+    programs = {"df": _DF}
+    for program in ("mount", "umount"):
+        programs[program] = _LEAVE_MOUNTED.format(
+            source=source, mount=options.mount, program=program
+        )
+    for name, text in programs.items():
+        (options.work / name).write_text(text)
+        (options.work / name).chmod(0o755)
     settings = {
-        "FSTYP": kind.partition(".")[0],
-        "FUSE_SUBTYP": f".{subtype}" if subtype else "",
+        "FSTYP": "fuse",
+        "FUSE_SUBTYP": kind.removeprefix("fuse"),
         "TEST_DEV": source,
         "TEST_DIR": str(options.mount),
         "RESULT_BASE": str(options.work / "results"),
-        "DF_PROG": str(df),
+        "DF_PROG": str(options.work / "df"),
+        "MOUNT_PROG": str(options.work / "mount"),
+        "UMOUNT_PROG": str(options.work / "umount"),
     }
     path = options.work / "config"
     path.write_text("".join(f"export {name}='{value}'\n" for name, value in settings.items()))

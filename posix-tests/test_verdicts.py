@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from known import reason_to_skip
 from outside import run
 from suites import Case, Ended
 from verdicts import Check, Result, Verdict, count, judge, read_exclusions, read_tap, stale_cases
@@ -124,3 +125,18 @@ def test_a_case_that_takes_too_long_is_killed_with_its_children(tmp_path: Path) 
     last = beat.read_text()
     time.sleep(0.2)
     assert beat.read_text() == last
+
+
+@pytest.mark.parametrize(
+    ("binding", "test_id", "skipped"),
+    [
+        ("pyfuse3", "test_setuid.py::test_what_is_made_in_it[tmpfile]", True),
+        ("pyfuse3", "test_setuid.py::test_what_is_made_in_it[file]", False),
+        ("pyfuse3", "test_tmpfile.py::test_it_must_be_writable", True),
+        ("native", "test_tmpfile.py::test_it_must_be_writable", False),
+    ],
+)
+def test_only_what_is_known_of_a_binding_is_skipped(
+    binding: str, test_id: str, skipped: bool
+) -> None:
+    assert bool(reason_to_skip(binding, test_id)) == skipped
