@@ -5,6 +5,7 @@ from typing import Any, Protocol
 
 import trio
 
+from mountfs.errors import Fault, FsError
 from mountfs.fuse import wire
 from mountfs.fuse.device import Channel, Reply, Request
 from mountfs.fuse.operations import WRITE_BYTES_MAX, Operations
@@ -82,7 +83,7 @@ class NativeBinding:
         self._channel = Channel(
             fd,
             self._operations.table(),
-            buffer_bytes=WRITE_BYTES_MAX + 64 * KIB,
+            buffers=filesystem.writer.buffers,
             poll_s=poll_s,
         )
 
@@ -119,6 +120,12 @@ class NativeBinding:
         asked = wire.parse_init(request.body)
         if asked.major > wire.MAJOR:  # it will say INIT again with ours
             return wire.reply(request.unique, wire.init_out_major_only())
+        if asked.minor < wire.MINOR_MIN:
+            raise FsError(
+                Fault.UNSUPPORTED,
+                f"the kernel speaks FUSE {asked.major}.{asked.minor}, mountfs needs "
+                f"{wire.MAJOR}.{wire.MINOR_MIN} or later: use a newer kernel",
+            )
         self._minor = min(asked.minor, wire.MINOR)
         flags = asked.flags & WANTED
         self.initialized.set()

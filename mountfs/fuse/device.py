@@ -18,6 +18,7 @@ import trio
 from mountfs.errors import Fault, FsError
 from mountfs.fuse.wire import IN_HEADER, Opcode, reply_error
 from mountfs.inline import WAITING, attempt, finish
+from mountfs.vfs.buffers import Buffers
 
 log = logging.getLogger(__name__)
 
@@ -41,7 +42,7 @@ _MISSES_MAX: Final = 16
 class Request:
     """What every handler gets: the header's fields and the body."""
 
-    __slots__ = ("body", "gid", "nodeid", "opcode", "pid", "uid", "unique")
+    __slots__ = ("body", "gid", "kept", "nodeid", "opcode", "pid", "uid", "unique")
 
     def __init__(
         self, opcode: int, unique: int, nodeid: int, uid: int, gid: int, pid: int, body: memoryview
@@ -53,6 +54,8 @@ class Request:
         self.gid = gid
         self.pid = pid
         self.body = body
+        self.kept = False
+        """The handler has kept the memory of the body."""
 
 
 Handler = Callable[[Request], Coroutine[Any, Any, Reply]]
@@ -71,17 +74,17 @@ class Counts:
 
 
 class Channel:
-    """`buffer_bytes` must hold the largest request.  `poll_s`: how long to poll before sleeping; 0:
+    """`buffers` must hold the largest request.  `poll_s`: how long to poll before sleeping; 0:
     never.
     """
 
     def __init__(
-        self, fd: int, handlers: dict[int, Handler], *, buffer_bytes: int, poll_s: float
+        self, fd: int, handlers: dict[int, Handler], *, buffers: Buffers, poll_s: float
     ) -> None:
         self._fd = fd
         self._handlers = handlers
-        self._buffer_bytes = buffer_bytes
-        self._buffer = memoryview(bytearray(buffer_bytes))
+        self._buffers = buffers
+        self._buffer = memoryview(buffers.get())
         self._poll_s = poll_s
         self._misses = 0
         self._scopes: dict[int, trio.CancelScope] = {}
@@ -170,13 +173,15 @@ class Channel:
                 self._start(request, coroutine, begun, size)
                 return
             self.write(reply)  # type: ignore[arg-type]
+            if request.kept:
+                self._buffer = memoryview(self._buffers.get())
         self._count(opcode, begun)
 
     def _start(
         self, request: Request, coroutine: Coroutine[Any, Any, Reply], begun: int, size: int
     ) -> None:
         if size > SMALL_BYTES:  # the request still needs its bytes
-            self._buffer = memoryview(bytearray(self._buffer_bytes))
+            self._buffer = memoryview(self._buffers.get())
         if request.opcode == Opcode.SETLKW:
             if self._locks >= LOCKS_MAX:
                 coroutine.close()
@@ -196,6 +201,8 @@ class Channel:
                 if waits_for_lock:
                     self._scopes[request.unique] = scope
                 self.write(await finish(coroutine))
+                if not request.kept:
+                    self._buffers.put(request.body.obj)
             if scope.cancelled_caught:
                 self.write(reply_error(request.unique, errno.EINTR))
         except Exception as error:

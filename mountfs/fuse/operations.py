@@ -210,6 +210,8 @@ class Operations:
     async def listxattr(self, request: Request) -> Reply:
         size = wire.parse_listxattr(request.body)
         names = await self._fs.listxattr(Ino(request.nodeid))
+        if request.uid != 0:  # xattr(7): trusted attributes are invisible to ordinary processes
+            names = tuple(name for name in names if not name.startswith(b"trusted."))
         return _sized(request, size, b"".join(name + b"\0" for name in names))
 
     # -- open files
@@ -243,8 +245,8 @@ class Operations:
         asked, data = wire.parse_write(request.body)
         drop = bool(asked.write_flags & wire.WRITE_KILL_SUIDGID)
         handle = self._fs.handle(asked.fh)
-        size = await self._fs.write(handle, asked.offset, data, drop_privileges=drop)
-        return wire.reply(request.unique, wire.write_out(size))
+        request.kept = await self._fs.write(handle, asked.offset, data, drop_privileges=drop)
+        return wire.reply(request.unique, wire.write_out(len(data)))
 
     async def flush(self, request: Request) -> Reply:
         asked = wire.parse_flush(request.body)
@@ -304,8 +306,7 @@ class Operations:
         if found is None:
             return wire.reply(request.unique, wire.lk_out(0, 0, wire.F_UNLCK, 0))
         kind = wire.F_WRLCK if found.exclusive else wire.F_RDLCK
-        last = EOF if found.stop == EOF else found.stop - 1
-        return wire.reply(request.unique, wire.lk_out(found.start, last, kind, found.pid))
+        return wire.reply(request.unique, wire.lk_out(found.start, found.stop - 1, kind, found.pid))
 
     async def setlk(self, request: Request) -> Reply:
         return await self._set_lock(request, wait=False)
@@ -325,7 +326,7 @@ class Operations:
 
     def _lock(self, asked: wire.LkIn) -> Lock:
         flavor = FLOCK if asked.lk_flags & wire.LK_FLOCK else POSIX
-        stop = EOF if asked.end >= EOF else asked.end + 1
+        stop = min(asked.end + 1, EOF)
         exclusive = asked.type == wire.F_WRLCK
         return Lock(flavor, self._fs.owner(asked.owner), asked.start, stop, exclusive, asked.pid)
 

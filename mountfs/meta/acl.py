@@ -48,8 +48,7 @@ def _check(entries: Acl) -> None:
     mask = tags.count(MASK)
     known = all(tag in (USER_OBJ, USER, GROUP_OBJ, GROUP, MASK, OTHER) for tag in tags)
     bits = all(entry.permissions <= 7 for entry in entries)
-    order = [(entry.tag, entry.id if entry.tag in (USER, GROUP) else 0) for entry in entries]
-    ascending = order == sorted(set(order))
+    ascending = tags == sorted(tags)
     if not (once and known and bits and ascending and mask <= 1 and mask >= named):
         raise FsError(Fault.INVALID, "not a valid POSIX ACL")
 

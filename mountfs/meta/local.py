@@ -6,12 +6,16 @@ from the last checkpoint on; a command that is proposed twice under the same ses
 acts once.
 """
 
+import os
 import time
 from collections.abc import Callable
 from contextlib import suppress
+from pathlib import Path
 from typing import Protocol, TypeVar
 
-from mountfs.errors import FsError
+import msgspec
+
+from mountfs.errors import Fault, FsError
 from mountfs.kv.base import Store
 from mountfs.kv.overlay import Overlay, Rows
 from mountfs.meta.command import Command, Query
@@ -37,13 +41,21 @@ class Meta(Protocol):
 
 
 class LocalMeta:
-    """`durable` in recovery asks whether the bytes that an entry refers to are there."""
+    """`bytes_present` says in recovery whether the bytes that an entry refers to are there;
+    `cut_path` takes the entries that had to be dropped.
+    """
 
     def __init__(
-        self, store: Store, log: LocalLog, *, bytes_present: Callable[[Entry], bool]
+        self,
+        store: Store,
+        log: LocalLog,
+        *,
+        bytes_present: Callable[[Entry], bool],
+        cut_path: Path,
     ) -> None:
         self._store = store
         self._log = log
+        self._cut_path = cut_path
         self._machine = StateMachine(Overlay(store))
         self._rows = self._machine._rows
         self.session = 0
@@ -54,8 +66,8 @@ class LocalMeta:
         """Entries at the end of the log that were dropped: never synced, and their bytes did not
         reach the disk.
         """
-        if not self._machine.applied and log.last_index == 0:
-            self._machine.format(time.time_ns())
+        if log.last_index == 0:
+            self._begin()
         self._replay(bytes_present)
 
     async def propose(self, command: Command[R]) -> R:
@@ -137,19 +149,42 @@ class LocalMeta:
         self._store.close()
         self._log.close()
 
+    def _begin(self) -> None:
+        """The log is empty: this is a new filesystem, or a damaged one."""
+        if self._machine.applied:
+            raise FsError(
+                Fault.BAD_HOME,
+                f"the metadata log is empty, but {self._machine.applied} commands were stored: its "
+                "segments are missing; restore the home from a backup",
+            )
+        self._machine.format(time.time_ns())
+
     def _replay(self, bytes_present: Callable[[Entry], bool]) -> None:
         machine = self._machine
         for index, record in self._log.replay(machine.applied):
             entry = decode_entry(record)
             if index > self._log.durable_before and not bytes_present(entry):
-                self.cut = self._log.last_index - index + 1
-                self._log.cut(index - 1)
+                self._set_aside(index)
                 return
             self.replayed += 1
             with suppress(FsError):  # it was refused then, too
                 machine.apply(
                     index, entry.session, entry.sequence, entry.answered, entry.time, entry.command
                 )
+
+    def _set_aside(self, index: int) -> None:
+        """End the log before `index`, whose bytes are not there.
+
+        They are synced before the log is, so nobody was promised this entry or a later one, unless
+        the bytes were damaged since.  For that case the entries are kept in a file of their own.
+        """
+        self.cut = self._log.last_index - index + 1
+        records = [record for _, record in self._log.replay(index - 1)]
+        with open(self._cut_path, "ab") as file:
+            file.write(msgspec.msgpack.encode((index, records)))
+            file.flush()
+            os.fsync(file.fileno())
+        self._log.cut(index - 1)
 
 
 class Checkpoint:

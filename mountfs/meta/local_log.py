@@ -98,6 +98,10 @@ class LocalLog:
         self._durable = 0
         """What records state.  0 until a record of this log is on disk, then the same as `_synced`.
         """
+        self.durable_before = 0
+        """A lower bound of what had been synced before this open: what the records themselves
+        state.  The last sync of all is stated by nobody.
+        """
         try:
             self._open()
         except OSError as error:
@@ -513,6 +517,7 @@ class LocalLog:
         self._segments.append(current)
         self._spares.extend(found[verdict.segment + 1 :])
         self._last = self._synced = self._durable = verdict.last
+        self.durable_before = verdict.durable
         self._replace_other_sizes()
 
     def _replace_other_sizes(self) -> None:

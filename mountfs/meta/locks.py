@@ -8,8 +8,8 @@ from typing import Final
 
 import msgspec
 
-EOF: Final = (1 << 63) - 1
-"""As `stop`: to the end, wherever that will be."""
+EOF: Final = 1 << 63
+"""As `stop`: to the end, wherever that will be; no file is longer."""
 
 POSIX: Final = 0
 FLOCK: Final = 1

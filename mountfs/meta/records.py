@@ -7,7 +7,7 @@ directory of a million files is listed without taking one of them apart.
 
 import stat
 import struct
-from typing import NewType
+from typing import Any, NewType
 
 import msgspec
 
@@ -77,7 +77,7 @@ class Inode:
     parent: Ino
     """The directory that holds the name it got last.  Exact for directories."""
     next_position: int
-    """Directories: the position that the next entry gets.  Only grows."""
+    """Directories: the position that the next entry gets.  Only shrinks."""
     entries: int
     """Directories: number of names, without "." and ".."."""
     version: int
@@ -270,6 +270,15 @@ def blocks_mask(start: int, stop: int) -> int:
     """The blocks that bytes `start:stop` of a chunk touch."""
     first, last = start // BLOCK_BYTES, -(-stop // BLOCK_BYTES)
     return ((1 << (last - first)) - 1) << first
+
+
+class Replies(msgspec.Struct, array_like=True):
+    """What is remembered of a session, so that each of its commands acts once."""
+
+    answered: int = 1
+    """The session has the replies to all sequences below.  Only grows."""
+    kept: dict[int, Any] = {}
+    """Replies by sequence.  Invariant: none below `answered`."""
 
 
 class Counters(msgspec.Struct):

@@ -3,15 +3,17 @@
 import stat
 
 from mountfs.meta import keys
-from mountfs.meta.records import HAS_CONTENT, HAS_SLICES, HAS_XATTRS, Inode, Slice
+from mountfs.meta.records import HAS_CONTENT, HAS_SLICES, HAS_XATTRS, Inode, Slice, blocks_mask
 from mountfs.meta.tree import Tree
 from mountfs.types import CHUNK_BYTES, SliceId, VolumeId
 
 _CAPABILITY = b"security.capability"
 
 
-def erase(tree: Tree, inode: Inode, start: int, stop: int) -> None:
-    """Make `start:stop` of a file read as zeros, and free the space of whole blocks."""
+def erase(tree: Tree, inode: Inode, start: int, stop: int, number: int = 0) -> None:
+    """Make `start:stop` of a file read as zeros, and free the space of whole blocks.  Holes get
+    the slice number `number`.
+    """
     if start >= stop:
         return
     if inode.marks & HAS_CONTENT:
@@ -19,9 +21,8 @@ def erase(tree: Tree, inode: Inode, start: int, stop: int) -> None:
         return
     if not inode.marks & HAS_SLICES:
         return
-    for number, chunk in enumerate(
-        list(tree.chunks(inode.ino, start // CHUNK_BYTES, (stop - 1) // CHUNK_BYTES))
-    ):
+    first, last = start // CHUNK_BYTES, (stop - 1) // CHUNK_BYTES
+    for chunk in list(tree.chunks(inode.ino, first, last)):
         base = chunk * CHUNK_BYTES
         low, high = max(start - base, 0), min(stop - base, CHUNK_BYTES)
         if low == 0 and high == CHUNK_BYTES:
@@ -29,6 +30,42 @@ def erase(tree: Tree, inode: Inode, start: int, stop: int) -> None:
         else:
             hole = Slice(low, high, SliceId(0), 0, VolumeId(0), 0, 0)
             tree.add_slice(inode, chunk, number, hole)
+
+
+def reserve(tree: Tree, inode: Inode, start: int, stop: int) -> None:
+    """Count the blocks of `start:stop` as in use, though they read as zeros until written."""
+    move_content(tree, inode)
+    inode.marks |= HAS_SLICES
+    for chunk in range(start // CHUNK_BYTES, (stop - 1) // CHUNK_BYTES + 1):
+        base = chunk * CHUNK_BYTES
+        before = tree.blocks(inode.ino, chunk)
+        after = before | blocks_mask(max(start - base, 0), min(stop - base, CHUNK_BYTES))
+        if after != before:
+            tree.set_blocks(inode, chunk, before, after)
+
+
+def move_content(tree: Tree, inode: Inode) -> int:
+    """A small file becomes a larger one: its content turns into its first slice.
+
+    Returns the next slice number.
+    """
+    if not inode.marks & HAS_CONTENT:
+        return 0
+    content = tree.get(keys.content(inode.ino))
+    assert content is not None, inode.ino
+    tree.drop_content(inode)
+    if content:
+        piece = put_piece(tree, inode, 0, content)
+        tree.add_slice(inode, 0, 0, Slice(0, len(content), piece, 0, VolumeId(0), len(content), 0))
+    return 1
+
+
+def put_piece(tree: Tree, inode: Inode, number: int, data: bytes) -> SliceId:
+    """Keep bytes in the metadata, under a name that no other piece of the file has."""
+    name = SliceId(tree.stamp.index << 20 | number)
+    assert number < 1 << 20, number
+    tree.put(keys.piece(inode.ino, name), data)
+    return name
 
 
 def drop_chunk(tree: Tree, inode: Inode, chunk: int) -> int:

@@ -6,6 +6,7 @@ It works when the mount does not: it shares nothing with the path of a request b
 import os
 import socket
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +30,8 @@ class Question(msgspec.Struct):
 
 async def serve(path: Path, answerers: dict[str, Answerer]) -> None:
     """Answer questions at `path` until cancelled.  Only the owner of the home can connect."""
-    path.unlink(missing_ok=True)
+    with suppress(FileNotFoundError):
+        os.unlink(path)  # of a node that was killed
     listener = trio.socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     with listener:
         with _short(path) as name:
@@ -44,7 +46,8 @@ async def serve(path: Path, answerers: dict[str, Answerer]) -> None:
                     await limit.acquire_on_behalf_of(client)
                     nursery.start_soon(_serve_client, client, answerers, limit)
         finally:
-            path.unlink(missing_ok=True)
+            with suppress(FileNotFoundError):
+                os.unlink(path)
 
 
 async def _serve_client(

@@ -14,7 +14,7 @@ _JOIN_BYTES = 128 * KIB
 """A part smaller than this grows; the next write after it begins a new part instead of moving it.
 """
 
-Part = bytearray
+Part = bytearray | memoryview
 
 
 class Run:
@@ -22,18 +22,23 @@ class Run:
 
     __slots__ = ("parts", "size", "start")
 
-    def __init__(self, start: int, data: bytes | bytearray | memoryview) -> None:
+    def __init__(
+        self, start: int, data: bytes | bytearray | memoryview, *, keep: bool = False
+    ) -> None:
         self.start = start
-        self.parts: list[Part] = [bytearray(data)]
+        self.parts: list[Part] = [memoryview(data) if keep else bytearray(data)]
         self.size = len(data)
 
     @property
     def stop(self) -> int:
         return self.start + self.size
 
-    def append(self, data: bytes | bytearray | memoryview) -> None:
-        if len(self.parts[-1]) + len(data) <= _JOIN_BYTES:
-            self.parts[-1] += data
+    def append(self, data: memoryview, *, keep: bool = False) -> None:
+        last = self.parts[-1]
+        if keep:
+            self.parts.append(data)
+        elif isinstance(last, bytearray) and len(last) + len(data) <= _JOIN_BYTES:
+            last += data
         else:
             self.parts.append(bytearray(data))
         self.size += len(data)
@@ -41,7 +46,7 @@ class Run:
     def joined(self) -> Part:
         """All of it as one part."""
         if len(self.parts) > 1:
-            self.parts = [Part().join(self.parts)]
+            self.parts = [bytearray().join(self.parts)]
         return self.parts[0]
 
     def copy_into(self, target: bytearray | memoryview, offset: int) -> None:
@@ -65,10 +70,17 @@ class Dirty:
         self.runs: list[Run] = []
         self.bytes = 0
 
-    def write(self, offset: int, data: memoryview) -> None:
-        """Put `data` over what is there."""
+    def write(self, offset: int, data: memoryview, *, keep: bool = False) -> bool:
+        """Put `data` over what is there.
+
+        With `keep`, its memory may be kept instead of copied; the reply says whether it was, and
+        then it must not change any more.
+        """
+        if keep and offset % CHUNK_BYTES + len(data) <= CHUNK_BYTES:
+            return self._put(offset, data, keep=len(data) <= SLICE_BYTES_MAX)
         for start, piece in _windows(offset, data):
             self._put(start, piece)
+        return False
 
     def overlaps(self, start: int, stop: int) -> bool:
         return any(run.start < stop and run.stop > start for run in self.runs)
@@ -99,20 +111,21 @@ class Dirty:
     def stop(self) -> int:
         return self.runs[-1].stop if self.runs else 0
 
-    def _put(self, start: int, data: memoryview) -> None:
+    def _put(self, start: int, data: memoryview, *, keep: bool = False) -> bool:
         runs = self.runs
         stop = start + len(data)
         if runs:
             last = runs[-1]
             if start == last.stop and _may_grow(last, len(data)):
-                last.append(data)
+                last.append(data, keep=keep)
                 self.bytes += len(data)
-                return
+                return keep
             if start < last.stop:
                 self._put_among(start, stop, data)
-                return
-        runs.append(Run(start, data))
+                return False
+        runs.append(Run(start, data, keep=keep))
         self.bytes += len(data)
+        return keep
 
     def _put_among(self, start: int, stop: int, data: memoryview) -> None:
         runs = self.runs

@@ -56,7 +56,9 @@ class EmbeddedNode:
         self.chunks = LocalChunks(self.disk)
         self._index = index
         segments = LocalLog(home.log, home=home.id, segment_bytes=LOG_SEGMENT_BYTES)
-        self.meta = LocalMeta(store, segments, bytes_present=self._bytes_present)
+        self.meta = LocalMeta(
+            store, segments, bytes_present=self._bytes_present, cut_path=home.path / "meta" / "cut"
+        )
         self._log = segments
         self._wake = trio.Event()
         self._syncing = False
@@ -241,9 +243,9 @@ async def embedded_node(
     home = open_home(path, create=create)
     try:
         home.hold(mountpoint)
-        store = LevelStore(home.store)
+        store = LevelStore(home.store, create=home.is_new)
         try:
-            index = LevelStore(home.chunks / "index")
+            index = LevelStore(home.chunks / "index", create=True)  # rebuilt when it is missing
             try:
                 node = EmbeddedNode(home, store, index)
                 async with _running(node, kernel, read_only, access_time, dirty_bytes_max):

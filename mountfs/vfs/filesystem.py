@@ -115,7 +115,9 @@ class Filesystem:
         return await self._propose(Symlink(parent, name, target, cred))
 
     async def readlink(self, ino: Ino) -> bytes:
-        return await self._meta.read(Readlink(ino))
+        target = await self._meta.read(Readlink(ino))
+        await self._touch(ino, await self._meta.read(GetAttr(ino)))
+        return target
 
     async def link(self, ino: Ino, parent: Ino, name: bytes, cred: Cred) -> Attributes:
         attributes = await self._propose(Link(ino, parent, name, cred))
@@ -257,21 +259,21 @@ class Filesystem:
         """Up to `size` bytes; fewer only at the end of the file."""
         file = handle.file
         data = await self.reader.read(file, offset, size)
-        if self._access_time is not AccessTime.NEVER and file.ino not in self._atimes:
+        if file.ino not in self._atimes and not handle.flags & os.O_NOATIME:
             await self._touch(file.ino, await self._meta.read(GetAttr(file.ino)))
         return data
 
     async def write(
         self, handle: Handle, offset: int, data: memoryview, *, drop_privileges: bool = False
-    ) -> int:
+    ) -> bool:
+        """Write all of `data`.  The reply says whether its memory is kept: then it is ours now."""
         if offset + len(data) > FILE_BYTES_MAX:
             raise FsError(Fault.FILE_TOO_LARGE)
         if self._read_only:
             raise FsError(Fault.READ_ONLY)
         if drop_privileges and not handle.file.drop_privileges:
             await self._drop_privileges(handle.file.ino)
-        await self.writer.write(handle.file, offset, data, drop_privileges)
-        return len(data)
+        return await self.writer.write(handle.file, offset, data, drop_privileges)
 
     async def flush(self, handle: Handle, owner: int) -> None:
         """close(2) of one descriptor: its process loses its locks; what was written leaves this

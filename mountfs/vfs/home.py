@@ -51,6 +51,11 @@ class Home:
         return bytes.fromhex(self.format.id)
 
     @property
+    def is_new(self) -> bool:
+        """Nothing was ever stored in it."""
+        return not os.listdir(self.store) and not os.listdir(self.log)
+
+    @property
     def store(self) -> Path:
         return self.path / "meta" / "store"
 

@@ -33,9 +33,10 @@ class Reader:
         try:
             return await self._read(file, offset, stop)
         except FsError as error:
-            if error.fault is not Fault.STALE:
+            if error.fault not in (Fault.STALE, Fault.CORRUPT):
                 raise
-        file.forget_layouts()  # compaction moved the bytes while we were reading them
+        # Compaction may have moved the bytes while we were reading them: look where they are now.
+        file.forget_layouts()
         return await self._read(file, offset, stop)
 
     async def _read(self, file: File, offset: int, stop: int) -> Bytes:

@@ -19,18 +19,24 @@ from mountfs.meta.local import Meta
 from mountfs.meta.ops import write as ops
 from mountfs.meta.ops.slices import Discard, ReserveSlices
 from mountfs.types import KIB, MIB, SLICE_BYTES_MAX, SliceId, VolumeId
+from mountfs.vfs.buffers import Buffers
 from mountfs.vfs.dirty import Run
 from mountfs.vfs.handles import File
 
 log = logging.getLogger(__name__)
 
 SLICES_RESERVED = 1_024
+BUFFER_BYTES = MIB + 64 * KIB
+"""Room for the largest request of a door."""
 SMALL_BYTES = ops.INLINE_BYTES_MAX
 """A flush of up to so many bytes goes into the metadata: one write to the log, instead of one there
 and one to a volume.
 """
 SYNCED_BYTES = 64 * KIB
 """The same for a flush that fsync(2) waits for: one trip to the disk instead of two."""
+KEEP_BYTES = 128 * KIB
+"""A write from this size on is kept in the buffer it came in, instead of copied."""
+BUFFERS_KEPT = 40
 RUNS_MAX = 512
 """In one command."""
 
@@ -49,6 +55,7 @@ class Writer:
         """Of all files, with what is on its way."""
         self.unwritten: dict[File, float] = {}
         """Files with dirty bytes, and since when (trio.current_time)."""
+        self.buffers = Buffers(BUFFER_BYTES, BUFFERS_KEPT)
         self._idle = trio.Condition()
 
     async def write(self, file: File, offset: int, data: memoryview, drop_privileges: bool) -> None:
@@ -62,7 +69,8 @@ class Writer:
             raise FsError(Fault.NO_SPACE)
         dirty = file.dirty
         before = dirty.bytes
-        dirty.write(offset, data)
+        keep = size >= KEEP_BYTES and isinstance(data.obj, bytearray)
+        kept = dirty.write(offset, data, keep=keep)
         self.dirty_bytes += dirty.bytes - before
         file.size = max(file.size, offset + size)
         file.mtime = time.time_ns()
@@ -71,6 +79,7 @@ class Writer:
             self.unwritten[file] = trio.current_time()
         if dirty.bytes > SLICE_BYTES_MAX:
             self._kick()
+        return kept
 
     async def flush(self, file: File, *, synced: bool = False, full_only: bool = False) -> None:
         """Give what is dirty to volumes and metadata.  Not yet durable: that takes a sync."""
@@ -95,6 +104,10 @@ class Writer:
         else:
             file.flight = []
             self.dirty_bytes -= size
+            for run in runs:
+                for part in run.parts:
+                    if isinstance(part, memoryview):
+                        self.buffers.put(part.obj)
             if not file.dirty.runs:
                 self.unwritten.pop(file, None)
         finally:

@@ -3,7 +3,7 @@
 from mountfs.errors import Fault, FsError
 from mountfs.meta.command import Command, Stamp
 from mountfs.meta.records import Attributes
-from mountfs.meta.space import drop_privileges, erase
+from mountfs.meta.space import drop_privileges, erase, reserve
 from mountfs.meta.tree import Tree
 from mountfs.types import FILE_BYTES_MAX, Ino
 
@@ -34,6 +34,8 @@ class Allocate(Command[Attributes], frozen=True, tag="allocate"):
         if self.mode & (PUNCH_HOLE | ZERO_RANGE):
             erase(tree, inode, self.offset, stop)
             inode.mtime = stamp.time
+        else:
+            reserve(tree, inode, self.offset, stop)
         if not self.mode & KEEP_SIZE and stop > inode.size:
             inode.size = stop
             inode.mtime = stamp.time

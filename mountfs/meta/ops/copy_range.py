@@ -6,9 +6,9 @@ from mountfs.errors import Fault, FsError
 from mountfs.meta import keys
 from mountfs.meta.command import Command, Stamp
 from mountfs.meta.extents import visible, within
-from mountfs.meta.ops.write import INLINE_BYTES_MAX, move_content, put_piece
+from mountfs.meta.ops.write import INLINE_BYTES_MAX
 from mountfs.meta.records import HAS_CONTENT, HAS_SLICES, Attributes, Inode, Slice
-from mountfs.meta.space import drop_privileges, erase
+from mountfs.meta.space import drop_privileges, erase, move_content, put_piece
 from mountfs.meta.tree import Tree
 from mountfs.types import CHUNK_BYTES, FILE_BYTES_MAX, Ino, SliceId, VolumeId
 
@@ -60,16 +60,16 @@ class CopyRange(Command[tuple[Attributes, int]], frozen=True, tag="copy_range"):
             and not target.marks & HAS_SLICES
             and stop <= INLINE_BYTES_MAX
         ):
-            content = tree.content(source)[self.source_offset : self.source_offset + length]
+            content = tree.content(source, self.source_offset, self.source_offset + length)
+            content = content.ljust(length, b"\0")
             old = tree.get(keys.content(target.ino)) or b""
             old = old.ljust(self.target_offset, b"\0")
             tree.set_content(target, old[: self.target_offset] + content + old[stop:])
             return
         runs = _runs(tree, source, self.source_offset, length)
         number = move_content(tree, target)
-        erase(tree, target, self.target_offset, stop)
-        # Erasing put at most two slices on top, numbered from 0; the copied ones come above them.
-        number += 2
+        erase(tree, target, self.target_offset, stop, number)
+        number += 1  # the copied slices come above the holes
         for offset, piece, data in runs:
             at = self.target_offset + offset
             for chunk, start, part in _at(at, piece):
@@ -95,7 +95,7 @@ def _runs(
     piece).
     """
     if inode.marks & HAS_CONTENT:
-        content = tree.content(inode)[offset : offset + length]
+        content = tree.content(inode, offset, offset + length)
         whole = Slice(0, len(content), SliceId(1), 0, VolumeId(0), len(content), 0)
         return [(0, whole, content)] if content else []
     runs: list[tuple[int, Slice, bytes | None]] = []

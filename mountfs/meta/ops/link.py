@@ -28,7 +28,10 @@ class Link(Command[Attributes], frozen=True, tag="link"):
 
         inode = tree.edit(self.ino)
         if inode.nlink == 0:
-            tree.put(keys.orphan(stamp.session, self.ino), None)
+            orphan = keys.orphan(stamp.session, self.ino)
+            if tree.get(orphan) is None:
+                raise FsError(Fault.NOT_FOUND, "the file has no name, and is another session's")
+            tree.put(orphan, None)
         tree.add_name(self.parent, self.name, inode)
         inode.ctime = stamp.time
         return tree.attributes(inode)

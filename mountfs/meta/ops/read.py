@@ -76,10 +76,10 @@ Listing = list[tuple[int, Ino, int, bytes, Attributes]]
 
 
 class ReadDir(Query[Listing], frozen=True, tag="readdir"):
-    """Up to `limit` entries after a position, in the order in which they came into the directory.
+    """Up to `limit` entries after a position, the newest first.
 
     A position stays valid whatever happens to the directory: entries that stay are seen exactly
-    once.
+    once, and those that come while somebody lists are not seen, so that every listing ends.
     """
 
     ino: Ino

@@ -5,7 +5,8 @@ from itertools import islice
 from mountfs.errors import FsError
 from mountfs.meta import keys
 from mountfs.meta.command import Command, Query, Stamp
-from mountfs.meta.records import HAS_SLICES, HAS_XATTRS, Inode
+from mountfs.meta.ops.lock import locks_of, set_locks
+from mountfs.meta.records import HAS_LOCKS, HAS_SLICES, HAS_XATTRS, Inode
 from mountfs.meta.space import drop_chunk
 from mountfs.meta.tree import Tree
 from mountfs.types import Ino
@@ -74,6 +75,8 @@ def _drop_bytes(tree: Tree, inode: Inode, budget: int) -> int:
 
 
 def _drop_rest(tree: Tree, inode: Inode) -> None:
+    if inode.marks & HAS_LOCKS:
+        set_locks(tree, inode.ino, locks_of(tree, inode.ino), ())
     if inode.marks & HAS_XATTRS:
         for key, _ in list(tree.scan(keys.xattrs(inode.ino))):
             tree.put(key, None)

@@ -1,9 +1,14 @@
 """The life of a session: who mounts, and what is left behind when it goes."""
 
+import msgspec
+
 from mountfs.meta import keys
 from mountfs.meta.command import Command, Query, Stamp
 from mountfs.meta.ops.lock import drop_session
+from mountfs.meta.records import Replies
 from mountfs.meta.tree import Tree
+
+_NO_REPLIES = msgspec.msgpack.encode(Replies())
 
 
 class OpenSession(Command[int], frozen=True, tag="open_session"):
@@ -12,7 +17,7 @@ class OpenSession(Command[int], frozen=True, tag="open_session"):
     def apply(self, tree: Tree, stamp: Stamp) -> int:
         number = tree.counters.next_session
         tree.counters.next_session += 1
-        tree.put(keys.session(number), b"\x80")  # no replies yet: an empty msgpack map
+        tree.put(keys.session(number), _NO_REPLIES)
         return number
 
 

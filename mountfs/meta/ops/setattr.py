@@ -6,7 +6,7 @@ from mountfs.errors import Fault, FsError
 from mountfs.meta import acl, keys
 from mountfs.meta.command import Command, Stamp
 from mountfs.meta.permission import WRITE, permit, permit_owner
-from mountfs.meta.records import HAS_ACL, Attributes, Inode
+from mountfs.meta.records import HAS_ACL, HAS_SLICES, Attributes, Inode
 from mountfs.meta.space import drop_privileges, erase
 from mountfs.meta.tree import Tree
 from mountfs.types import FILE_BYTES_MAX, Cred, Ino
@@ -78,6 +78,8 @@ class SetAttr(Command[Attributes], frozen=True, tag="setattr", kw_only=True):
     def _truncate(tree: Tree, inode: Inode, size: int, stamp: Stamp) -> None:
         if size < inode.size:
             erase(tree, inode, size, _FOREVER)
+            if size == 0:  # no slice is left: what is written next may be small again
+                inode.marks &= ~HAS_SLICES
         inode.size = size
         inode.mtime = stamp.time
         inode.version = stamp.index

@@ -8,7 +8,12 @@ from mountfs.errors import Fault, FsError
 from mountfs.meta import keys
 from mountfs.meta.command import Command, Stamp
 from mountfs.meta.records import HAS_CONTENT, HAS_SLICES, Attributes, Inode, Slice
-from mountfs.meta.space import drop_capabilities, drop_privileges
+from mountfs.meta.space import (
+    drop_capabilities,
+    drop_privileges,
+    move_content,
+    put_piece,
+)
 from mountfs.meta.tree import Tree
 from mountfs.types import CHUNK_BYTES, FILE_BYTES_MAX, KIB, SLICE_BYTES_MAX, Ino, SliceId, VolumeId
 
@@ -85,26 +90,3 @@ def _write_slices(tree: Tree, inode: Inode, runs: tuple[Run, ...]) -> None:
         chunk, start = divmod(run.offset, CHUNK_BYTES)
         new = Slice(start, start + run.length, slice_id, 0, volume, run.length, run.crc)
         tree.add_slice(inode, chunk, number, new)
-
-
-def move_content(tree: Tree, inode: Inode) -> int:
-    """A small file becomes a larger one: its content turns into its first slice.  Returns the next
-    slice number.
-    """
-    if not inode.marks & HAS_CONTENT:
-        return 0
-    content = tree.get(keys.content(inode.ino))
-    assert content is not None, inode.ino
-    tree.drop_content(inode)
-    if content:
-        piece = put_piece(tree, inode, 0, content)
-        tree.add_slice(inode, 0, 0, Slice(0, len(content), piece, 0, VolumeId(0), len(content), 0))
-    return 1
-
-
-def put_piece(tree: Tree, inode: Inode, number: int, data: bytes) -> SliceId:
-    """Keep bytes in the metadata, under a name that no other piece of the file has."""
-    name = SliceId(tree.stamp.index << 20 | number)
-    assert number < 1 << 20, number
-    tree.put(keys.piece(inode.ino, name), data)
-    return name

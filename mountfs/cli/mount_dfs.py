@@ -1,0 +1,306 @@
+"""mount.dfs: mount a filesystem, as mount(8) calls it or by hand.
+
+Returns 0 only after the kernel has said INIT and one operation has gone round; otherwise says why
+on stderr and returns as mount(8) documents: 1 wrong call or permission, 32 the mount failed.
+"""
+
+import argparse
+import contextlib
+import logging
+import logging.handlers
+import os
+import signal
+import sys
+import time
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any, NoReturn
+
+import trio
+
+from mountfs.errors import FsError
+from mountfs.fuse import mount as mounting
+from mountfs.fuse.binding import Binding, native_binding
+from mountfs.fuse.options import MountOptions, parse_options
+from mountfs.vfs import control
+from mountfs.vfs.embedded import EmbeddedNode, embedded_node
+from mountfs.vfs.home import holder_of
+
+log = logging.getLogger(__name__)
+
+EXIT_USAGE = 1
+EXIT_FAILED = 32
+
+START_S = 120
+"""To open the home, replay its log and mount."""
+HANDOVER_S = 30
+"""How long an unmounted node may still be writing before the next one gives up waiting for the
+home.
+"""
+DETACH_S = 10
+"""After SIGTERM: how long programs may go on using a mount that is already out of sight."""
+LOG_BYTES = 4 << 20
+
+_DESCRIPTION = """\
+Mount a mountfs filesystem.
+
+With one argument, the default home is used; with two, the first is the home directory that holds
+the data.  The home is made if it does not exist.  The command returns when the mount works.
+"""
+
+_EXAMPLES = """\
+examples:
+  mount.dfs /mnt/data                          the default home, mounted at /mnt/data
+  mount.dfs /srv/home /mnt/data -o ro,noatime  another home, read only
+  umount /mnt/data                             unmount; data stays in the home
+
+in /etc/fstab:
+  /srv/home  /mnt/data  dfs  defaults,nofail  0  0
+"""
+
+
+def main(argv: list[str] | None = None) -> int:
+    arguments = _parse(sys.argv[1:] if argv is None else argv)
+    try:
+        options = parse_options(",".join(arguments.options))
+        home = Path(arguments.home or _default_home()).absolute()
+        mountpoint = mounting.check_mountpoint(arguments.mountpoint)
+        if arguments.fake:
+            return 0
+        if arguments.foreground:
+            _log_to(None, arguments.verbose)
+            return _run(home, mountpoint, options, lambda: None)
+        return _start(home, mountpoint, options, arguments.verbose)
+    except FsError as error:
+        return _say(error)
+
+
+def _parse(argv: list[str]) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="mount.dfs",
+        description=_DESCRIPTION,
+        epilog=_EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("places", nargs="+", metavar="[HOME] MOUNTPOINT")
+    parser.add_argument(
+        "-o", dest="options", action="append", default=[], metavar="OPTIONS",
+        help="comma-separated mount options; see docs/operations.md",
+    )  # fmt: skip
+    parser.add_argument(
+        "--foreground", action="store_true", help="stay in the foreground, log to stderr"
+    )
+    parser.add_argument("-v", "--verbose", action="store_true", help="log more")
+    parser.add_argument(
+        "-f", "--fake", action="store_true", help="check the arguments, do not mount"
+    )
+    parser.add_argument(
+        "-n", action="store_true", help=argparse.SUPPRESS
+    )  # no mtab: nobody has one
+    parser.add_argument("-s", action="store_true", help=argparse.SUPPRESS)  # tolerate odd options
+    parser.add_argument("-t", metavar="TYPE", help=argparse.SUPPRESS)  # mount(8) passes it on
+    arguments = parser.parse_args(argv)
+    if len(arguments.places) > 2:
+        parser.error("give a mount point, or a home and a mount point")
+    arguments.mountpoint = arguments.places[-1]
+    arguments.home = arguments.places[0] if len(arguments.places) == 2 else None
+    if arguments.home in ("", "none", "mountfs", "default"):
+        arguments.home = None
+    return arguments
+
+
+def _default_home() -> str:
+    if os.geteuid() == 0:
+        return "/var/lib/mountfs/default"
+    base = os.environ.get("XDG_DATA_HOME") or os.path.expanduser("~/.local/share")
+    return os.path.join(base, "mountfs", "default")
+
+
+def _say(error: FsError) -> int:
+    print(f"mount.dfs: {error}", file=sys.stderr)
+    return EXIT_FAILED
+
+
+def _start(home: Path, mountpoint: str, options: MountOptions, verbose: bool) -> int:
+    """Mount in a process of its own, and wait until it works."""
+    report_read, report_write = os.pipe()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    if os.fork() == 0:
+        os.close(report_read)
+        _become_daemon(home, mountpoint, options, verbose, report_write)
+    os.close(report_write)
+    with os.fdopen(report_read, "rb") as report:
+        said = report.read().decode("utf-8", "replace")
+    if said == "ok":
+        return 0
+    print(f"mount.dfs: {said or 'the daemon died; see ' + str(home / 'log')}", file=sys.stderr)
+    return EXIT_FAILED
+
+
+def _become_daemon(
+    home: Path, mountpoint: str, options: MountOptions, verbose: bool, report: int
+) -> NoReturn:
+    os.setsid()
+    os.chdir("/")
+    null = os.open(os.devnull, os.O_RDWR)
+    for fd in (0, 1, 2):
+        os.dup2(null, fd)
+
+    def ready() -> None:
+        os.write(report, b"ok")
+        os.close(report)
+
+    code = EXIT_FAILED
+    try:
+        code = _run(home, mountpoint, options, ready, log_to=home / "log", verbose=verbose)
+    except FsError as error:
+        with contextlib.suppress(
+            OSError
+        ):  # already reported, and serving since: then the log has it
+            os.write(report, str(error).encode())
+        log.error("%s", error)
+    except BaseException as error:
+        with contextlib.suppress(OSError):
+            os.write(report, f"{type(error).__name__}: {error}; see {home / 'log'}".encode())
+        log.critical("the daemon dies", exc_info=True)
+    finally:
+        logging.shutdown()
+        os._exit(code)
+
+
+def _run(
+    home: Path,
+    mountpoint: str,
+    options: MountOptions,
+    ready: Any,
+    *,
+    log_to: Path | None = None,
+    verbose: bool = False,
+) -> int:
+    try:
+        trio.run(_serve, home, mountpoint, options, ready, log_to, verbose)
+    except BaseExceptionGroup as group:
+        fault = _only_fault(group)
+        if fault is None:
+            raise
+        raise fault from None
+    return 0
+
+
+def _only_fault(group: BaseExceptionGroup[BaseException]) -> FsError | None:
+    """The expected failure in a group that holds nothing else."""
+    errors: list[BaseException] = list(group.exceptions)
+    while len(errors) == 1 and isinstance(errors[0], BaseExceptionGroup):
+        errors = list(errors[0].exceptions)
+    return errors[0] if len(errors) == 1 and isinstance(errors[0], FsError) else None
+
+
+def _log_to(path: Path | None, verbose: bool) -> None:
+    handler: logging.Handler = logging.StreamHandler()
+    if path is not None:
+        handler = logging.handlers.RotatingFileHandler(path, maxBytes=LOG_BYTES, backupCount=1)
+    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+    logging.basicConfig(handlers=[handler], level=logging.DEBUG if verbose else logging.INFO)
+
+
+async def _serve(
+    home: Path,
+    mountpoint: str,
+    options: MountOptions,
+    ready: Any,
+    log_to: Path | None,
+    verbose: bool,
+) -> None:
+    await _wait_for_home(home)
+    async with embedded_node(
+        home,
+        mountpoint=mountpoint,
+        kernel=True,
+        read_only=options.read_only,
+        access_time=options.access_time,
+        dirty_bytes_max=options.dirty_bytes,
+    ) as node:
+        if log_to is not None:
+            _log_to(log_to, verbose)
+        log.info("home %s opened, %d entries replayed", home, node.meta.replayed)
+        if node.meta.cut:
+            log.warning("%d unsynced operations at the end of the log were lost", node.meta.cut)
+        async with (
+            _mounted(node, home, mountpoint, options) as binding,
+            trio.open_nursery() as nursery,
+        ):
+            nursery.start_soon(_unmount_on_signal, mountpoint, nursery.cancel_scope)
+            nursery.start_soon(control.serve, home / "control", _answers(node, binding))
+            nursery.start_soon(_say_ready, mountpoint, binding, ready)
+            await binding.serve()
+            log.info("unmounted")
+            nursery.cancel_scope.cancel()
+
+
+@contextlib.asynccontextmanager
+async def _mounted(
+    node: EmbeddedNode, home: Path, mountpoint: str, options: MountOptions
+) -> AsyncIterator[Binding]:
+    fd = mounting.mount(mountpoint, str(home), options)
+    try:
+        yield native_binding(node.filesystem, fd, mountpoint, options)
+    finally:
+        os.close(fd)
+        if mounting.find_mount(mountpoint, source=str(home)) is not None:
+            mounting.unmount(mountpoint, lazy=True)
+
+
+async def _say_ready(mountpoint: str, binding: Binding, ready: Any) -> None:
+    """One operation through the kernel and back, then the mount is worth telling of."""
+    with trio.fail_after(START_S):
+        await binding.initialized.wait()
+        await trio.to_thread.run_sync(os.stat, mountpoint)
+    if os.geteuid() == 0:
+        mounting.set_readahead(mountpoint, binding.readahead_kib)
+    log.info("mounted at %s", mountpoint)
+    ready()
+
+
+async def _unmount_on_signal(mountpoint: str, scope: trio.CancelScope) -> None:
+    with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT, signal.SIGHUP) as signals:
+        async for number in signals:
+            if number == signal.SIGHUP:
+                continue  # the terminal that started us is gone, and we do not need one
+            log.info("signal %d: unmounting", number)
+            try:
+                await trio.to_thread.run_sync(mounting.unmount, mountpoint)
+            except FsError as error:
+                log.warning("%s: detaching it", error)
+                await trio.to_thread.run_sync(lambda: mounting.unmount(mountpoint, lazy=True))
+                await trio.sleep(DETACH_S)
+                scope.cancel()
+            return
+
+
+async def _wait_for_home(home: Path) -> None:
+    """A node that is unmounted already may still be writing: wait for it, but not for one that is
+    mounted.
+    """
+    deadline = time.monotonic() + HANDOVER_S
+    while time.monotonic() < deadline:
+        holder = holder_of(home)
+        if holder is None or (
+            holder.mountpoint and mounting.find_mount(holder.mountpoint, source=str(home))
+        ):
+            return
+        await trio.sleep(0.05)
+
+
+def _answers(node: EmbeddedNode, binding: Binding) -> dict[str, control.Answerer]:
+    async def status(_: dict[str, Any]) -> Any:
+        return {**await node.status(), "pid": os.getpid(), **binding.status()}
+
+    async def stats(_: dict[str, Any]) -> Any:
+        return binding.stats()
+
+    return {"status": status, "stats": stats}
+
+
+if __name__ == "__main__":
+    sys.exit(main())
