@@ -2,7 +2,7 @@
 
 
 class Buffers:
-    """Up to `kept` buffers of `size_bytes` wait to be used again; the rest goes back to the system."""
+    """Up to `kept` buffers of `size_bytes` wait to be used again; the rest goes to the system."""
 
     def __init__(self, size_bytes: int, kept: int) -> None:
         self.size_bytes = size_bytes
