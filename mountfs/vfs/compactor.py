@@ -53,11 +53,10 @@ class Compactor:
         self._durable = durable
 
     async def run_once(self) -> None:
-        """Compact some chunks, and a volume if one is due."""
+        """Compact some chunks of files that have slices lying over one another."""
         for ino, chunk in await self._meta.read(Tangles(CHUNKS_AT_ONCE)):
             await self.compact_chunk(ino, chunk)
             await trio.lowlevel.checkpoint()
-        await self._chunks.compact_one()
 
     async def compact_chunk(self, ino: Ino, chunk: int) -> None:
         """Say what the slices of a chunk say with fewer bytes and rows."""

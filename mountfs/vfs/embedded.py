@@ -122,6 +122,7 @@ class EmbeddedNode:
             nursery.start_soon(self._forever, "log segments", self._prepare_log)
             nursery.start_soon(self._forever, "reclaim", self._reclaim)
             nursery.start_soon(self._forever, "compaction", compactor.run_once)
+            nursery.start_soon(self._forever, "volumes", self._compact_volume)
 
     async def _forever(self, name: str, work: Callable[[], Any]) -> None:
         while True:
@@ -188,6 +189,12 @@ class EmbeddedNode:
         await trio.to_thread.run_sync(self.disk.delete, volumes)
         await self.meta.propose(Reclaimed(tuple(slice_id for slice_id, _, _ in found)))
 
+    async def _compact_volume(self) -> None:
+        """Write the living needles of the volume with the most garbage anew."""
+        due = self.disk.debt().volumes
+        if due:
+            await trio.to_thread.run_sync(self.disk.compact, due[0])
+
     def _bytes_present(self, entry: Entry) -> bool:
         """In recovery: whether the slices that an entry brings are whole in their volumes."""
         command = entry.command
@@ -203,6 +210,7 @@ class EmbeddedNode:
         inodes, used = await self.meta.read(Usage())
         total, free = self.chunks.space()
         writer = self.filesystem.writer
+        debt = self.disk.debt()
         tangled = await self.meta.read(Tangles(10_000))
         garbage = await self.meta.read(Garbage(10_000))
         return {
@@ -220,6 +228,9 @@ class EmbeddedNode:
             "rows_to_checkpoint": self.meta.pending_rows,
             "replayed_at_start": self.meta.replayed,
             "dropped_at_start": self.meta.cut,
+            "volume_bytes": debt.total_bytes,
+            "garbage_bytes": debt.garbage_bytes,
+            "volumes_to_compact": len(debt.volumes),
             "tangled_chunks": len(tangled),
             "garbage_slices": len(garbage),
             "troubles": dict(self.troubles),

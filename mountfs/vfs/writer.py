@@ -58,9 +58,11 @@ class Writer:
         self.buffers = Buffers(BUFFER_BYTES, BUFFERS_KEPT)
         self._idle = trio.Condition()
 
-    async def write(self, file: File, offset: int, data: memoryview, drop_privileges: bool) -> None:
-        """Take bytes over.  Waits only where dirty memory is full.  Raises NO_SPACE when the disk
-        is.
+    async def write(self, file: File, offset: int, data: memoryview, drop_privileges: bool) -> bool:
+        """Take bytes over.  Waits only where dirty memory is full.
+
+        The reply says whether the memory of `data`, one of `buffers`, is kept.  Raises NO_SPACE
+        when the disk is full.
         """
         size = len(data)
         if self.dirty_bytes + size > self._dirty_bytes_max:
