@@ -1,0 +1,30 @@
+"""The limits of a store of volumes."""
+
+from dataclasses import dataclass
+
+from mountfs.types import KIB, MIB
+
+
+@dataclass(frozen=True)
+class ChunkConfig:
+    volume_bytes: int = 1024 * MIB
+    """A volume takes no further needle that would make it longer."""
+    preallocate_bytes: int = 64 * MIB
+    """Disk space is taken in steps of this size, so that an append seldom has to ask for it."""
+    reserve_bytes: int = 64 * MIB
+    """Of the disk's free space, kept for deleting, compaction and metadata when it is full."""
+    garbage_ratio: float = 0.5
+    """A volume is worth compacting when at least this part of it is garbage."""
+    pending_needles_max: int = 8_192
+    """Changes of the index kept in memory; with more, an append first syncs and writes them."""
+    pending_needles_min: int = 512
+    """A sync writes the index only when so many changes wait: a smaller tail is quickly scanned."""
+    heads_max: int = 16_384
+    """Needles whose header and checksums are kept in memory: 300 bytes each on average."""
+    open_files_max: int = 256
+    """Volumes kept open.  Those with unsynced bytes are open beyond it."""
+
+    def __post_init__(self) -> None:
+        assert self.volume_bytes >= 64 * KIB, self
+        assert 0 < self.garbage_ratio <= 1, self
+        assert 0 < self.pending_needles_min <= self.pending_needles_max, self

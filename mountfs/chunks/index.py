@@ -1,0 +1,261 @@
+"""Where each living needle is: a table in a key-value store, with the latest changes in memory.
+
+The table may always be thrown away: the volumes say the same, only slower.  So that it never says
+more than they do after a crash, a change is written to it only once the needle or tombstone that it
+stands for is on disk, together with a checkpoint: the offset up to which the volume is accounted
+for.  On opening, only what lies behind the checkpoint is scanned.
+
+    "n" volume(u32) slice(u64)  ->  offset(u64) payload length(u32)
+    "v" volume(u32)             ->  generation(u32) checkpoint(u64) living bytes(u64) needles(u64)
+
+Keys are big-endian, values little-endian.  `get` may be called at any time from any thread;
+everything else under the lock of the disk store, unless it says otherwise.
+"""
+
+import struct
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import Final, NamedTuple
+
+from mountfs.chunks.needle import needle_bytes
+from mountfs.kv.base import Changes, Store
+from mountfs.types import SliceId, VolumeId
+
+_NEEDLE_KEY = struct.Struct(">cIQ")
+_VOLUME_KEY = struct.Struct(">cI")
+_PLACE = struct.Struct("<QI")
+_STATE = struct.Struct("<IQQQ")
+
+_DROP_BATCH: Final = 10_000
+"""Keys deleted in one batch when a volume goes."""
+
+
+class Place(NamedTuple):
+    offset: int
+    length: int
+    """Payload bytes."""
+
+
+@dataclass(frozen=True, slots=True)
+class VolumeState:
+    """What the table says about a volume."""
+
+    generation: int
+    checkpoint: int
+    """Everything before this offset is in the table."""
+    living_bytes: int
+    needles: int
+
+
+class _Change:
+    """What happened to one slice since the table was written."""
+
+    __slots__ = ("bytes", "first", "last", "needles", "place")
+
+    def __init__(self, place: Place | None, at: int, size: int, needles: int) -> None:
+        self.place = place
+        """None: deleted."""
+        self.first = at
+        """Offset of the first record that is not in the table.  No checkpoint may be above it."""
+        self.last = at
+        """Offset of the last one.  The change may be written when the file is durable beyond it."""
+        self.bytes = size
+        self.needles = needles
+
+    def follow(self, earlier: "_Change") -> None:
+        """Stand for an earlier change of the same slice, too."""
+        self.first = min(self.first, earlier.first)
+        self.last = max(self.last, earlier.last)
+        self.bytes += earlier.bytes
+        self.needles += earlier.needles
+
+
+_Key = tuple[VolumeId, SliceId]
+_Batch = dict[_Key, _Change]
+
+
+class NeedleIndex:
+    def __init__(self, store: Store) -> None:
+        self._store = store
+        self._pending: _Batch = {}
+        self._writing: _Batch = {}
+        """On its way into the table; looked at after `_pending`."""
+        self._next: dict[VolumeId, VolumeState] = {}
+        """What `_states` will be once that is done."""
+        self._states = {
+            VolumeId(_VOLUME_KEY.unpack(key)[1]): VolumeState(*_STATE.unpack(value))
+            for key, value in store.scan(b"v", b"w")
+        }
+
+    @property
+    def pending(self) -> int:
+        """How many changes are in memory only."""
+        return len(self._pending)
+
+    def states(self) -> dict[VolumeId, VolumeState]:
+        return dict(self._states)
+
+    def get(self, volume: VolumeId, slice_id: SliceId) -> Place | None:
+        key = (volume, slice_id)
+        # In this order: a change goes from pending to writing to the table, never back unseen.
+        change = self._pending.get(key) or self._writing.get(key)
+        if change is not None:
+            return change.place
+        value = self._store.get(_NEEDLE_KEY.pack(b"n", volume, slice_id))
+        return Place(*_PLACE.unpack(value)) if value is not None else None
+
+    def put(self, volume: VolumeId, slice_id: SliceId, place: Place) -> tuple[int, int]:
+        """A needle came.  Returns how many (bytes, needles) there are now more that live: none
+        more when it replaces another of the same name.
+        """
+        old = self.get(volume, slice_id)
+        size = needle_bytes(place.length) - (needle_bytes(old.length) if old else 0)
+        needles = 0 if old else 1
+        self._add((volume, slice_id), _Change(place, place.offset, size, needles))
+        return size, needles
+
+    def remove(self, volume: VolumeId, slice_id: SliceId, at: int) -> tuple[int, int]:
+        """A needle went, by the tombstone at `at`.  Returns the same as `put`, 0 or negative."""
+        old = self.get(volume, slice_id)
+        if old is None:
+            return 0, 0
+        size = needle_bytes(old.length)
+        self._add((volume, slice_id), _Change(None, at, -size, -1))
+        return -size, -1
+
+    def lost(self, volume: VolumeId, durable: int) -> int:
+        """How many living needles of a volume begin at or behind `durable`."""
+        return sum(
+            1
+            for (owner, _), change in self._pending.items()
+            if owner == volume and change.place is not None and change.place.offset >= durable
+        )
+
+    def slices(self, volume: VolumeId) -> list[tuple[SliceId, Place]]:
+        """The living needles of a volume, in the order of the file.  Needs no lock, but the table
+        must not be written meanwhile.
+        """
+        found = dict(self.table(volume))
+        for batch in (self._writing.copy(), self._pending.copy()):
+            for (owner, slice_id), change in batch.items():
+                if owner == volume and change.place is not None:
+                    found[slice_id] = change.place
+                elif owner == volume:
+                    found.pop(slice_id, None)
+        return sorted(found.items(), key=lambda item: item[1])
+
+    def begin_write(self, durable: dict[VolumeId, tuple[int, int]]) -> Changes:
+        """What can go into the table now; give it to `write` outside of the lock, then call
+        `end_write`.  `durable`: for each volume its generation and how far it is on disk.
+        """
+        assert not self._writing, "one write at a time"
+        checkpoints = {volume: offset for volume, (_, offset) in durable.items()}
+        kept: _Batch = {}
+        for key, change in self._pending.items():
+            limit = durable.get(key[0])
+            if limit is not None and change.last < limit[1]:
+                self._writing[key] = change
+            else:
+                kept[key] = change
+        for (volume, _), change in kept.items():
+            if volume in checkpoints:
+                checkpoints[volume] = min(checkpoints[volume], change.first)
+        self._pending = kept
+        changes: dict[bytes, bytes | None] = {}
+        sizes: dict[VolumeId, list[int]] = {}
+        for (volume, slice_id), change in self._writing.items():
+            value = _PLACE.pack(*change.place) if change.place is not None else None
+            changes[_NEEDLE_KEY.pack(b"n", volume, slice_id)] = value
+            size = sizes.setdefault(volume, [0, 0])
+            size[0] += change.bytes
+            size[1] += change.needles
+        self._next = dict(self._states)
+        for volume, (generation, _) in durable.items():
+            size = sizes.get(volume, [0, 0])
+            old = self._states.get(volume, VolumeState(generation, 0, 0, 0))
+            new = VolumeState(
+                generation,
+                max(old.checkpoint, checkpoints[volume]),
+                old.living_bytes + size[0],
+                old.needles + size[1],
+            )
+            if new != self._states.get(volume):
+                self._next[volume] = new
+                changes[_VOLUME_KEY.pack(b"v", volume)] = _state(new)
+        return changes
+
+    def write(self, changes: Changes) -> None:
+        """Needs no lock.  Raises what the store raises; then nothing has changed."""
+        if changes:
+            self._store.write(changes, sync=False)
+
+    def end_write(self, *, done: bool) -> None:
+        """After `write`.  Not `done`: what was to be written stays in memory."""
+        if done:
+            self._states = self._next
+        else:
+            for key, earlier in self._writing.items():
+                self._add(key, earlier, older=True)
+        self._writing = {}
+
+    def replace(
+        self,
+        volume: VolumeId,
+        generation: int,
+        places: Iterable[tuple[SliceId, Place]],
+        stale: Iterable[SliceId],
+    ) -> None:
+        """A volume was compacted: it has these living needles, in a new file.  Goes into the table
+        with the next write, all at once, since all of it is durable.  `stale`: what the table has.
+        """
+        assert not self._writing, "not while the table is written"
+        pending = self._others(volume)
+        for slice_id in stale:
+            pending[volume, slice_id] = _Change(None, 0, 0, 0)
+        for slice_id, place in places:
+            size = needle_bytes(place.length)
+            pending[volume, slice_id] = _Change(place, place.offset, size, 1)
+        self._pending = pending
+        self._states[volume] = VolumeState(generation, 0, 0, 0)
+
+    def forget(self, volume: VolumeId) -> None:
+        """Drop what is in memory of a volume."""
+        self._pending = self._others(volume)
+        self._states.pop(volume, None)
+
+    def drop(self, volume: VolumeId) -> None:
+        """Drop what the table has of a volume, durably; `forget` it, too.  Needs no lock, but the
+        table must not be written meanwhile.
+        """
+        # The state goes first: interrupted here, the volume is scanned.
+        batch: dict[bytes, bytes | None] = {_VOLUME_KEY.pack(b"v", volume): None}
+        for slice_id, _ in self.table(volume):
+            batch[_NEEDLE_KEY.pack(b"n", volume, slice_id)] = None
+            if len(batch) == _DROP_BATCH:
+                self._store.write(batch, sync=False)
+                batch = {}
+        self._store.write(batch, sync=True)
+
+    def table(self, volume: VolumeId) -> Iterator[tuple[SliceId, Place]]:
+        """What was written of a volume, by slice."""
+        start = _NEEDLE_KEY.pack(b"n", volume, 0)
+        for key, value in self._store.scan(start, start[:5] + b"\xff" * 9):
+            yield SliceId(_NEEDLE_KEY.unpack(key)[2]), Place(*_PLACE.unpack(value))
+
+    def _others(self, volume: VolumeId) -> _Batch:
+        """The changes in memory but for those of one volume."""
+        return {key: change for key, change in self._pending.items() if key[0] != volume}
+
+    def _add(self, key: _Key, change: _Change, *, older: bool = False) -> None:
+        other = self._pending.get(key)
+        if other is None:
+            self._pending[key] = change
+        elif older:
+            other.follow(change)
+        else:
+            change.follow(other)
+            self._pending[key] = change
+
+
+def _state(state: VolumeState) -> bytes:
+    return _STATE.pack(state.generation, state.checkpoint, state.living_bytes, state.needles)
