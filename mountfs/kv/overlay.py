@@ -9,7 +9,7 @@ grouped by them.
 """
 
 from bisect import bisect_left
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from itertools import islice
 
 from mountfs.kv.base import Changes, Store
@@ -17,6 +17,7 @@ from mountfs.kv.base import Changes, Store
 Rows = dict[bytes, bytes | None]
 
 GROUP_BYTES = 8
+_BEHIND_ALL = b"\xff" * (GROUP_BYTES + 1)
 _ROW_OVERHEAD_BYTES = 200  # two objects and a dict slot, measured; only used to bound memory
 
 
@@ -58,7 +59,14 @@ class Overlay:
         assert stop[:GROUP_BYTES] == group or stop == _next(group), (start, stop)
         over = self._changes_between(group, start, stop)
         base = self._store.scan(start, stop)
-        return _merge(over, base) if over else base
+        return merge(over, base) if over else base
+
+    def everything(self) -> Iterator[tuple[bytes, bytes]]:
+        """All pairs, ascending, as of now; for checks, which look at all there is."""
+        pending: Rows = {}
+        for rows in [*(self._frozen or {}).values(), *self._active.values()]:
+            pending.update(rows)
+        return merge(sorted(pending.items()), self._store.scan(b"", _BEHIND_ALL))
 
     def apply(self, changes: Changes) -> None:
         active = self._active
@@ -73,12 +81,14 @@ class Overlay:
                 self.pending_bytes += _ROW_OVERHEAD_BYTES
                 self._sorted.pop(group, None)
                 cache.pop(key, None)
+            elif (old := rows[key]) is not None:
+                self.pending_bytes -= len(old)
             if value is not None:
                 self.pending_bytes += len(value)
             rows[key] = value
 
     def freeze(self) -> Rows:
-        """Set the gathered changes aside for a checkpoint and return them.  Reads still see them."""
+        """Set the gathered changes aside for a checkpoint.  Reads still see them."""
         assert self._frozen is None, "one checkpoint at a time"
         self._frozen, self._active = self._active, {}
         self._sorted.clear()
@@ -90,6 +100,7 @@ class Overlay:
         """The frozen changes are in the store now."""
         assert self._frozen is not None
         self._frozen = None
+        self._sorted.clear()  # it has their keys, too
 
     def unfreeze(self) -> None:
         """The checkpoint failed: the frozen changes are pending again."""
@@ -127,8 +138,8 @@ class Overlay:
             del self._cache[key]
 
 
-def _merge(
-    over: list[tuple[bytes, bytes | None]], base: Iterator[tuple[bytes, bytes]]
+def merge(
+    over: Iterable[tuple[bytes, bytes | None]], base: Iterator[tuple[bytes, bytes]]
 ) -> Iterator[tuple[bytes, bytes]]:
     """Two ascending sequences as one; `over` wins, and its None hides."""
     row = next(base, None)

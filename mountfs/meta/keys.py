@@ -9,7 +9,7 @@ The values are in `records.py`, both formats in docs/formats.md.
 |-----|------|------------------------------------|--------------------------------------------|
 | i   | 0x10 |                                    | the inode                                  |
 | i   | 0x20 | name                               | dentry: ino, position, type                |
-| i   | 0x21 | position u64                       | ino, type, name: the order of readdir        |
+| i   | 0x21 | position u64                       | ino, type, name: newest first        |
 | i   | 0x30 |                                    | the whole content of a small file          |
 | i   | 0x31 | chunk u64                          | which blocks of the chunk have bytes       |
 | i   | 0x32 | chunk u64, order u64, number u32   | a slice                                    |
@@ -35,53 +35,53 @@ _INO_KIND_64 = struct.Struct(">QBQ")
 _INO_KIND_64_64 = struct.Struct(">QBQQ")
 _SLICE = struct.Struct(">QBQQI")
 
-_INODE, _DENTRY, _ENTRY = 0x10, 0x20, 0x21
-_CONTENT, _BLOCKS, _SLICES, _PIECE, _TARGET = 0x30, 0x31, 0x32, 0x33, 0x34
-_XATTR, _LOCKS = 0x40, 0x50
-_COUNTERS, _ORPHAN, _SESSION, _GARBAGE, _SHARED, _TANGLED, _LOCKED = range(1, 8)
+INODE, DENTRY, ENTRY = 0x10, 0x20, 0x21
+CONTENT, BLOCKS, SLICES, PIECE, TARGET = 0x30, 0x31, 0x32, 0x33, 0x34
+XATTR, LOCKS = 0x40, 0x50
+ORPHAN, SESSION, GARBAGE, SHARED, TANGLED, LOCKED = range(2, 8)
 
-COUNTERS = _INO_KIND.pack(0, _COUNTERS)
+COUNTERS = _INO_KIND.pack(0, 1)
 
 Range = tuple[bytes, bytes]
 
 
 def inode(ino: Ino) -> bytes:
-    return _INO_KIND.pack(ino, _INODE)
+    return _INO_KIND.pack(ino, INODE)
 
 
 def dentry(parent: Ino, name: bytes) -> bytes:
-    return _INO_KIND.pack(parent, _DENTRY) + name
+    return _INO_KIND.pack(parent, DENTRY) + name
 
 
 def dentries(parent: Ino, after: bytes = b"") -> Range:
     """Names greater than `after`, in byte order."""
-    low = _INO_KIND.pack(parent, _DENTRY)
-    return (low + after + b"\0" if after else low), _INO_KIND.pack(parent, _DENTRY + 1)
+    low = _INO_KIND.pack(parent, DENTRY)
+    return (low + after + b"\0" if after else low), _INO_KIND.pack(parent, DENTRY + 1)
 
 
 def entry(parent: Ino, position: int) -> bytes:
-    return _INO_KIND_64.pack(parent, _ENTRY, position)
+    return _INO_KIND_64.pack(parent, ENTRY, position)
 
 
 def entries(parent: Ino, after: int) -> Range:
     """Entries at positions greater than `after`."""
-    return _INO_KIND_64.pack(parent, _ENTRY, after + 1), _INO_KIND.pack(parent, _ENTRY + 1)
+    return _INO_KIND_64.pack(parent, ENTRY, after + 1), _INO_KIND.pack(parent, ENTRY + 1)
 
 
 def content(ino: Ino) -> bytes:
-    return _INO_KIND.pack(ino, _CONTENT)
+    return _INO_KIND.pack(ino, CONTENT)
 
 
 def blocks(ino: Ino, chunk: int) -> bytes:
-    return _INO_KIND_64.pack(ino, _BLOCKS, chunk)
+    return _INO_KIND_64.pack(ino, BLOCKS, chunk)
 
 
 def blocks_from(ino: Ino, chunk: int) -> Range:
-    return blocks(ino, chunk), _INO_KIND.pack(ino, _BLOCKS + 1)
+    return blocks(ino, chunk), _INO_KIND.pack(ino, BLOCKS + 1)
 
 
 def slice_(ino: Ino, chunk: int, order: int, number: int) -> bytes:
-    return _SLICE.pack(ino, _SLICES, chunk, order, number)
+    return _SLICE.pack(ino, SLICES, chunk, order, number)
 
 
 def slice_place(key: bytes) -> tuple[int, int, int]:
@@ -92,39 +92,39 @@ def slice_place(key: bytes) -> tuple[int, int, int]:
 
 def slices_of(ino: Ino, chunk: int) -> Range:
     """The slices of one chunk, oldest first."""
-    return _INO_KIND_64.pack(ino, _SLICES, chunk), _INO_KIND_64.pack(ino, _SLICES, chunk + 1)
+    return _INO_KIND_64.pack(ino, SLICES, chunk), _INO_KIND_64.pack(ino, SLICES, chunk + 1)
 
 
 def slices_from(ino: Ino, chunk: int) -> Range:
-    return _INO_KIND_64.pack(ino, _SLICES, chunk), _INO_KIND.pack(ino, _SLICES + 1)
+    return _INO_KIND_64.pack(ino, SLICES, chunk), _INO_KIND.pack(ino, SLICES + 1)
 
 
 def piece(ino: Ino, number: int) -> bytes:
-    return _INO_KIND_64.pack(ino, _PIECE, number)
+    return _INO_KIND_64.pack(ino, PIECE, number)
 
 
 def target(ino: Ino) -> bytes:
-    return _INO_KIND.pack(ino, _TARGET)
+    return _INO_KIND.pack(ino, TARGET)
 
 
 def xattr(ino: Ino, name: bytes) -> bytes:
-    return _INO_KIND.pack(ino, _XATTR) + name
+    return _INO_KIND.pack(ino, XATTR) + name
 
 
 def xattrs(ino: Ino) -> Range:
-    return _INO_KIND.pack(ino, _XATTR), _INO_KIND.pack(ino, _XATTR + 1)
+    return _INO_KIND.pack(ino, XATTR), _INO_KIND.pack(ino, XATTR + 1)
 
 
 def locks(ino: Ino) -> bytes:
-    return _INO_KIND.pack(ino, _LOCKS)
+    return _INO_KIND.pack(ino, LOCKS)
 
 
 def orphan(session: int, ino: Ino) -> bytes:
-    return _INO_KIND_64_64.pack(0, _ORPHAN, session, ino)
+    return _INO_KIND_64_64.pack(0, ORPHAN, session, ino)
 
 
 def orphans(session: int | None = None) -> Range:
-    return _of_session(_ORPHAN, session)
+    return _of_session(ORPHAN, session)
 
 
 def session_ino(key: bytes) -> tuple[int, Ino]:
@@ -134,31 +134,31 @@ def session_ino(key: bytes) -> tuple[int, Ino]:
 
 
 def session(number: int) -> bytes:
-    return _INO_KIND_64.pack(0, _SESSION, number)
+    return _INO_KIND_64.pack(0, SESSION, number)
 
 
 def sessions() -> Range:
-    return _of_session(_SESSION, None)
+    return _of_session(SESSION, None)
 
 
 def garbage(slice_id: SliceId) -> bytes:
-    return _INO_KIND_64.pack(0, _GARBAGE, slice_id)
+    return _INO_KIND_64.pack(0, GARBAGE, slice_id)
 
 
 def garbages() -> Range:
-    return _of_session(_GARBAGE, None)
+    return _of_session(GARBAGE, None)
 
 
 def shared(slice_id: SliceId) -> bytes:
-    return _INO_KIND_64.pack(0, _SHARED, slice_id)
+    return _INO_KIND_64.pack(0, SHARED, slice_id)
 
 
 def tangled(ino: Ino, chunk: int) -> bytes:
-    return _INO_KIND_64_64.pack(0, _TANGLED, ino, chunk)
+    return _INO_KIND_64_64.pack(0, TANGLED, ino, chunk)
 
 
 def tangles(ino: Ino | None = None) -> Range:
-    return _of_session(_TANGLED, ino)
+    return _of_session(TANGLED, ino)
 
 
 def tangle_place(key: bytes) -> tuple[Ino, int]:
@@ -167,11 +167,11 @@ def tangle_place(key: bytes) -> tuple[Ino, int]:
 
 
 def locked(session: int, ino: Ino) -> bytes:
-    return _INO_KIND_64_64.pack(0, _LOCKED, session, ino)
+    return _INO_KIND_64_64.pack(0, LOCKED, session, ino)
 
 
-def lockeds(session: int) -> Range:
-    return _of_session(_LOCKED, session)
+def lockeds(session: int | None = None) -> Range:
+    return _of_session(LOCKED, session)
 
 
 def last_64(key: bytes) -> int:

@@ -3,13 +3,14 @@ everywhere.
 
 `apply` takes entries of the log one by one; `read` answers questions about the state so far.
 Exactly once: of every session it keeps the last replies, and an entry that it has seen answers the
-same again without an effect.
+same again without an effect.  Session 0 is nobody's and nothing is remembered of it: in it,
+sessions are opened.
 """
 
 import stat
 from functools import reduce
 from operator import or_
-from typing import Any, TypeVar
+from typing import Any, TypeVar, get_args
 
 import msgspec
 
@@ -35,8 +36,8 @@ from mountfs.meta.ops.touch import Touch
 from mountfs.meta.ops.unlink import Unlink
 from mountfs.meta.ops.write import Write
 from mountfs.meta.ops.xattr import RemoveXattr, SetXattr
-from mountfs.meta.records import Inode
-from mountfs.meta.tree import Tree
+from mountfs.meta.records import Inode, Replies
+from mountfs.meta.tree import FIRST_POSITION, Tree
 from mountfs.types import ROOT
 
 R = TypeVar("R")
@@ -86,9 +87,9 @@ class StateMachine:
     def __init__(self, rows: Overlay) -> None:
         self._rows = rows
         self.tree = Tree(rows)
-        self._replies: dict[int, dict[int, Any]] = {}
-        for key, value in rows.scan(*keys.sessions()):
-            self._replies[keys.last_64(key)] = _load_replies(value)
+        self._sessions: dict[int, Replies] = {
+            keys.last_64(key): _load_replies(value) for key, value in rows.scan(*keys.sessions())
+        }
 
     @property
     def applied(self) -> int:
@@ -104,17 +105,23 @@ class StateMachine:
         time: int,
         command: Command[R],
     ) -> R:
-        """The effect of one entry.  Raises FsError where the command is refused."""
+        """The effect of one entry.  Raises FsError where the command is refused; STALE where the
+        session had the reply long ago.
+        """
         counters = self.tree.counters
         assert index == counters.applied + 1, (index, counters.applied)
-        replies = self._replies.get(session)
-        if replies is None:
-            replies = self._replies[session] = {}
-        for old in [number for number in replies if number < answered]:
-            del replies[old]
-        if sequence in replies:
-            counters.applied = index
-            return _answer(replies[sequence])  # type: ignore[no-any-return]
+        replies = self._sessions.get(session)
+        if replies is not None:
+            if answered > replies.answered:
+                replies.answered = answered
+                for old in [number for number in replies.kept if number < answered]:
+                    del replies.kept[old]
+            if sequence in replies.kept:
+                counters.applied = index
+                return _answer(command, replies.kept[sequence])
+            if sequence < replies.answered:
+                counters.applied = index
+                raise FsError(Fault.STALE, f"session {session}: {sequence} was answered before")
         time = max(time, counters.last_time + 1)
         tree = self.tree
         stamp = Stamp(index, time, session)
@@ -130,8 +137,10 @@ class StateMachine:
             raise
         tree.commit()
         self._settle(index, time, replies, sequence, reply)
-        if type(command) is EndSession:
-            self._replies.pop(command.number, None)
+        if type(command) is OpenSession:
+            self._sessions[reply] = Replies()  # type: ignore[index]
+        elif type(command) is EndSession:
+            self._sessions.pop(command.number, None)
         return reply
 
     def read(self, query: Query[R]) -> R:
@@ -140,9 +149,13 @@ class StateMachine:
 
     def freeze(self) -> Rows:
         """What a checkpoint has to write so that the stored state is that of `applied`."""
-        last = {keys.session(number): _encode(kept) for number, kept in self._replies.items()}
-        self._rows.apply({keys.COUNTERS: self.tree.counters_row(), **last})
+        self._rows.apply(self.loose_rows())
         return self._rows.freeze()
+
+    def loose_rows(self) -> Rows:
+        """The rows that change with every entry: only checkpoints bring them up to date."""
+        last = {keys.session(number): _encode(kept) for number, kept in self._sessions.items()}
+        return {keys.COUNTERS: self.tree.counters_row(), **last}
 
     def format(self, time: int) -> None:
         """Make the root directory of a new filesystem."""
@@ -153,30 +166,33 @@ class StateMachine:
         root.mode, root.nlink = stat.S_IFDIR | 0o755, 2
         root.size = root.allocated = root.uid = root.gid = root.rdev = 0
         root.atime = root.mtime = root.ctime = root.btime = time
-        root.next_position, root.entries, root.version, root.marks = 3, 0, 0, 0
+        root.next_position, root.entries, root.version, root.marks = FIRST_POSITION, 0, 0, 0
         tree.counters.inodes = 1
         tree.put(keys.inode(ROOT), root.pack())
         tree.commit()
 
     def _settle(
-        self, index: int, time: int, replies: dict[int, Any], sequence: int, reply: Any
+        self, index: int, time: int, replies: Replies | None, sequence: int, reply: Any
     ) -> None:
         counters = self.tree.counters
         counters.applied = index
         counters.last_time = time
-        replies[sequence] = reply
+        if replies is not None:
+            replies.kept[sequence] = reply
 
 
-def _load_replies(stored: bytes) -> dict[int, Any]:
+def _load_replies(stored: bytes) -> Replies:
     """Replies after a restart: as they would come off the wire."""
-    replies: dict[int, Any] = msgspec.msgpack.decode(stored, type=dict[int, Any])
-    for sequence, reply in replies.items():
+    replies = msgspec.msgpack.decode(stored, type=Replies)
+    for sequence, reply in replies.kept.items():
         if isinstance(reply, dict) and reply.get("type") == "refused":
-            replies[sequence] = Refused(reply["fault"], reply["detail"])
+            replies.kept[sequence] = Refused(reply["fault"], reply["detail"])
     return replies
 
 
-def _answer(reply: Any) -> Any:
+def _answer(command: Command[R], reply: Any) -> R:
+    """The reply to a command, from what was kept of it."""
     if isinstance(reply, Refused):
         raise FsError(Fault[reply.fault], reply.detail)
-    return reply
+    (form,) = get_args(type(command).__orig_bases__[0])  # type: ignore[attr-defined]
+    return msgspec.convert(reply, form)  # type: ignore[no-any-return]

@@ -12,7 +12,7 @@ from itertools import islice
 import msgspec
 
 from mountfs.errors import Fault, FsError
-from mountfs.kv.overlay import Overlay
+from mountfs.kv.overlay import Overlay, merge
 from mountfs.meta import keys
 from mountfs.meta.command import Stamp
 from mountfs.meta.records import (
@@ -37,6 +37,10 @@ from mountfs.meta.records import (
 from mountfs.types import BLOCK_BYTES, CHUNK_BYTES, LINKS_MAX, ROOT, Cred, Ino
 
 _INODES_CACHED = 8_192
+FIRST_POSITION = 1 << 62
+"""Of the first entry of a directory.  Later ones come before it: who lists a directory and creates
+names in it meanwhile does not meet them, and comes to an end.
+"""
 _PIECES_TOGETHER = 16
 """One in so many small synced writes asks for compaction, which moves the pieces to a volume."""
 
@@ -102,11 +106,13 @@ class Tree:
         """Rows in a range, with the changes of the running command."""
         start, stop = span
         pairs = self._rows.scan(start, stop)
-        own = {key: value for key, value in self._changes.items() if start <= key < stop}
-        if not own:
-            return pairs
-        merged = {**dict(pairs), **own}
-        return iter(sorted((k, v) for k, v in merged.items() if v is not None))
+        own = [(key, value) for key, value in self._changes.items() if start <= key < stop]
+        return merge(sorted(own), pairs) if own else pairs
+
+    def everything(self) -> Iterator[tuple[bytes, bytes]]:
+        """All rows, in the order of their keys; between commands, for checks."""
+        assert not self._changes
+        return self._rows.everything()
 
     # -- inodes
 
@@ -181,7 +187,7 @@ class Tree:
         inode.nlink = 0
         inode.rdev = rdev
         inode.parent = parent.ino
-        inode.next_position = 3  # 1 and 2 are "." and ".."
+        inode.next_position = FIRST_POSITION
         inode.entries = 0
         inode.version = self.stamp.index
         inode.marks = 0
@@ -223,13 +229,14 @@ class Tree:
             raise FsError(Fault.TOO_MANY_LINKS)
         type = child.mode >> 12
         position = directory.next_position
-        directory.next_position += 1
+        directory.next_position -= 1
+        assert position > 2, parent  # 1 and 2 are "." and ".."
         directory.entries += 1
         directory.mtime = directory.ctime = self.stamp.time
         directory.version = self.stamp.index
         if type == _DIRECTORY:
             directory.nlink += 1
-            child.nlink = 2
+            child.nlink += 2
         else:
             child.nlink += 1
         child.parent = parent
@@ -249,7 +256,8 @@ class Tree:
         directory.version = self.stamp.index
         if type == _DIRECTORY:
             directory.nlink -= 1
-            child.nlink = 0
+            assert child.nlink >= 2, ino
+            child.nlink -= 2  # those of its subdirectories stay, where it is moved
         else:
             assert child.nlink >= 1, ino
             child.nlink -= 1
@@ -290,17 +298,17 @@ class Tree:
         return [unpack_slice(value) for _, value in self.scan(keys.slices_of(ino, chunk))]
 
     def chunks(self, ino: Ino, first: int, last: int) -> Iterator[int]:
-        """The chunks from `first` to `last` that have slices."""
+        """The chunks from `first` to `last` that have slices or blocks."""
         while first <= last:
-            start, stop = keys.slices_from(ino, first)
-            found = next(self.scan((start, stop)), None)
-            if found is None:
+            slices = next(self.scan(keys.slices_from(ino, first)), None)
+            blocks = next(self.scan(keys.blocks_from(ino, first)), None)
+            found = [keys.slice_place(slices[0])[0]] if slices is not None else []
+            if blocks is not None:
+                found.append(keys.last_64(blocks[0]))
+            if not found or min(found) > last:
                 return
-            chunk, _, _ = keys.slice_place(found[0])
-            if chunk > last:
-                return
-            yield chunk
-            first = chunk + 1
+            yield min(found)
+            first = min(found) + 1
 
     def slice_rows(self, ino: Ino, chunk: int) -> list[tuple[bytes, Slice]]:
         return [(key, unpack_slice(value)) for key, value in self.scan(keys.slices_of(ino, chunk))]
@@ -362,13 +370,12 @@ class Tree:
         else:
             self.put(shared, (count - 1).to_bytes(4, "little") if count > 2 else None)
 
-    def content(self, inode: Inode) -> bytes:
-        """The whole content of a small file; zeros where it was never written."""
-        if not inode.marks & HAS_CONTENT:
-            return bytes(inode.size) if inode.size <= BLOCK_BYTES else b""
+    def content(self, inode: Inode, start: int, stop: int) -> bytes:
+        """Bytes `start:stop` of a small file's content, as far as it goes: zeros may follow."""
+        assert inode.marks & HAS_CONTENT, inode.ino
         value = self.get(keys.content(inode.ino))
         assert value is not None, inode.ino
-        return value + bytes(inode.size - len(value)) if len(value) < inode.size else value
+        return value[start:stop]
 
     def set_content(self, inode: Inode, content: bytes) -> None:
         """Keep the bytes of a small file with its inode."""
