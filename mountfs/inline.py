@@ -6,6 +6,10 @@ that is about to wait, and so needs a task of its own, first says `await leave()
 moves the rest of the coroutine into a task with `finish`.  Outside of `attempt` (in tests, in other
 doors) `leave` does nothing.
 
+Work that many requests can share (a trip to the disk) says `await pause()` before it: the door goes
+on with the requests that are there already, and steps the coroutine again when it has seen them
+all.
+
 The one rule: nothing that belongs to Trio (a cancel scope, an event, a lock, a thread) may be
 entered or awaited before `await leave()`.  `attempt` asserts it.
 """
@@ -17,6 +21,9 @@ from typing import Any, Final, TypeVar
 T = TypeVar("T")
 
 _LEAVE: Final = object()
+_PAUSE: Final = object()
+PAUSED: Final = object()
+"""What `attempt` returns for a coroutine that has said `pause`: attempt it again soon."""
 WAITING: Final = object()
 """What `attempt` returns for a coroutine that has said `leave`."""
 
@@ -30,8 +37,17 @@ def leave() -> Generator[object, None, None]:
         yield _LEAVE
 
 
+@types.coroutine
+def pause() -> Generator[object, None, None]:
+    """Let the requests that are there already come first.  In a task it does nothing."""
+    if _stepping:
+        yield _PAUSE
+
+
 def attempt(coroutine: Coroutine[Any, Any, T]) -> T | object:
-    """Run `coroutine` until it returns or leaves.  Returns its result, or `WAITING`: then `finish`
+    """Run `coroutine` until it returns, pauses or leaves.
+
+    Returns its result; or `PAUSED`: then `attempt` it again; or `WAITING`: then `finish`
     must be awaited.
     """
     global _stepping
@@ -43,6 +59,8 @@ def attempt(coroutine: Coroutine[Any, Any, T]) -> T | object:
         return stop.value  # type: ignore[no-any-return]
     finally:
         _stepping = False
+    if trap is _PAUSE:
+        return PAUSED
     assert trap is _LEAVE, f"awaited {trap!r} without leave()"
     return WAITING
 

@@ -12,7 +12,7 @@ import os
 import signal
 import sys
 import time
-from collections.abc import AsyncIterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -22,7 +22,8 @@ from mountfs.errors import FsError
 from mountfs.fuse import mount as mounting
 from mountfs.fuse.binding import Binding, native_binding
 from mountfs.fuse.options import MountOptions, parse_options
-from mountfs.vfs import control
+from mountfs.fuse.pyfuse3_binding import pyfuse3_binding
+from mountfs.vfs import answers, control
 from mountfs.vfs.embedded import EmbeddedNode, embedded_node
 from mountfs.vfs.home import holder_of
 
@@ -226,22 +227,30 @@ async def _serve(
         log.info("home %s opened, %d entries replayed", home, node.meta.replayed)
         if node.meta.cut:
             log.warning("%d unsynced operations at the end of the log were lost", node.meta.cut)
-        async with (
-            _mounted(node, home, mountpoint, options) as binding,
-            trio.open_nursery() as nursery,
-        ):
-            nursery.start_soon(_unmount_on_signal, mountpoint, nursery.cancel_scope)
-            nursery.start_soon(control.serve, home / "control", _answers(node, binding))
-            nursery.start_soon(_say_ready, mountpoint, binding, ready)
-            await binding.serve()
-            log.info("unmounted")
-            nursery.cancel_scope.cancel()
+        with _mounted(node, home, mountpoint, options) as binding:
+            await _serve_mount(node, home, mountpoint, binding, ready)
 
 
-@contextlib.asynccontextmanager
-async def _mounted(
+async def _serve_mount(
+    node: EmbeddedNode, home: Path, mountpoint: str, binding: Binding, ready: Any
+) -> None:
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(_unmount_on_signal, mountpoint, nursery.cancel_scope)
+        nursery.start_soon(control.serve, home / "control", _answers(node, binding))
+        nursery.start_soon(_say_ready, mountpoint, binding, ready)
+        await binding.serve()
+        log.info("unmounted")
+        nursery.cancel_scope.cancel()
+
+
+@contextlib.contextmanager
+def _mounted(
     node: EmbeddedNode, home: Path, mountpoint: str, options: MountOptions
-) -> AsyncIterator[Binding]:
+) -> Iterator[Binding]:
+    if options.binding == "pyfuse3":
+        with pyfuse3_binding(node.filesystem, mountpoint, str(home), options) as binding:
+            yield binding
+        return
     fd = mounting.mount(mountpoint, str(home), options)
     try:
         yield native_binding(node.filesystem, fd, mountpoint, options)
@@ -299,7 +308,7 @@ def _answers(node: EmbeddedNode, binding: Binding) -> dict[str, control.Answerer
     async def stats(_: dict[str, Any]) -> Any:
         return binding.stats()
 
-    return {"status": status, "stats": stats}
+    return {**answers.answers(node), "status": status, "stats": stats}
 
 
 if __name__ == "__main__":

@@ -17,7 +17,7 @@ import trio
 
 from mountfs.errors import Fault, FsError
 from mountfs.fuse.wire import IN_HEADER, Opcode, reply_error
-from mountfs.inline import WAITING, attempt, finish
+from mountfs.inline import PAUSED, WAITING, attempt, finish
 from mountfs.vfs.buffers import Buffers
 
 log = logging.getLogger(__name__)
@@ -91,6 +91,8 @@ class Channel:
         self._tasks = 0
         self._locks = 0
         self._task_done = trio.Event()
+        self._paused: list[tuple[Request, Coroutine[Any, Any, Reply], int, int]] = []
+        """Requests that share their work with others that are there already."""
         self._nursery: trio.Nursery
         self.counts: dict[int, Counts] = {}
         self.bugs = 0
@@ -131,6 +133,9 @@ class Channel:
             try:
                 size = os.readv(fd, (self._buffer,))
             except BlockingIOError:
+                if self._paused:
+                    self._resume()
+                    continue
                 now = perf_counter()
                 if now - last_request >= self._poll_s or self._misses >= _MISSES_MAX > handled:
                     self._misses = 0 if handled > 1 else self._misses + 1
@@ -163,7 +168,16 @@ class Channel:
             self.write(reply_error(unique, errno.ENOSYS))
             return
         request = Request(opcode, unique, nodeid, uid, gid, pid, data[IN_HEADER.size :])
-        coroutine = handler(request)
+        self._step(request, handler(request), begun, size)
+
+    def _resume(self) -> None:
+        paused, self._paused = self._paused, []
+        for request, coroutine, begun, size in paused:
+            self._step(request, coroutine, begun, size)
+
+    def _step(
+        self, request: Request, coroutine: Coroutine[Any, Any, Reply], begun: int, size: int
+    ) -> None:
         try:
             reply = attempt(coroutine)
         except Exception as error:
@@ -172,10 +186,14 @@ class Channel:
             if reply is WAITING:
                 self._start(request, coroutine, begun, size)
                 return
+            if reply is PAUSED:
+                assert size <= SMALL_BYTES, "the buffer is needed for the next request"
+                self._paused.append((request, coroutine, begun, size))
+                return
             self.write(reply)  # type: ignore[arg-type]
             if request.kept:
                 self._buffer = memoryview(self._buffers.get())
-        self._count(opcode, begun)
+        self._count(request.opcode, begun)
 
     def _start(
         self, request: Request, coroutine: Coroutine[Any, Any, Reply], begun: int, size: int

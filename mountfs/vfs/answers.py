@@ -7,6 +7,7 @@ from itertools import islice
 from typing import Any
 
 import msgspec
+import trio
 
 from mountfs.errors import Fault, FsError
 from mountfs.meta import keys
@@ -120,14 +121,16 @@ def answers(node: EmbeddedNode) -> dict[str, Answerer]:
 
 async def _info(node: EmbeddedNode, ino: Ino, limit: int) -> dict[str, Any]:
     found = await node.meta.read(Describe(ino, limit))
+    # In a thread: whether a slice is there is read from the disk.
+    slices = await trio.to_thread.run_sync(lambda: [_slice(node, row) for row in found.slices])
     unwritten = [file for file in node.filesystem.writer.unwritten if file.ino == ino]
     return {
         **found.inode,
         "content_bytes": found.content_bytes,
-        "target": None if found.target is None else os.fsdecode(found.target),
-        "xattrs": [os.fsdecode(name) for name in found.xattrs],
+        "target": None if found.target is None else _text(found.target),
+        "xattrs": [_text(name) for name in found.xattrs],
         "dirty_bytes": sum(file.dirty.bytes for file in unwritten),
-        "slices": [_slice(node, row) for row in found.slices],
+        "slices": slices,
         "more": found.more,
     }
 
@@ -153,6 +156,11 @@ def _where(node: EmbeddedNode, piece: Slice) -> dict[str, Any] | None:
     if not piece.volume or not node.disk.has(piece.volume, piece.slice_id):
         return None
     return {"file": str(node.disk.directory / f"{piece.volume:08}.vol")}
+
+
+def _text(name: bytes) -> str:
+    """JSON has no bytes: those that are not UTF-8 are escaped."""
+    return name.decode("utf-8", "backslashreplace")
 
 
 def _slices(tree: Tree, ino: Ino) -> Iterator[SliceRow]:

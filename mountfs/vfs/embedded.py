@@ -17,7 +17,7 @@ import trio
 from mountfs.chunks.client import LocalChunks
 from mountfs.chunks.disk import DiskStore
 from mountfs.errors import FsError
-from mountfs.inline import leave
+from mountfs.inline import leave, pause
 from mountfs.kv.leveldb import LevelStore
 from mountfs.meta.local import LocalMeta
 from mountfs.meta.local_log import LocalLog
@@ -43,6 +43,8 @@ RETRY_AFTER_S = 5
 QUICK_SYNC_S = 0.0005
 """A disk that syncs in less is waited for without a thread: two wake-ups cost as much."""
 HOUSEKEEPING_S = 1.0
+IDLE_S = 20.0
+"""Between looks for work behind the requests, while there are requests and when there are none."""
 LOG_SEGMENT_BYTES = 16 * MIB
 GARBAGE_BATCH = 1_024
 
@@ -62,8 +64,8 @@ class EmbeddedNode:
         self._log = segments
         self._wake = trio.Event()
         self._syncing = False
-        self._sync_waiters: list[trio.Event] = []
-        self._quick_sync_s = 0.0
+        self._sync_done = trio.Event()
+        self._last_sync_s = 0.0
         """How long the last sync took."""
         self.filesystem: Filesystem
         self.last_checkpoint = trio.current_time()
@@ -74,27 +76,29 @@ class EmbeddedNode:
         """All that was written and proposed before the call survives the machine.  All who wait
         share the trips to the disk.
         """
-        await leave()
         target = self.meta.applied
-        while self._syncing:  # the one under way may have begun before our bytes were there
-            waiting = trio.Event()
-            self._sync_waiters.append(waiting)
-            await waiting.wait()
-        if self.meta.synced >= target and not self.disk.unsynced:
-            return
-        if self._quick_sync_s < QUICK_SYNC_S and not self.disk.unsynced:
-            self._sync_here()
-            return
-        self._syncing = True
+        await pause()
+        while self.meta.synced < target or self.disk.unsynced:
+            if self._syncing:  # it may have begun before our bytes were there: look again after it
+                await leave()
+                await self._sync_done.wait()
+            elif self._last_sync_s < QUICK_SYNC_S and not self.disk.unsynced:
+                self._sync_here()
+            else:
+                await leave()
+                if not self._syncing:
+                    await self._sync_in_thread()
+                    return
+
+    async def _sync_in_thread(self) -> None:
+        self._syncing, self._sync_done = True, trio.Event()
+        begun = perf_counter()
         try:
-            begun = perf_counter()
             await trio.to_thread.run_sync(self._sync)
-            self._quick_sync_s = perf_counter() - begun
+            self._last_sync_s = perf_counter() - begun
         finally:
             self._syncing = False
-            waiters, self._sync_waiters = self._sync_waiters, []
-            for event in waiters:
-                event.set()
+            self._sync_done.set()
 
     def _sync_here(self) -> None:
         """Only the log is to be synced, and the disk has been answering faster than a thread would
@@ -102,7 +106,7 @@ class EmbeddedNode:
         """
         begun = perf_counter()
         self.meta.sync_log()
-        self._quick_sync_s = perf_counter() - begun
+        self._last_sync_s = perf_counter() - begun
 
     def _sync(self) -> None:
         """Bytes before the metadata that refers to them."""
@@ -111,7 +115,8 @@ class EmbeddedNode:
 
     def kick(self) -> None:
         """There is something to do before the next tick."""
-        self._wake.set()
+        woken, self._wake = self._wake, trio.Event()
+        woken.set()
 
     async def run(self) -> None:
         """The work behind the requests, for as long as the node lives."""
@@ -125,6 +130,7 @@ class EmbeddedNode:
             nursery.start_soon(self._forever, "volumes", self._compact_volume)
 
     async def _forever(self, name: str, work: Callable[[], Any]) -> None:
+        applied = -1
         while True:
             try:
                 await work()
@@ -135,9 +141,10 @@ class EmbeddedNode:
                 await trio.sleep(RETRY_AFTER_S)
             else:
                 self.troubles.pop(name, None)
-                with trio.move_on_after(HOUSEKEEPING_S):
+                idle = self.meta.applied == applied and not self.filesystem.writer.unwritten
+                applied = self.meta.applied
+                with trio.move_on_after(IDLE_S if idle else HOUSEKEEPING_S):
                     await self._wake.wait()
-                    self._wake = trio.Event()
 
     async def _flush(self) -> None:
         writer = self.filesystem.writer

@@ -78,6 +78,8 @@ class Writer:
         file.mtime = time.time_ns()
         file.drop_privileges |= drop_privileges
         if file not in self.unwritten:
+            if not self.unwritten:
+                self._kick()
             self.unwritten[file] = trio.current_time()
         if dirty.bytes > SLICE_BYTES_MAX:
             self._kick()
