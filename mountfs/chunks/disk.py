@@ -189,6 +189,7 @@ class DiskStore:
         self._fill(volume, file, at, size, [head, *parts, needle.padding(length)])
         with self._lock:
             volume.account(self._index.put(volume.id, slice_id, Place(at, length)))
+            self._heads.pop((volume.id, slice_id), None)
             self._done(volume, at)
         return volume.id
 
@@ -575,18 +576,17 @@ class DiskStore:
     def _shrink_index(self) -> None:
         """Make room in the memory of the index."""
         self.sync()
-        self._write_table()
-        if self._index.pending >= self.config.pending_needles_max:
+        if not self._write_table():
             raise FsError(Fault.DEVICE, f"{self.directory}: the index cannot be written")
 
-    def _write_table(self) -> None:
+    def _write_table(self) -> bool:
         """What is durable goes into the table of the index.  When that fails it stays in memory:
-        the volumes have it all.
+        the volumes have it all.  Returns whether it went well.
         """
         with self._table:
-            self._write_table_locked()
+            return self._write_table_locked()
 
-    def _write_table_locked(self) -> None:
+    def _write_table_locked(self) -> bool:
         with self._lock:
             durable = {one.id: (one.generation, one.durable) for one in self._volumes.values()}
             changes = self._index.begin_write(durable)
@@ -599,6 +599,7 @@ class DiskStore:
         finally:
             with self._lock:
                 self._index.end_write(done=done)
+        return done
 
     def close(self) -> None:
         """Let go of everything.  What was not synced is not: that is for the caller to ask for."""

@@ -1,0 +1,132 @@
+"""The index of needles against a model: whatever is written when, it says the same."""
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from mountfs.chunks.index import NeedleIndex, Place
+from mountfs.chunks.needle import needle_bytes
+from mountfs.errors import Fault, FsError
+from mountfs.kv.memory import MemoryStore
+from mountfs.types import SliceId, VolumeId
+
+ONE, TWO = VolumeId(1), VolumeId(2)
+
+STEPS = st.lists(
+    st.one_of(
+        st.tuples(st.just("put"), st.sampled_from([ONE, TWO]), st.integers(1, 5)),
+        st.tuples(st.just("remove"), st.sampled_from([ONE, TWO]), st.integers(1, 5)),
+        st.tuples(st.just("write"), st.integers(0, 40), st.booleans()),
+        st.tuples(st.just("compact"), st.sampled_from([ONE, TWO]), st.just(0)),
+    ),
+    max_size=40,
+)
+
+
+def write(index: NeedleIndex, durable: dict[VolumeId, tuple[int, int]], *, done: bool) -> None:
+    index.write(index.begin_write(durable) if done else index.begin_write(durable) and {})
+    index.end_write(done=done)
+
+
+@given(STEPS)
+def test_it_says_what_a_dictionary_would(steps):
+    store = MemoryStore()
+    index = NeedleIndex(store)
+    model: dict[tuple[VolumeId, SliceId], Place] = {}
+    living = {ONE: 0, TWO: 0}
+    generation = {ONE: 1, TWO: 1}
+    end = {ONE: 4096, TWO: 4096}
+    history: dict[VolumeId, list[tuple[int, SliceId, Place | None]]] = {ONE: [], TWO: []}
+    for what, which, number in steps:
+        if what == "put":
+            place = Place(end[which], 10 * number)
+            living[which] += index.put(which, SliceId(number), place)[0]
+            model[which, SliceId(number)] = place
+            history[which].append((end[which], SliceId(number), place))
+            end[which] += needle_bytes(place.length)
+        elif what == "remove":
+            living[which] += index.remove(which, SliceId(number), end[which])[0]
+            if model.pop((which, SliceId(number)), None):
+                history[which].append((end[which], SliceId(number), None))
+                end[which] += 48
+        elif what == "write":
+            durable = {one: (generation[one], max(end[one] - 48 * which, 4096)) for one in end}
+            write(index, durable, done=bool(number))
+        else:
+            kept = index.slices(which)
+            stale = [slice_id for slice_id, _ in index.table(which)]
+            generation[which] += 1
+            end[which], places, history[which] = 4096, [], []
+            for slice_id, old in kept:
+                place = Place(end[which], old.length)
+                places.append((slice_id, place))
+                history[which].append((end[which], slice_id, place))
+                model[which, slice_id] = place
+                end[which] += needle_bytes(old.length)
+            index.replace(which, generation[which], places, stale)
+            write(index, {which: (generation[which], end[which])}, done=True)
+    for one in (ONE, TWO):
+        wanted = {slice_id: place for (owner, slice_id), place in model.items() if owner == one}
+        assert dict(index.slices(one)) == wanted
+        assert all(index.get(one, slice_id) == place for slice_id, place in wanted.items())
+        assert living[one] == sum(needle_bytes(place.length) for place in wanted.values())
+        check_after_a_crash(NeedleIndex(store), one, history[one], wanted)
+
+
+def check_after_a_crash(
+    index: NeedleIndex,
+    volume: VolumeId,
+    history: list[tuple[int, SliceId, Place | None]],
+    wanted: dict[SliceId, Place],
+) -> None:
+    """The table, and the file behind the checkpoint, together say everything."""
+    state = index.states().get(volume)
+    living = state.living_bytes if state else 0
+    for at, slice_id, place in history:
+        if state is None or at >= state.checkpoint:
+            change = index.put(volume, slice_id, place) if place else None
+            living += (change or index.remove(volume, slice_id, at))[0]
+    assert dict(index.slices(volume)) == wanted
+    assert living == sum(needle_bytes(place.length) for place in wanted.values())
+
+
+def test_what_is_not_durable_is_not_in_the_table():
+    store = MemoryStore()
+    index = NeedleIndex(store)
+    index.put(ONE, SliceId(1), Place(4096, 8))
+    index.put(ONE, SliceId(2), Place(4160, 8))
+    write(index, {ONE: (1, 4160)}, done=True)
+    again = NeedleIndex(store)
+    assert again.slices(ONE) == [(1, Place(4096, 8))]
+    assert again.states()[ONE].checkpoint == 4160
+    assert index.pending == 1
+
+
+def test_a_table_that_cannot_be_written_costs_nothing():
+    store = MemoryStore()
+    index = NeedleIndex(store)
+    index.put(ONE, SliceId(1), Place(4096, 8))
+    store.fail_next(Fault.NO_SPACE)
+    changes = index.begin_write({ONE: (1, 4160)})
+    assert index.get(ONE, SliceId(1)) == Place(4096, 8)
+    try:
+        index.write(changes)
+    except FsError:
+        index.end_write(done=False)
+    assert index.get(ONE, SliceId(1)) == Place(4096, 8)
+    write(index, {ONE: (1, 4160)}, done=True)
+    assert NeedleIndex(store).states()[ONE].needles == 1
+
+
+def test_a_dropped_volume_leaves_nothing():
+    store = MemoryStore()
+    index = NeedleIndex(store)
+    for number in range(1, 30):
+        index.put(ONE, SliceId(number), Place(4096 * number, 8))
+        index.put(TWO, SliceId(number), Place(4096 * number, 8))
+    write(index, {ONE: (1, 1 << 20), TWO: (1, 1 << 20)}, done=True)
+    index.put(ONE, SliceId(99), Place(1 << 20, 8))
+    index.drop(ONE)
+    index.forget(ONE)
+    assert index.slices(ONE) == []
+    assert len(index.slices(TWO)) == 29
+    assert list(NeedleIndex(store).states()) == [TWO]
