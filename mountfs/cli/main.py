@@ -1,0 +1,92 @@
+"""The `mountfs` command: one module for each subcommand, one table of them here."""
+
+import argparse
+import os
+import signal
+import sys
+from typing import NoReturn
+
+from mountfs import __version__
+from mountfs.cli import bench, doctor, fsck, info, stats, status
+from mountfs.cli.show import EXIT_FAILED, EXIT_INTERRUPTED, EXIT_USAGE
+from mountfs.errors import FsError
+
+COMMANDS = (status, info, stats, fsck, doctor, bench)
+
+_DESCRIPTION = """\
+Look at, check and measure filesystems of mountfs.  To mount one, use mount.dfs.
+"""
+
+_EXAMPLES = """\
+examples:
+  mount.dfs /mnt/data              mount the default home, which is made if there is none
+  mountfs status                   what is mounted, how full it is, what is not well
+  mountfs info /mnt/data/file      one file, down to where its bytes are
+  mountfs stats /mnt/data          what goes on in a mount, live
+  umount /mnt/data                 unmount; data stays in the home
+  mountfs fsck /var/lib/mountfs/default    check a home that is not mounted
+  mountfs doctor /mnt/data         something hangs or fails: what, and what to do
+
+exit status: 0 well, 1 not well or failed (why is on stderr), 2 wrong call, 130 interrupted;
+fsck has its own, see: mountfs fsck --help
+"""
+
+
+class _Parser(argparse.ArgumentParser):
+    usage_status = EXIT_USAGE
+
+    def error(self, message: str) -> NoReturn:
+        self.print_usage(sys.stderr)
+        self.exit(self.usage_status, f"{self.prog}: {message}; see: {self.prog} --help\n")
+
+
+def parser() -> argparse.ArgumentParser:
+    whole = _Parser(
+        prog="mountfs",
+        description=_DESCRIPTION,
+        epilog=_EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    whole.add_argument("--version", action="version", version=f"mountfs {__version__}")
+    commands = whole.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    for module in COMMANDS:
+        name = module.__name__.rpartition(".")[2]
+        one = commands.add_parser(
+            name,
+            help=module.SUMMARY,
+            description=module.DESCRIPTION,
+            epilog=module.EPILOG,
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+        )
+        module.add_arguments(one)
+        one.set_defaults(run=module.run, failed=getattr(module, "EXIT_COULD_NOT", EXIT_FAILED))
+        one.usage_status = getattr(module, "EXIT_USAGE", EXIT_USAGE)
+    return whole
+
+
+def main(argv: list[str] | None = None) -> int:
+    arguments = parser().parse_args(argv)
+    try:
+        status_: int = arguments.run(arguments)
+        sys.stdout.flush()
+        return status_
+    except FsError as error:
+        print(f"mountfs {arguments.command}: {error}", file=sys.stderr)
+        return int(arguments.failed)
+    except PermissionError as error:
+        print(
+            f"mountfs {arguments.command}: {error.filename or error}: permission denied; "
+            "run it as root or as the owner of the home",
+            file=sys.stderr,
+        )
+        return int(arguments.failed)
+    except BrokenPipeError:
+        # Who read our output went away.  Python would complain when it flushes at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 128 + signal.SIGPIPE
+    except KeyboardInterrupt:
+        return EXIT_INTERRUPTED
+
+
+if __name__ == "__main__":
+    sys.exit(main())

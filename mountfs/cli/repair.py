@@ -1,0 +1,143 @@
+"""Putting right what can be put right without losing anything, and, only when told so, giving up
+what is lost.
+
+Repairs are commands like any other: they go through the log, so a crash in the middle of them is a
+crash like any other.  The exceptions are the index of needles, which is made anew from the volumes,
+and the counters, which no command sets.
+"""
+
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import closing
+from pathlib import Path
+
+import crc32c
+import msgspec
+import trio
+
+from mountfs.cli.examine import Examination
+from mountfs.cli.show import count_of
+from mountfs.kv.leveldb import LevelStore
+from mountfs.meta import keys
+from mountfs.meta.extents import visible
+from mountfs.meta.ops.allocate import KEEP_SIZE, PUNCH_HOLE, Allocate
+from mountfs.meta.ops.read import GetAttr
+from mountfs.meta.ops.slices import Garbage, ReserveSlices, Rewrite
+from mountfs.meta.records import Counters, Slice, size_of
+from mountfs.types import CHUNK_BYTES, SLICE_BYTES_MAX, Ino, SliceId, VolumeId
+from mountfs.vfs.compactor import ChunkRows
+from mountfs.vfs.embedded import EmbeddedNode, embedded_node
+from mountfs.vfs.handles import File
+from mountfs.vfs.home import open_home
+
+Say = Callable[[str], None]
+
+RECLAIM_S = 30
+
+
+def plan(found: Examination, *, drop_damaged: bool) -> list[str]:
+    """What `repair` will do, as sentences.  Empty: nothing that could be done."""
+    steps = []
+    if not found.metadata_read:
+        return []  # without all of the metadata nobody knows what belongs to whom
+    if found.index_bad:
+        steps.append("make the index of needles anew from the volumes")
+    if found.counters_off != (0, 0):
+        steps.append("count inodes and allocated bytes anew")
+    if found.orphans:
+        steps.append(f"remove {count_of(found.orphans, 'file')} without a name")
+    if found.unreferenced:
+        number = sum(map(len, found.unreferenced.values()))
+        steps.append(f"delete {count_of(number, 'needle')} that belong to no file")
+    if found.lost and drop_damaged:
+        files = count_of(len(found.lost), "file")
+        steps.append(f"put zeros (holes) where bytes of {files} are lost, for ever")
+    return steps
+
+
+def repair(found: Examination, *, drop_damaged: bool, say: Say) -> None:
+    """Carry out the plan.  Raises FsError where the home cannot be opened or written."""
+    home = found.home
+    if found.index_bad:
+        say("making the index anew")
+        with closing(open_home(home, create=False)) as held:
+            shutil.rmtree(held.chunks / "index", ignore_errors=True)
+    if found.counters_off != (0, 0):
+        say("counting anew")
+        _correct_counters(home, *found.counters_off)
+    trio.run(_repair_node, found, drop_damaged, say)
+
+
+def _correct_counters(home: Path, inodes: int, allocated: int) -> None:
+    """By how much they are off holds before the log is replayed as well as after."""
+    with (
+        closing(open_home(home, create=False)) as held,
+        closing(LevelStore(held.store)) as store,
+    ):
+        row = store.get(keys.COUNTERS)
+        if row is None:
+            return
+        counters = msgspec.msgpack.decode(row, type=Counters)
+        counters.inodes += inodes
+        counters.allocated += allocated
+        store.write({keys.COUNTERS: msgspec.msgpack.encode(counters)}, sync=True)
+
+
+async def _repair_node(found: Examination, drop_damaged: bool, say: Say) -> None:
+    say("opening the home, which replays its log and removes files without a name")
+    async with embedded_node(found.home, create=False) as node:
+        if found.unreferenced:
+            say("deleting needles that belong to no file")
+            await trio.to_thread.run_sync(node.disk.delete, found.unreferenced)
+        if drop_damaged:
+            for ino, ranges in found.lost.items():
+                say(f"inode {ino}: putting zeros where bytes are lost")
+                for start, stop in ranges:
+                    mode = PUNCH_HOLE | KEEP_SIZE
+                    await node.meta.propose(Allocate(ino, mode, start, stop - start, False))
+                for chunk in _chunks(ranges):
+                    await _move_away(node, ino, chunk, found.damaged)
+            await _reclaimed(node)
+        await node.durable()
+
+
+def _chunks(ranges: list[tuple[int, int]]) -> Iterator[int]:
+    """The chunks that ranges of a file touch."""
+    touched = (range(low // CHUNK_BYTES, -(-high // CHUNK_BYTES)) for low, high in ranges)
+    yield from sorted({chunk for one in touched for chunk in one})
+
+
+async def _move_away(
+    node: EmbeddedNode, ino: Ino, chunk: int, damaged: set[tuple[VolumeId, SliceId]]
+) -> None:
+    """Copy what is good of damaged slices, so that nothing refers to them any more."""
+    rows = await node.meta.read(ChunkRows(ino, chunk))
+    if not rows:
+        return
+    size = size_of(await node.meta.read(GetAttr(ino)))
+    file = File(ino, max(size, (chunk + 1) * CHUNK_BYTES))
+    added: list[Slice] = []
+    for piece in visible(one for _, _, one in rows):
+        if piece.is_hole:
+            continue
+        if piece.volume and (piece.volume, piece.slice_id) not in damaged:
+            added.append(piece)
+            continue
+        for start in range(piece.start, piece.stop, SLICE_BYTES_MAX):
+            stop = min(start + SLICE_BYTES_MAX, piece.stop)
+            base = chunk * CHUNK_BYTES
+            data = await node.filesystem.reader.read_written(file, base + start, base + stop)
+            slice_id = await node.meta.propose(ReserveSlices(1))
+            volume = await node.chunks.write(slice_id, [data])
+            crc = crc32c.crc32c(data)
+            added.append(Slice(start, stop, slice_id, 0, volume, stop - start, crc))
+    places = tuple((order, number) for order, number, _ in rows)
+    await node.meta.propose(Rewrite(ino, chunk, places, tuple(added)))
+
+
+async def _reclaimed(node: EmbeddedNode) -> None:
+    """Wait until what became garbage is deleted in its volumes."""
+    deadline = trio.current_time() + RECLAIM_S
+    while await node.meta.read(Garbage(1)) and trio.current_time() < deadline:
+        node.kick()
+        await trio.sleep(0.1)

@@ -1,0 +1,199 @@
+"""mountfs stats: what goes on in a mount, as differences of its counters."""
+
+import argparse
+import sys
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import msgspec
+from rich.console import Group
+from rich.live import Live
+from rich.table import Table
+from rich.text import Text
+
+from mountfs.cli import show
+from mountfs.cli.places import Place, mount_table, place_of
+from mountfs.errors import Fault, FsError
+from mountfs.vfs import control
+
+SUMMARY = "what goes on in a mount, live"
+DESCRIPTION = """\
+Show what the programs that use a mount ask of it: operations per second by kind, how long they
+take in the daemon, bytes that are not yet written, and the processor time that mountfs takes.
+Operations that the kernel answers from its caches do not reach mountfs, and are not counted.
+"""
+EPILOG = """\
+examples:
+  mountfs stats /mnt/data                      live, until Ctrl-C
+  mountfs stats /mnt/data --interval 10        every ten seconds
+  mountfs stats /mnt/data --count 1 --json     one measurement of a second, for a program
+  mountfs stats /mnt/data | tee stats.txt      plain lines, when not on a terminal
+
+the columns:
+  per s, mean, errors   of the last interval
+  slowest               since the mount, of one operation
+
+exit status: 0 shown; 1 the mount does not answer; 2 wrong call
+"""
+
+ANSWER_S = 10.0
+
+
+class Sample(msgspec.Struct):
+    """An answer of the daemon, and when it came, in seconds of a clock that does not jump."""
+
+    at: float
+    stats: dict[str, Any]
+
+
+class Rate(msgspec.Struct):
+    """One kind of operation during an interval."""
+
+    operation: str
+    per_s: float
+    mean_ns: float
+    slowest_ns: int
+    """Since the mount."""
+    errors_per_s: float
+
+
+class Rates(msgspec.Struct):
+    """What went on between two samples."""
+
+    seconds: float
+    operations: list[Rate]
+    """Most time taken first."""
+    per_s: float
+    cpu_percent: float
+    dirty_bytes: int
+    unwritten_files: int
+
+
+def rates(before: Sample, after: Sample) -> Rates:
+    """The difference of two samples.  A daemon that was started anew counts from zero."""
+    seconds = max(after.at - before.at, 1e-9)
+    earlier = before.stats["operations"]
+    found = []
+    for name, now in after.stats["operations"].items():
+        then = earlier.get(name, {})
+        if now["calls"] < then.get("calls", 0):
+            then = {}
+        calls = now["calls"] - then.get("calls", 0)
+        if calls:
+            took_ns = now["total_ns"] - then.get("total_ns", 0)
+            errors = now["errors"] - then.get("errors", 0)
+            found.append(
+                Rate(name, calls / seconds, took_ns / calls, now["slowest_ns"], errors / seconds)
+            )
+    found.sort(key=lambda rate: -rate.per_s * rate.mean_ns)
+    cpu_s = after.stats["cpu_s"] - before.stats["cpu_s"]
+    return Rates(
+        seconds,
+        found,
+        sum(rate.per_s for rate in found),
+        max(cpu_s, 0.0) / seconds * 100,
+        after.stats["dirty_bytes"],
+        after.stats["unwritten_files"],
+    )
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("place", metavar="DIR", help="a mount point, or a directory in a mount")
+    parser.add_argument(
+        "--interval", type=_seconds, default=1.0, metavar="S", help="seconds (default: 1)"
+    )
+    parser.add_argument(
+        "--count", type=_count, default=None, metavar="N", help="stop after N intervals"
+    )
+    parser.add_argument("--json", action="store_true", help="a line of JSON for each interval")
+
+
+def run(arguments: argparse.Namespace) -> int:
+    place = place_of(arguments.place, mount_table())
+    if place.mountpoint is None:
+        raise FsError(Fault.NOT_FOUND, f"{place.home} is not mounted, so nothing goes on in it")
+    found = _intervals(place, arguments.interval, arguments.count)
+    if arguments.json:
+        for one in found:
+            print(msgspec.json.encode(one).decode(), flush=True)
+    elif sys.stdout.isatty():
+        _live(place, found)
+    else:
+        for one in found:
+            print("\n".join(lines(one)), flush=True)
+    return show.EXIT_OK
+
+
+def lines(one: Rates) -> Iterator[str]:
+    """One interval as plain text."""
+    yield _summary(one)
+    for rate in one.operations:
+        yield (
+            f"  {rate.operation:<16} {show.rounded(rate.per_s):>9}/s"
+            f"  mean {show.duration(rate.mean_ns):>8}"
+            f"  slowest {show.duration(rate.slowest_ns):>8}"
+            f"  errors {show.rounded(rate.errors_per_s)}/s"
+        )
+
+
+def _live(place: Place, found: Iterator[Rates]) -> None:
+    waiting = Text(f"{place.mountpoint}: measuring; Ctrl-C ends it", style="dim")
+    with Live(waiting, auto_refresh=False, console=show.out()) as screen:
+        for one in found:
+            screen.update(Group(Text(str(place.mountpoint), style="bold"), _table(one)))
+            screen.refresh()
+
+
+def _table(one: Rates) -> Group:
+    table = Table(box=None, padding=(0, 2))
+    table.add_column("operation")
+    for heading in ("per s", "mean", "slowest", "errors/s"):
+        table.add_column(heading, justify="right")
+    for rate in one.operations:
+        table.add_row(
+            rate.operation,
+            show.rounded(rate.per_s),
+            show.duration(rate.mean_ns),
+            show.duration(rate.slowest_ns),
+            show.rounded(rate.errors_per_s) if rate.errors_per_s else "",
+        )
+    return Group(Text(_summary(one)), table)
+
+
+def _summary(one: Rates) -> str:
+    return (
+        f"{show.rounded(one.per_s)} operations/s, CPU {one.cpu_percent:.0f} %, "
+        f"{show.size(one.dirty_bytes)} of {show.count_of(one.unwritten_files, 'file')} "
+        "not yet written"
+    )
+
+
+def _intervals(place: Place, interval: float, count: int | None) -> Iterator[Rates]:
+    before = _sample(place)
+    due = before.at
+    while count is None or count > 0:
+        due += interval
+        time.sleep(max(due - time.monotonic(), 0))
+        after = _sample(place)
+        yield rates(before, after)
+        before = after
+        count = None if count is None else count - 1
+
+
+def _sample(place: Place) -> Sample:
+    return Sample(time.monotonic(), control.ask(place.control, "stats", seconds=ANSWER_S))
+
+
+def _seconds(text: str) -> float:
+    value = float(text)
+    if not 0.05 <= value <= 86_400:
+        raise argparse.ArgumentTypeError("from 0.05 to 86400 seconds")
+    return value
+
+
+def _count(text: str) -> int:
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError("at least 1")
+    return value
