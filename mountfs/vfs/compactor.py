@@ -3,6 +3,7 @@ anew.
 """
 
 from collections.abc import Awaitable, Callable
+from itertools import islice
 
 import crc32c
 import trio
@@ -23,6 +24,11 @@ from mountfs.vfs.handles import File
 
 CHUNKS_AT_ONCE = 16
 """In one tick, so that the work stays in the background."""
+TANGLES_SEEN = 1_024
+QUIET_S = 10
+"""A file that was written to so recently is left alone: its next bytes would make the work vain."""
+ROWS_URGENT = 4_096
+"""Unless a chunk has so many slices that reading it suffers."""
 
 
 class ChunkRows(Query[tuple[tuple[int, int, Slice], ...]], frozen=True, tag="chunk_rows"):
@@ -37,6 +43,17 @@ class ChunkRows(Query[tuple[tuple[int, int, Slice], ...]], frozen=True, tag="chu
             (*keys.slice_place(key)[1:], piece)
             for key, piece in tree.slice_rows(self.ino, self.chunk)
         )
+
+
+class CountRows(Query[int], frozen=True, tag="count_rows"):
+    """How many slices a chunk has; no more than ROWS_URGENT are counted."""
+
+    ino: Ino
+    chunk: int
+
+    def read(self, tree: Tree) -> int:
+        rows = tree.scan(keys.slices_of(self.ino, self.chunk))
+        return sum(1 for _ in islice(rows, ROWS_URGENT))
 
 
 class Compactor:
@@ -54,26 +71,36 @@ class Compactor:
 
     async def run_once(self) -> None:
         """Compact some chunks of files that have slices lying over one another."""
-        for ino, chunk in await self._meta.read(Tangles(CHUNKS_AT_ONCE)):
-            await self.compact_chunk(ino, chunk)
+        compacted = 0
+        for ino, chunk in await self._meta.read(Tangles(TANGLES_SEEN)):
+            compacted += await self.compact_chunk(ino, chunk)
             await trio.lowlevel.checkpoint()
+            if compacted == CHUNKS_AT_ONCE:
+                return
 
-    async def compact_chunk(self, ino: Ino, chunk: int) -> None:
-        """Say what the slices of a chunk say with fewer bytes and rows."""
+    async def compact_chunk(self, ino: Ino, chunk: int) -> bool:
+        """Say what the slices of a chunk say with fewer bytes and rows.
+
+        The reply says whether it was its time."""
+        busy = self._filesystem.seconds_since_write(ino) < QUIET_S
+        if busy and await self._meta.read(CountRows(ino, chunk)) < ROWS_URGENT:
+            return False
         try:
             rows = await self._meta.read(ChunkRows(ino, chunk))
         except FsError as error:
             if error.fault is Fault.STALE:
-                return
+                return False
             raise
         if not rows:
-            return
+            await self._meta.propose(Settle(ino, chunk, 0))
+            return False
         wanted = plan([piece for _, _, piece in rows])
         places = tuple((order, number) for order, number, _ in rows)
         if wanted is None:
             await self._meta.propose(Settle(ino, chunk, len(rows)))
-            return
-        await self._rewrite(ino, chunk, places, wanted)
+        else:
+            await self._rewrite(ino, chunk, places, wanted)
+        return True
 
     async def _rewrite(
         self, ino: Ino, chunk: int, places: tuple[tuple[int, int], ...], wanted: Plan

@@ -40,7 +40,7 @@ FLUSH_AFTER_S = 5
 """Bytes that were written stay in memory for so long at most."""
 CHECKPOINT_AFTER_S = 60
 RETRY_AFTER_S = 5
-QUICK_SYNC_S = 0.0005
+QUICK_SYNC_S = 0.001
 """A disk that syncs in less is waited for without a thread: two wake-ups cost as much."""
 HOUSEKEEPING_S = 1.0
 IDLE_S = 20.0
@@ -92,10 +92,8 @@ class EmbeddedNode:
 
     async def _sync_in_thread(self) -> None:
         self._syncing, self._sync_done = True, trio.Event()
-        begun = perf_counter()
         try:
             await trio.to_thread.run_sync(self._sync)
-            self._last_sync_s = perf_counter() - begun
         finally:
             self._syncing = False
             self._sync_done.set()
@@ -104,14 +102,17 @@ class EmbeddedNode:
         """Only the log is to be synced, and the disk has been answering faster than a thread would
         take to be woken and to wake us: wait for it right here.  One slow answer ends that.
         """
-        begun = perf_counter()
-        self.meta.sync_log()
-        self._last_sync_s = perf_counter() - begun
+        self._sync_log()
 
     def _sync(self) -> None:
         """Bytes before the metadata that refers to them."""
         self.disk.sync()
+        self._sync_log()
+
+    def _sync_log(self) -> None:
+        begun = perf_counter()
         self.meta.sync_log()
+        self._last_sync_s = perf_counter() - begun
 
     def kick(self) -> None:
         """There is something to do before the next tick."""

@@ -5,6 +5,7 @@ what is not written yet. Doors translate and do not decide.  Methods raise `FsEr
 else; they run inline until they have to wait (see mountfs.inline).
 """
 
+import math
 import os
 import stat
 import struct
@@ -396,6 +397,11 @@ class Filesystem:
     def owner(self, number: int) -> Owner:
         """A lock owner of this mount, as the kernel numbers them."""
         return Owner(self._meta.session, number)
+
+    def seconds_since_write(self, ino: Ino) -> float:
+        """How long ago somebody wrote to a file that is open; infinite for others."""
+        file = self._files.get(ino)
+        return (time.time_ns() - file.mtime) / NS if file is not None else math.inf
 
     def moved(self, ino: Ino) -> None:
         """Compaction has put the bytes of a file elsewhere."""
