@@ -127,5 +127,10 @@ def damage_of(file: VolumeFile, slice_id: SliceId, offset: int, detail: str) -> 
     return Damage(str(file.path), file.superblock.volume, offset, slice_id, detail)
 
 
+def gap_damage(file: VolumeFile, gap: Gap) -> Damage:
+    detail = f"{gap.stop - gap.start} bytes cannot be read as needles"
+    return damage_of(file, SliceId(0), gap.start, detail)
+
+
 Progress = Callable[[int, int], None]
 """(bytes done, bytes in all)"""

@@ -192,6 +192,32 @@ def test_a_volume_that_dies_meanwhile_stays_dead(store, monkeypatch, reopen, tmp
     assert reopen().volumes() == []
 
 
+def test_a_failed_deletion_meanwhile_does_no_harm(store, monkeypatch, writes, reopen):
+    """The range of its tombstone is one of the old file, and must not be marked in the new one."""
+    real = rewrite.copy_living
+
+    def copy(*args):
+        result = real(*args)
+        with monkeypatch.context() as patch:
+            patch.setattr(VolumeFile, "cut", fail)
+            writes.error = errno.EIO
+            with pytest.raises(FsError):
+                store.delete({ONE: [LIVING[0]]})
+            writes.error = None
+        return result
+
+    def fail(*args: object) -> None:
+        raise OSError(errno.EIO, "gone")
+
+    monkeypatch.setattr(rewrite, "copy_living", copy)
+    store.compact(ONE)
+    store.append(SliceId(99), [b"new"])
+    store.sync()
+    check(store)
+    assert store.volumes()[0].generation == 2
+    check(reopen(index=MemoryStore()))
+
+
 def test_damage_is_not_compacted_away(store, tmp_path):
     path = tmp_path / "volumes" / "00000001.vol"
     at = path.read_bytes().find(payload(30)) + 70_000

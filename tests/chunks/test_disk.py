@@ -176,7 +176,7 @@ def test_memory_has_its_bounds(store):
     fill(store, *range(1, 400), size=40)
     for one in range(1, 400):
         store.read(ONE, SliceId(one), 0, 40)
-    assert len(store._heads) <= store.config.heads_max
+    assert len(store._reader) <= store.config.heads_max
     assert store._index.pending <= store.config.pending_needles_max
 
 
@@ -320,6 +320,15 @@ def test_what_is_appended_while_a_sync_runs_is_not_taken_for_synced(store, monke
     assert store.unsynced
 
 
+def test_a_sync_that_still_runs_has_not_synced(store, monkeypatch):
+    fill(store, 1)
+    seen = []
+    monkeypatch.setattr(os, "fdatasync", lambda fd: seen.append(store.unsynced))
+    store.sync()
+    assert seen == [True], "who asks meanwhile must wait for it"
+    assert not store.unsynced
+
+
 # -- failing disks
 
 
@@ -458,6 +467,31 @@ def test_a_sealed_volume_in_which_nothing_lives_is_gone_at_once(store, reopen, t
     store = reopen()
     assert list(store.verify()) == []
     assert content(store, VolumeId(2), 14, 100_000) == payload(14, 100_000)
+
+
+def test_a_volume_that_is_being_removed_takes_no_needles(store, monkeypatch):
+    fill(store, 1, size=100_000)
+    store._seal(store._active)
+    real = store._index.drop
+
+    def drop(volume: VolumeId) -> None:
+        assert fill(store, 2) == {2: 2}, "it is small enough to be filled again, but for that"
+        real(volume)
+
+    monkeypatch.setattr(store._index, "drop", drop)
+    store.delete({ONE: [SliceId(1)]})
+    assert content(store, VolumeId(2), 2) == payload(2)
+
+
+def test_deleting_on_a_failing_disk_deletes_nothing(store, writes, reopen):
+    fill(store, 1, 2)
+    before = store.volumes()
+    writes.error = errno.EIO
+    assert fault_of(store.delete, {ONE: [SliceId(1)]}).fault is Fault.DEVICE
+    writes.error = None
+    assert store.volumes() == before
+    assert content(store, ONE, 1) == payload(1)
+    assert content(reopen(), ONE, 1) == payload(1)
 
 
 # -- damage

@@ -1,0 +1,113 @@
+"""Reading needles, with headers and checksums of the latest ones in memory.
+
+Then a read of 4 KiB takes one preadv of the 64 KiB around it, and verifies these.  Raises FsError
+CORRUPT with file, offset and slice, and OSError.
+"""
+
+import threading
+from collections import OrderedDict
+from typing import NamedTuple
+
+from mountfs.chunks import needle, rewrite
+from mountfs.chunks.file import VolumeFile
+from mountfs.chunks.index import NeedleIndex
+from mountfs.chunks.needle import HEADER_BYTES, Kind
+from mountfs.errors import Fault, FsError
+from mountfs.types import CHECKSUM_BYTES, SliceId, VolumeId
+
+
+class Head(NamedTuple):
+    """What reading a needle takes, besides its payload."""
+
+    generation: int
+    payload: int
+    """Offset in the file."""
+    length: int
+    sums: tuple[int, ...]
+
+
+class NeedleReader:
+    def __init__(self, index: NeedleIndex, lock: threading.Lock, heads_max: int) -> None:
+        self._index = index
+        self._lock = lock
+        self._heads: OrderedDict[tuple[VolumeId, SliceId], Head] = OrderedDict()
+        self._heads_max = heads_max
+
+    def read(
+        self, file: VolumeFile, slice_id: SliceId, start: int, stop: int, flags: int
+    ) -> memoryview | None:
+        """Bytes `start` to `stop` of a slice that is in this file; None when it would block (only
+        with RWF_NOWAIT in `flags`).
+        """
+        head = self.head(file, slice_id, flags)
+        if head is None:
+            return None
+        if stop > head.length:
+            raise _corrupt(
+                file, slice_id, head.payload, f"has {head.length} bytes, {stop} were asked for"
+            )
+        first = start // CHECKSUM_BYTES
+        low = first * CHECKSUM_BYTES
+        high = min(-(-stop // CHECKSUM_BYTES) * CHECKSUM_BYTES, head.length)
+        buffer = bytearray(high - low)
+        filled = file.fill(buffer, head.payload + low, flags)
+        if filled is None:
+            return None
+        data = memoryview(buffer)
+        bad = needle.first_bad(data, head.sums, first) if filled else first
+        if bad is not None:
+            detail = "checksum does not match" if filled else "the file is cut off"
+            raise _corrupt(file, slice_id, head.payload + bad * CHECKSUM_BYTES, detail)
+        return data[start - low : stop - low]
+
+    def head(self, file: VolumeFile, slice_id: SliceId, flags: int) -> Head | None:
+        """Header and checksums of a needle; None when it would block."""
+        superblock = file.superblock
+        key = (superblock.volume, slice_id)
+        head = self._heads.get(key)
+        if head is not None and head.generation == superblock.generation:
+            if len(self._heads) > self._heads_max // 2:
+                self._touch(key)
+            return head
+        place = self._index.get(*key)
+        if place is None:
+            with self._lock:  # no change of the index is under way then
+                place = self._index.get(*key)
+        if place is None:
+            raise _corrupt(file, slice_id, 0, "is not in the volume")
+        data = bytearray(HEADER_BYTES + needle.table_bytes(place.length))
+        filled = file.fill(data, place.offset, flags)
+        if filled is None:
+            return None
+        header = needle.decode(data, 0, place.offset, superblock.salt) if filled else None
+        good = header is not None and (header.slice_id, header.length, header.kind) == (
+            slice_id,
+            place.length,
+            Kind.DATA,
+        )
+        if header is None or not good:
+            raise _corrupt(file, slice_id, place.offset, "its header is damaged")
+        sums = needle.unpack_table(memoryview(data)[HEADER_BYTES:], header)
+        if sums is None:
+            raise _corrupt(file, slice_id, place.offset, "its checksums are damaged")
+        head = Head(superblock.generation, header.payload, header.length, sums)
+        self._heads[key] = head
+        while len(self._heads) > self._heads_max:
+            self._heads.popitem(last=False)
+        return head
+
+    def _touch(self, key: tuple[VolumeId, SliceId]) -> None:
+        try:
+            self._heads.move_to_end(key)
+        except KeyError:  # another thread has just evicted it
+            return
+
+    def forget(self, volume: VolumeId, slice_id: SliceId) -> None:
+        self._heads.pop((volume, slice_id), None)
+
+    def __len__(self) -> int:
+        return len(self._heads)
+
+
+def _corrupt(file: VolumeFile, slice_id: SliceId, offset: int, detail: str) -> FsError:
+    return FsError(Fault.CORRUPT, str(rewrite.damage_of(file, slice_id, offset, detail)))
