@@ -10,9 +10,9 @@ What pyfuse3 cannot carry, and what a program gets then:
 - `copy_file_range`: the kernel copies the bytes through its page cache; nothing is shared.
 - Locks: no request reaches us, the kernel keeps `fcntl` and `flock` locks for this mount alone.
 - `statx`: no birth time, `struct stat` of Linux has none.
-- Who wrote: handlers of writes do not learn it.  The kernel asks for set-user-ID and set-group-ID
-  to be taken away by a SETATTR that changes nothing; for truncation we take them from everybody but
-  root.
+- Set-user-ID and set-group-ID that a change takes away: the kernel sees to it, at the price of a
+  look for `security.capability` before a write.  It does not where open(2) truncates; there we take
+  them from what everybody but root opens, as we do not learn who has CAP_FSETID.
 - Set-group-ID when an ACL is set: the kernel's flag is not passed on, so we look for the caller's
   groups in /proc.
 - `setxattr` with XATTR_CREATE and XATTR_REPLACE: pyfuse3 asks for the attribute first.
@@ -373,7 +373,6 @@ class Handlers:
             size=asked.st_size if fields.update_size else None,
             atime=asked.st_atime_ns if fields.update_atime else None,
             mtime=asked.st_mtime_ns if fields.update_mtime else None,
-            drop_privileges=_drops_privileges(fields, ctx),
         )
         return self._entry(await self._fs.setattr(change))
 
@@ -497,8 +496,8 @@ class Handlers:
     def _opened(self, number: int) -> FileInfo:
         """All changes come through this kernel, so what it has cached is right.
 
-        Not direct_io, as the native binding does for those who only write: the kernel would not say
-        any more when a write takes set-user-ID away.
+        Not direct_io, as the native binding does for those who only write: then the kernel would
+        not take set-user-ID away any more.
         """
         return self._pyfuse3.FileInfo(fh=number, keep_cache=True)
 
@@ -518,16 +517,3 @@ class Handlers:
 
 def _cred(ctx: Context) -> Cred:
     return Cred(ctx.uid, ctx.gid, (), True)
-
-
-def _drops_privileges(fields: Any, ctx: Context) -> bool:
-    """Whether a SETATTR takes set-user-ID and set-group-ID away; libfuse drops the kernel's flag.
-
-    chown(2) does for everybody.  Truncation does for those without CAP_FSETID.  One that changes
-    nothing was sent because a write, or a chown(2) to the same owner, does.
-    """
-    if fields.update_uid or fields.update_gid:
-        return True
-    if fields.update_size:
-        return bool(ctx.uid != 0)
-    return not (fields.update_mode or fields.update_atime or fields.update_mtime)

@@ -12,6 +12,7 @@ import mmap
 import os
 import signal
 import stat
+import struct
 import subprocess
 import sys
 import time
@@ -28,7 +29,6 @@ from mountfs.fuse import mount as mounting
 from mountfs.fuse.mount import find_mount
 from mountfs.fuse.options import MountOptions, parse_options
 from mountfs.fuse.pyfuse3_binding import Handlers, pyfuse3_binding
-from mountfs.meta.ops.setattr import SetAttr
 from mountfs.meta.records import Attributes
 from mountfs.types import Ino
 from mountfs.vfs.embedded import embedded_node
@@ -170,6 +170,16 @@ def as_nobody(act: Callable[[], None]) -> None:
     assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
 
 
+_ACL_TAGS = {"owner": 0x01, "group": 0x04, "mask": 0x10, "others": 0x20}
+
+
+def acl(**rights: int) -> bytes:
+    """An ACL as xattr(7) has it: version 2; tag, rights and no qualifier for each entry."""
+    return struct.pack("<I", 2) + b"".join(
+        struct.pack("<HHI", _ACL_TAGS[who], right, 0xFFFF_FFFF) for who, right in rights.items()
+    )
+
+
 # -- without a mount
 
 
@@ -198,7 +208,6 @@ class Recorder:
 
     def __init__(self) -> None:
         self.forgotten: list[list[Ino]] = []
-        self.changes: list[SetAttr] = []
         self.error: Exception | None = None
 
     async def lookup(self, *_: object) -> Attributes:
@@ -210,10 +219,6 @@ class Recorder:
         if self.error is not None:
             raise self.error
         self.forgotten.append(inos)
-
-    async def setattr(self, change: SetAttr) -> Attributes:
-        self.changes.append(change)
-        return await self.lookup()
 
     async def readdir(
         self, ino: Ino, after: int, limit: int, *, with_attributes: bool
@@ -258,7 +263,6 @@ def handlers(recorder: Recorder, told: list[bytes]) -> Handlers:
 
 
 CALLER = SimpleNamespace(uid=7, gid=7, pid=1, umask=0)
-ROOT = SimpleNamespace(uid=0, gid=0, pid=1, umask=0)
 
 
 async def test_an_inode_is_forgotten_when_the_kernel_has_counted_it_down(
@@ -307,32 +311,6 @@ async def test_a_name_that_is_absent_may_be_remembered(
     entry = await handlers.lookup(1, b"a", CALLER)
     assert (entry.st_ino, entry.entry_timeout) == (0, 60)
     assert handlers._lookups == {1: 1}
-
-
-@pytest.mark.parametrize(
-    ("asked", "caller", "drops"),
-    [
-        ({"uid"}, ROOT, True),  # chown(2)
-        ({"gid"}, CALLER, True),
-        ({"size"}, CALLER, True),  # truncate(2)
-        ({"size"}, ROOT, False),
-        ({"mode"}, CALLER, False),  # chmod(2)
-        ({"atime", "mtime"}, CALLER, False),
-        (set(), CALLER, True),  # the kernel, before a write
-    ],
-)
-async def test_who_takes_set_user_id_away(
-    handlers: Handlers, recorder: Recorder, asked: set[str], caller: Any, drops: bool
-) -> None:
-    names = ("atime", "mtime", "mode", "uid", "gid", "size")
-    fields = SimpleNamespace(**{f"update_{name}": name in asked for name in names})
-    values = SimpleNamespace(
-        st_mode=0o644, st_uid=1, st_gid=2, st_size=3, st_atime_ns=4, st_mtime_ns=5
-    )
-    await handlers.setattr(9, values, fields, None, caller)
-    (change,) = recorder.changes
-    assert change.drop_privileges is drops
-    assert {name for name in names if getattr(change, name) is not None} == asked
 
 
 # -- mounted
@@ -460,13 +438,9 @@ def test_the_umask_is_applied_except_where_there_is_a_default_acl(here: Path) ->
     (here / "plain").touch(0o666)
     (here / "directory").mkdir(0o777)
     os.mknod(here / "fifo", stat.S_IFIFO | 0o666)
-    # version 2, and owner rwx, group rwx, mask rwx, others r-x; no qualifiers
-    entries = ((0x01, 7), (0x04, 7), (0x10, 7), (0x20, 5))
-    acl = (2).to_bytes(4, "little") + b"".join(
-        tag.to_bytes(2, "little") + rights.to_bytes(2, "little") + b"\xff\xff\xff\xff"
-        for tag, rights in entries
+    os.setxattr(
+        here / "directory", "system.posix_acl_default", acl(owner=7, group=7, mask=7, others=5)
     )
-    os.setxattr(here / "directory", "system.posix_acl_default", acl)
     (here / "directory" / "inherits").touch(0o666)
     modes = {
         name: stat.S_IMODE((here / name).stat().st_mode)
@@ -480,23 +454,51 @@ def test_the_umask_is_applied_except_where_there_is_a_default_acl(here: Path) ->
     }
 
 
+def write(file: Path) -> None:
+    fd = os.open(file, os.O_WRONLY)
+    assert os.write(fd, b"more") == 4
+    os.close(fd)
+
+
+def open_truncating(file: Path) -> None:
+    os.close(os.open(file, os.O_WRONLY | os.O_TRUNC))
+
+
+def truncate(file: Path) -> None:
+    os.truncate(file, 2)
+
+
 @needs_mount
-@pytest.mark.parametrize("flags", [os.O_WRONLY, os.O_RDWR, os.O_WRONLY | os.O_TRUNC])
-def test_what_nobody_writes_loses_set_user_id(here: Path, flags: int) -> None:
+@pytest.mark.parametrize("change", [write, open_truncating, truncate])
+def test_what_nobody_changes_loses_set_user_id(here: Path, change: Callable[[Path], None]) -> None:
     file = here / "file"
     file.write_bytes(b"data")
     os.chmod(file, 0o6777)
-
-    def write() -> None:
-        fd = os.open(file, flags)
-        assert os.write(fd, b"more") == 4
-        os.close(fd)
-
-    as_nobody(write)
+    as_nobody(lambda: change(file))
     assert stat.S_IMODE(file.stat().st_mode) == 0o777
     os.chmod(file, 0o6777)
-    write()  # root may keep it
+    change(file)  # root may keep it
     assert stat.S_IMODE(file.stat().st_mode) == 0o6777
+
+
+@needs_mount
+def test_a_new_owner_gets_no_set_user_id(here: Path) -> None:
+    file = here / "file"
+    file.touch()
+    os.chmod(file, 0o6755)
+    os.chown(file, 12, -1)
+    assert stat.S_IMODE(file.stat().st_mode) == 0o755
+
+
+@needs_mount
+def test_who_is_outside_the_group_sets_no_set_group_id_by_acl(here: Path) -> None:
+    file = here / "file"
+    file.touch()
+    os.chown(file, NOBODY, 12)
+    os.chmod(file, 0o2755)
+    entries = acl(owner=7, group=5, others=5)
+    as_nobody(lambda: os.setxattr(file, "system.posix_acl_access", entries))
+    assert stat.S_IMODE(file.stat().st_mode) == 0o755
 
 
 @needs_mount
