@@ -12,6 +12,7 @@ import resource
 import shutil
 import stat
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -21,6 +22,7 @@ from rich.text import Text
 
 from mountfs.cli import show
 from mountfs.cli.child import NoAnswer, ask_child
+from mountfs.cli.examine import metadata_damage
 from mountfs.cli.places import Place, looks_like_home, mount_above, mount_table, mounts_in
 from mountfs.errors import Fault, FsError
 from mountfs.types import MIB
@@ -48,6 +50,7 @@ exit status: 0 nothing fails; 1 something does; 2 wrong call
 
 ANSWER_S = 5.0
 """What does not answer in this time hangs, for a person."""
+METADATA_S = 20.0
 LOG_LINES = 5
 _KERNEL_MIN = (5, 10)
 _SPACE_FAIL_BYTES = 128 * MIB
@@ -373,9 +376,12 @@ def check_home(home: Path, mounted: bool) -> Iterator[Finding]:
     checks: list[Callable[[Path], Finding]] = [check_format, check_parts, check_space, check_log]
     if mounted:
         checks.remove(check_parts)
+    failed = False
     for check in checks:
         try:
-            yield ask_child(lambda check=check: check(home), ANSWER_S)  # type: ignore[misc]
+            finding = ask_child(partial(check, home), ANSWER_S)
+            failed |= finding.level == "fail"
+            yield finding
         except NoAnswer:
             yield _stuck_disk(home)
             return
@@ -384,6 +390,9 @@ def check_home(home: Path, mounted: bool) -> Iterator[Finding]:
                 "fail", check.__name__.removeprefix("check_"), f"{home}: {error.strerror}",
                 "look with the rights of its owner; dmesg tells of a broken disk",
             )  # fmt: skip
+            failed = True
+    if not mounted and not failed:
+        yield check_metadata(home)
 
 
 def check_format(home: Path) -> Finding:
@@ -404,7 +413,35 @@ def check_parts(home: Path) -> Finding:
             "fail", "parts", f"missing in {home}: {', '.join(missing)}",
             f"restore them from a backup; mountfs fsck {home} says what else is wrong",
         )  # fmt: skip
-    return Finding("ok", "parts", f"all there; whether they are sound: mountfs fsck {home}")
+    return Finding("ok", "parts", "all there")
+
+
+def check_metadata(home: Path) -> Finding:
+    """Whether the metadata would let itself be opened, as far as can be seen in a short time."""
+    try:
+        damage = ask_child(partial(_metadata_damage, home), METADATA_S)
+    except NoAnswer:
+        return Finding(
+            "warn", "metadata", f"there is too much to check in {METADATA_S:g} s",
+            f"mountfs fsck {home} checks all of it",
+        )  # fmt: skip
+    except OSError as error:
+        return Finding("warn", "metadata", f"not checked: {error.strerror}", f"mountfs fsck {home}")
+    if damage:
+        return Finding(
+            "fail", "metadata", damage,
+            f"mountfs fsck {home} says what is lost; restore it from a backup",
+        )  # fmt: skip
+    return Finding("ok", "metadata", f"its files are sound; all of it: mountfs fsck {home}")
+
+
+def _metadata_damage(home: Path) -> str | None:
+    try:
+        if holder_of(home) is not None:
+            return None  # somebody is writing it
+        return metadata_damage(home, read_format(home))
+    except FsError as error:
+        return str(error)
 
 
 def check_space(home: Path) -> Finding:

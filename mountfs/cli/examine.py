@@ -53,6 +53,29 @@ _NAMES_ROUND = 10_000
 _LOG_SEGMENT_BYTES = 16 * MIB
 
 
+def metadata_damage(home: Path, format: Format) -> str | None:
+    """The first damage to the metadata that keeps a home from being mounted, found quickly."""
+    for one in damage(home / "meta" / "store"):
+        if not _torn(one.path):
+            return str(one)
+    with scratch(home) as space, space.originals():
+        try:
+            log = LocalLog(
+                space.log, home=bytes.fromhex(format.id), segment_bytes=_LOG_SEGMENT_BYTES
+            )
+        except FsError as error:
+            return space.original(str(error))
+        log.close()
+    return None
+
+
+def _torn(path: Path) -> bool:
+    """Of a damaged file: it is a log that only has a torn end.  A crash leaves that, and opening
+    cuts it off.
+    """
+    return path.suffix == ".log" and path.exists() and not read_log(path).resumes
+
+
 class Finding(msgspec.Struct, frozen=True):
     """Something that is not as it should be."""
 
@@ -79,8 +102,11 @@ class Examination:
     allocated: int = 0
     needles: int = 0
     needle_bytes: int = 0
+    metadata_opened: bool = False
     metadata_read: bool = False
     """All of the metadata could be read."""
+    volumes_lost: dict[VolumeId, str] = field(default_factory=dict)
+    """Volumes of which nothing can be read, and why."""
     index_bad: bool = False
     """The index of needles does not fit to the volumes; it can be made anew."""
     counters_off: tuple[int, int] = (0, 0)
@@ -116,7 +142,24 @@ def examine(home: Path, format: Format, step: Step) -> Examination:
             index = _open_index(found, space)
             _check_volumes(found, index, facts, step)
             _check_metadata(found, format, space, facts, step)
+    _report_volumes(found)
     return found
+
+
+def _report_volumes(found: Examination) -> None:
+    """A volume that is gone is an error as long as anybody may need something of it."""
+    needed = {volume for volume, _ in found.damaged}
+    for volume, why in found.volumes_lost.items():
+        path = str(_volume_path(found, volume))
+        if volume in needed or not found.metadata_read:
+            what = f"{why}; restore this file from a backup"
+            found.findings.insert(0, Finding("error", "volume", what, path))
+        else:
+            found.findings.append(Finding("note", "volume", f"{why}; no file needs it", path))
+
+
+def _volume_path(found: Examination, volume: VolumeId) -> Path:
+    return found.home / "chunks" / "volumes" / f"{volume:08}.vol"
 
 
 # -- tables
@@ -134,8 +177,8 @@ def _check_tables(
         )
         return
     for one in damage(directory):
-        if one.path.suffix == ".log" and one.path.exists() and not read_log(one.path).resumes:
-            continue  # a torn end: a crash leaves that, and opening cuts it off
+        if _torn(one.path):
+            continue
         if kind == "index":
             found.index_bad = True
             what = f"the index of needles is damaged: {one.what}; it can be made anew"
@@ -189,19 +232,14 @@ def _check_volumes(
                     found.needles += 1
                     found.needle_bytes += needle.place.length
         except BadSuperblock as error:
-            found.findings.append(
-                Finding("error", "volume", f"volume {volume}: {error}", str(path))
-            )
+            found.volumes_lost[volume] = f"volume {volume}: {error}"
         except OSError as error:
-            what = f"volume {volume} cannot be read: {error.strerror}"
-            found.findings.append(Finding("error", "volume", what, str(path)))
+            found.volumes_lost[volume] = f"volume {volume} cannot be read: {error.strerror}"
         done = before + path.stat().st_size
         step("reading volumes", done, total)
     facts.flush()
     for volume in sorted((index.states() if index is not None else {}).keys() - paths.keys()):
-        path = found.home / "chunks" / "volumes" / f"{volume:08}.vol"
-        what = f"volume {volume} is missing: restore its file from a backup"
-        found.findings.append(Finding("error", "volume", what, str(path)))
+        found.volumes_lost[volume] = f"volume {volume} is missing"
     if len(homes) > 1:
         what = "volumes of several filesystems are mixed here: put each back where it was"
         found.findings.append(
@@ -361,6 +399,7 @@ def _check_metadata(
     try:
         with space.originals():
             meta = _open_meta(format, space, facts)
+        found.metadata_opened = True
     except FsError as error:
         kind: Literal["log", "table"] = "log" if "/meta/log" in str(error) else "table"
         known = any(
@@ -493,7 +532,7 @@ def _judge(
     causes: dict[Ino, str],
 ) -> None:
     """One slice, as the volume and as the metadata have it."""
-    path = found.home / "chunks" / "volumes" / f"{volume:08}.vol"
+    path = _volume_path(found, volume)
     if not references:
         assert needle is not None
         found.unreferenced.setdefault(volume, []).append(slice_id)

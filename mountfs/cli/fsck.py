@@ -226,6 +226,9 @@ def print_verdict(found: Examination, *, repaired: bool | None) -> None:
 
 def advice(found: Examination, *, repaired: bool | None) -> Iterator[str]:
     """The next steps.  `repaired`: whether --repair did something; None: it was not asked for."""
+    if not found.metadata_opened:
+        yield "next: restore the home from a backup; what is in its volumes has no names without it"
+        return
     if not found.metadata_read:
         yield "next: restore the home from a backup, or mount it with -o ro and copy what it gives"
         return

@@ -17,12 +17,13 @@ import trio
 
 from mountfs.cli.examine import Examination
 from mountfs.cli.show import count_of
+from mountfs.errors import Fault, FsError
 from mountfs.kv.leveldb import LevelStore
 from mountfs.meta import keys
 from mountfs.meta.extents import visible
 from mountfs.meta.ops.allocate import KEEP_SIZE, PUNCH_HOLE, Allocate
 from mountfs.meta.ops.read import GetAttr
-from mountfs.meta.ops.slices import Garbage, ReserveSlices, Rewrite
+from mountfs.meta.ops.slices import Discard, Garbage, ReserveSlices, Rewrite
 from mountfs.meta.records import Counters, Slice, size_of
 from mountfs.types import CHUNK_BYTES, SLICE_BYTES_MAX, Ino, SliceId, VolumeId
 from mountfs.vfs.compactor import ChunkRows
@@ -33,6 +34,9 @@ from mountfs.vfs.home import open_home
 Say = Callable[[str], None]
 
 RECLAIM_S = 30
+GARBAGE_MAX = 1 << 20
+"""Slices that are deleted at once."""
+ATTEMPTS = 10
 
 
 def plan(found: Examination, *, drop_damaged: bool) -> list[str]:
@@ -40,7 +44,7 @@ def plan(found: Examination, *, drop_damaged: bool) -> list[str]:
     steps = []
     if not found.metadata_read:
         return []  # without all of the metadata nobody knows what belongs to whom
-    if found.index_bad:
+    if _wants_new_index(found, drop_damaged):
         steps.append("make the index of needles anew from the volumes")
     if found.counters_off != (0, 0):
         steps.append("count inodes and allocated bytes anew")
@@ -55,17 +59,36 @@ def plan(found: Examination, *, drop_damaged: bool) -> list[str]:
     return steps
 
 
+def _wants_new_index(found: Examination, drop_damaged: bool) -> bool:
+    """It is bad, or names volumes that are gone and that nobody needs (any more)."""
+    return found.index_bad or bool(found.volumes_lost and (drop_damaged or not found.lost))
+
+
 def repair(found: Examination, *, drop_damaged: bool, say: Say) -> None:
     """Carry out the plan.  Raises FsError where the home cannot be opened or written."""
     home = found.home
-    if found.index_bad:
+    if _wants_new_index(found, drop_damaged):
         say("making the index anew")
         with closing(open_home(home, create=False)) as held:
             shutil.rmtree(held.chunks / "index", ignore_errors=True)
     if found.counters_off != (0, 0):
         say("counting anew")
         _correct_counters(home, *found.counters_off)
-    trio.run(_repair_node, found, drop_damaged, say)
+    try:
+        trio.run(_repair_node, found, drop_damaged, say)
+    except BaseExceptionGroup as group:
+        fault = _only_fault(group)
+        if fault is None:
+            raise
+        raise fault from None
+
+
+def _only_fault(group: BaseExceptionGroup[BaseException]) -> FsError | None:
+    """The expected failure in a group that holds nothing else."""
+    errors: list[BaseException] = list(group.exceptions)
+    while len(errors) == 1 and isinstance(errors[0], BaseExceptionGroup):
+        errors = list(errors[0].exceptions)
+    return errors[0] if len(errors) == 1 and isinstance(errors[0], FsError) else None
 
 
 def _correct_counters(home: Path, inodes: int, allocated: int) -> None:
@@ -88,7 +111,8 @@ async def _repair_node(found: Examination, drop_damaged: bool, say: Say) -> None
     async with embedded_node(found.home, create=False) as node:
         if found.unreferenced:
             say("deleting needles that belong to no file")
-            await trio.to_thread.run_sync(node.disk.delete, found.unreferenced)
+            # Here and now, not in a thread: before anything new can be given one of their names.
+            node.disk.delete(found.unreferenced)
         if drop_damaged:
             for ino, ranges in found.lost.items():
                 say(f"inode {ino}: putting zeros where bytes are lost")
@@ -97,8 +121,25 @@ async def _repair_node(found: Examination, drop_damaged: bool, say: Say) -> None
                     await node.meta.propose(Allocate(ino, mode, start, stop - start, False))
                 for chunk in _chunks(ranges):
                     await _move_away(node, ino, chunk, found.damaged)
-            await _reclaimed(node)
         await node.durable()
+    if drop_damaged and found.lost:
+        await _delete_garbage(found)
+
+
+async def _delete_garbage(found: Examination) -> None:
+    """Delete what is damaged in its volumes, before anybody tries to compact those: that would
+    fail, and then take nothing more.
+    """
+    async with embedded_node(found.home, create=False) as node:
+        garbage = await node.meta.read(Garbage(GARBAGE_MAX))
+        volumes: dict[VolumeId, list[SliceId]] = {}
+        for slice_id, volume, _ in garbage:
+            volumes.setdefault(volume, []).append(slice_id)
+        node.disk.delete(volumes)  # not in a thread: before the work behind begins
+        deadline = trio.current_time() + RECLAIM_S
+        while await node.meta.read(Garbage(1)) and trio.current_time() < deadline:
+            node.kick()
+            await trio.sleep(0.1)
 
 
 def _chunks(ranges: list[tuple[int, int]]) -> Iterator[int]:
@@ -111,13 +152,35 @@ async def _move_away(
     node: EmbeddedNode, ino: Ino, chunk: int, damaged: set[tuple[VolumeId, SliceId]]
 ) -> None:
     """Copy what is good of damaged slices, so that nothing refers to them any more."""
-    rows = await node.meta.read(ChunkRows(ino, chunk))
-    if not rows:
-        return
+    for _ in range(ATTEMPTS):
+        rows = await node.meta.read(ChunkRows(ino, chunk))
+        added, written = await _without(node, ino, chunk, [one for _, _, one in rows], damaged)
+        places = tuple((order, number) for order, number, _ in rows)
+        try:
+            if rows:
+                await node.meta.propose(Rewrite(ino, chunk, places, tuple(added)))
+            return
+        except FsError as error:
+            # The chunk is being compacted in the background, too.
+            await node.meta.propose(Discard(tuple(written)))
+            if error.fault is not Fault.BUSY:
+                raise
+
+
+async def _without(
+    node: EmbeddedNode,
+    ino: Ino,
+    chunk: int,
+    slices: list[Slice],
+    damaged: set[tuple[VolumeId, SliceId]],
+) -> tuple[list[Slice], list[tuple[SliceId, VolumeId, int]]]:
+    """(what is visible of a chunk, in other slices than the damaged ones; those that are new)"""
     size = size_of(await node.meta.read(GetAttr(ino)))
     file = File(ino, max(size, (chunk + 1) * CHUNK_BYTES))
+    base = chunk * CHUNK_BYTES
     added: list[Slice] = []
-    for piece in visible(one for _, _, one in rows):
+    written: list[tuple[SliceId, VolumeId, int]] = []
+    for piece in visible(slices):
         if piece.is_hole:
             continue
         if piece.volume and (piece.volume, piece.slice_id) not in damaged:
@@ -125,19 +188,10 @@ async def _move_away(
             continue
         for start in range(piece.start, piece.stop, SLICE_BYTES_MAX):
             stop = min(start + SLICE_BYTES_MAX, piece.stop)
-            base = chunk * CHUNK_BYTES
             data = await node.filesystem.reader.read_written(file, base + start, base + stop)
             slice_id = await node.meta.propose(ReserveSlices(1))
             volume = await node.chunks.write(slice_id, [data])
+            written.append((slice_id, volume, stop - start))
             crc = crc32c.crc32c(data)
             added.append(Slice(start, stop, slice_id, 0, volume, stop - start, crc))
-    places = tuple((order, number) for order, number, _ in rows)
-    await node.meta.propose(Rewrite(ino, chunk, places, tuple(added)))
-
-
-async def _reclaimed(node: EmbeddedNode) -> None:
-    """Wait until what became garbage is deleted in its volumes."""
-    deadline = trio.current_time() + RECLAIM_S
-    while await node.meta.read(Garbage(1)) and trio.current_time() < deadline:
-        node.kick()
-        await trio.sleep(0.1)
+    return added, written
