@@ -220,6 +220,9 @@ async def _serve(
         kernel=True,
         read_only=options.read_only,
         access_time=options.access_time,
+        directory_access_time=options.directory_access_time,
+        sync_writes=options.sync_writes,
+        sync_directories=options.sync_directories,
         dirty_bytes_max=options.dirty_bytes,
     ) as node:
         if log_to is not None:

@@ -42,7 +42,7 @@ _MISSES_MAX: Final = 16
 class Request:
     """What every handler gets: the header's fields and the body."""
 
-    __slots__ = ("body", "gid", "kept", "nodeid", "opcode", "pid", "uid", "unique")
+    __slots__ = ("body", "gid", "kept", "moved", "nodeid", "opcode", "pid", "uid", "unique")
 
     def __init__(
         self, opcode: int, unique: int, nodeid: int, uid: int, gid: int, pid: int, body: memoryview
@@ -56,6 +56,8 @@ class Request:
         self.body = body
         self.kept = False
         """The handler has kept the memory of the body."""
+        self.moved = False
+        """The buffer of the body is not that of the channel any more."""
 
 
 Handler = Callable[[Request], Coroutine[Any, Any, Reply]]
@@ -187,19 +189,20 @@ class Channel:
                 self._start(request, coroutine, begun, size)
                 return
             if reply is PAUSED:
-                assert size <= SMALL_BYTES, "the buffer is needed for the next request"
+                if size > SMALL_BYTES:
+                    self._leave_buffer(request)
                 self._paused.append((request, coroutine, begun, size))
                 return
             self.write(reply)  # type: ignore[arg-type]
             if request.kept:
-                self._buffer = memoryview(self._buffers.get())
+                self._leave_buffer(request)
         self._count(request.opcode, begun)
 
     def _start(
         self, request: Request, coroutine: Coroutine[Any, Any, Reply], begun: int, size: int
     ) -> None:
-        if size > SMALL_BYTES:  # the request still needs its bytes
-            self._buffer = memoryview(self._buffers.get())
+        if size > SMALL_BYTES:
+            self._leave_buffer(request)
         if request.opcode == Opcode.SETLKW:
             if self._locks >= LOCKS_MAX:
                 coroutine.close()
@@ -233,6 +236,12 @@ class Channel:
                 self._tasks -= 1
                 self._task_done.set()
             self._count(request.opcode, begun)
+
+    def _leave_buffer(self, request: Request) -> None:
+        """The request needs its bytes for longer: go on with another buffer."""
+        if not request.moved:
+            request.moved = True
+            self._buffer = memoryview(self._buffers.get())
 
     def interrupt(self, unique: int) -> None:
         """The caller of a request got a signal.  Only waiting for a lock has no other end."""

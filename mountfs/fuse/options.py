@@ -79,6 +79,11 @@ class MountOptions:
         return AccessTime.NEVER if self.ms_flags & MS_NODIRATIME else self.access_time
 
     @property
+    def sync_writes(self) -> bool:
+        """Whether every write is on disk when its call returns."""
+        return bool(self.ms_flags & MS_SYNCHRONOUS)
+
+    @property
     def sync_directories(self) -> bool:
         """Whether a change to a directory is on disk when its call returns."""
         return bool(self.ms_flags & (MS_DIRSYNC | MS_SYNCHRONOUS))

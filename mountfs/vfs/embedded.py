@@ -28,11 +28,9 @@ from mountfs.meta.ops.write import Run, Write
 from mountfs.meta.records import Slice
 from mountfs.meta.state_machine import Entry
 from mountfs.types import MIB
-from mountfs.vfs.access_time import AccessTime
 from mountfs.vfs.compactor import Compactor
 from mountfs.vfs.filesystem import Filesystem
 from mountfs.vfs.home import Home, open_home
-from mountfs.vfs.writer import DIRTY_BYTES_MAX
 
 log = logging.getLogger(__name__)
 
@@ -152,9 +150,9 @@ class EmbeddedNode:
         now = trio.current_time()
         for file, since in list(writer.unwritten.items()):
             if file.dirty.bytes >= 4 * MIB:
-                await writer.flush(file, full_only=True)
+                await self.filesystem.flush_file(file, full_only=True)
             elif now - since > FLUSH_AFTER_S:
-                await writer.flush(file)
+                await self.filesystem.flush_file(file)
         await self.filesystem.reap()
 
     async def _checkpoint_if_due(self) -> None:
@@ -247,17 +245,11 @@ class EmbeddedNode:
 
 @asynccontextmanager
 async def embedded_node(
-    path: Path,
-    *,
-    mountpoint: str = "",
-    create: bool = True,
-    kernel: bool = False,
-    read_only: bool = False,
-    access_time: AccessTime = AccessTime.RELATIVE,
-    dirty_bytes_max: int = DIRTY_BYTES_MAX,
+    path: Path, *, mountpoint: str = "", create: bool = True, **settings: Any
 ) -> AsyncIterator[EmbeddedNode]:
-    """Open a home and run the node on it.  On the way out everything is flushed, checkpointed and
-    closed.
+    """Open a home and run the node on it; `settings` are those of `Filesystem`.
+
+    On the way out everything is flushed, checkpointed and closed.
     """
     home = open_home(path, create=create)
     try:
@@ -267,7 +259,7 @@ async def embedded_node(
             index = LevelStore(home.chunks / "index", create=True)  # rebuilt when it is missing
             try:
                 node = EmbeddedNode(home, store, index)
-                async with _running(node, kernel, read_only, access_time, dirty_bytes_max):
+                async with _running(node, settings):
                     yield node
             finally:
                 index.close()
@@ -278,22 +270,9 @@ async def embedded_node(
 
 
 @asynccontextmanager
-async def _running(
-    node: EmbeddedNode,
-    kernel: bool,
-    read_only: bool,
-    access_time: AccessTime,
-    dirty_bytes_max: int,
-) -> AsyncIterator[None]:
+async def _running(node: EmbeddedNode, settings: dict[str, Any]) -> AsyncIterator[None]:
     node.filesystem = Filesystem(
-        node.meta,
-        node.chunks,
-        durable=node.durable,
-        kick=node.kick,
-        kernel=kernel,
-        read_only=read_only,
-        access_time=access_time,
-        dirty_bytes_max=dirty_bytes_max,
+        node.meta, node.chunks, durable=node.durable, kick=node.kick, **settings
     )
     try:
         node.meta.open_session()

@@ -77,6 +77,9 @@ class Filesystem:
         kernel: bool = False,
         read_only: bool = False,
         access_time: AccessTime = AccessTime.RELATIVE,
+        directory_access_time: AccessTime = AccessTime.RELATIVE,
+        sync_writes: bool = False,
+        sync_directories: bool = False,
         dirty_bytes_max: int = DIRTY_BYTES_MAX,
     ) -> None:
         self._meta = meta
@@ -85,6 +88,11 @@ class Filesystem:
         self._kernel = kernel
         self._read_only = read_only
         self._access_time = access_time
+        self._directory_access_time = directory_access_time
+        self._sync_writes = sync_writes
+        """Every write is on disk when it returns: the mount option `sync`."""
+        self._sync_directories = sync_directories
+        """Every change of a name is: `dirsync`."""
         self.reader = Reader(meta, chunks)
         self.writer = Writer(meta, chunks, dirty_bytes_max=dirty_bytes_max, kick=kick)
         self.locks = LockTable(meta)
@@ -104,32 +112,33 @@ class Filesystem:
         self, parent: Ino, name: bytes, mode: int, umask: int, rdev: int, cred: Cred
     ) -> Attributes:
         """mknod(2)"""
-        attributes, _ = await self._propose(Make(parent, name, mode, umask, rdev, True, cred))
+        command = Make(parent, name, mode, umask, rdev, True, cred)
+        attributes, _ = await self._propose_name(command)
         return attributes
 
     async def mkdir(
         self, parent: Ino, name: bytes, mode: int, umask: int, cred: Cred
     ) -> Attributes:
-        return await self._propose(Mkdir(parent, name, mode, umask, cred))
+        return await self._propose_name(Mkdir(parent, name, mode, umask, cred))
 
     async def symlink(self, parent: Ino, name: bytes, target: bytes, cred: Cred) -> Attributes:
-        return await self._propose(Symlink(parent, name, target, cred))
+        return await self._propose_name(Symlink(parent, name, target, cred))
 
     async def readlink(self, ino: Ino) -> bytes:
         target = await self._meta.read(Readlink(ino))
-        await self._touch(ino, await self._meta.read(GetAttr(ino)))
+        await self._touch(ino, await self._meta.read(GetAttr(ino)), self._access_time)
         return target
 
     async def link(self, ino: Ino, parent: Ino, name: bytes, cred: Cred) -> Attributes:
-        attributes = await self._propose(Link(ino, parent, name, cred))
+        attributes = await self._propose_name(Link(ino, parent, name, cred))
         self._orphans.discard(ino)
         return self._now(attributes)
 
     async def unlink(self, parent: Ino, name: bytes, cred: Cred) -> None:
-        await self._lost(await self._propose(Unlink(parent, name, cred)))
+        await self._lost(await self._propose_name(Unlink(parent, name, cred), grows=False))
 
     async def rmdir(self, parent: Ino, name: bytes, cred: Cred) -> None:
-        await self._lost(await self._propose(Rmdir(parent, name, cred)))
+        await self._lost(await self._propose_name(Rmdir(parent, name, cred), grows=False))
 
     async def rename(
         self, parent: Ino, name: bytes, new_parent: Ino, new_name: bytes, flags: int, cred: Cred
@@ -139,13 +148,14 @@ class Filesystem:
             # empty file after a crash: the bytes go first.
             await self._flush_name(parent, name, cred)
         command = Rename(parent, name, new_parent, new_name, flags, cred)
-        await self._lost(await self._propose(command))
+        await self._lost(await self._propose_name(command, grows=False))
 
     async def readdir(self, ino: Ino, after: int, limit: int, *, with_attributes: bool) -> Listing:
         """Up to `limit` entries after a position (0: from the start), "." and ".." first."""
         listing = await self._meta.read(ReadDir(ino, after, limit, with_attributes))
         if after == 0 and not self._read_only:
-            await self._touch(ino, await self._meta.read(GetAttr(ino)))
+            listed = await self._meta.read(GetAttr(ino))
+            await self._touch(ino, listed, self._directory_access_time)
         if with_attributes and (self._atimes or self.writer.unwritten):
             return [
                 (*entry[:4], self._now(entry[4]) if entry[4] else entry[4]) for entry in listing
@@ -195,6 +205,7 @@ class Filesystem:
     async def setxattr(
         self, ino: Ino, name: bytes, value: bytes, flags: int, drop_sgid: bool, cred: Cred
     ) -> None:
+        self._require_room()
         await self._propose(SetXattr(ino, name, value, flags, drop_sgid, cred))
 
     async def removexattr(self, ino: Ino, name: bytes, cred: Cred) -> None:
@@ -231,7 +242,7 @@ class Filesystem:
         """open(2) with O_CREAT."""
         exclusive = bool(flags & os.O_EXCL)
         command = Make(parent, name, stat.S_IFREG | mode & 0o7777, umask, 0, exclusive, cred)
-        attributes, new = await self._propose(command)
+        attributes, new = await self._propose_name(command)
         ino = ino_of(attributes)
         if new:
             return attributes, self._open(ino, 0, flags)
@@ -244,7 +255,7 @@ class Filesystem:
         self, parent: Ino, flags: int, mode: int, umask: int, cred: Cred
     ) -> tuple[Attributes, Handle]:
         """open(2) with O_TMPFILE."""
-        attributes = await self._propose(Tmpfile(parent, mode, umask, cred))
+        attributes = await self._propose_name(Tmpfile(parent, mode, umask, cred))
         ino = ino_of(attributes)
         self._orphans.add(ino)
         return attributes, self._open(ino, 0, flags)
@@ -261,7 +272,7 @@ class Filesystem:
         file = handle.file
         data = await self.reader.read(file, offset, size)
         if file.ino not in self._atimes and not handle.flags & os.O_NOATIME:
-            await self._touch(file.ino, await self._meta.read(GetAttr(file.ino)))
+            await self._touch(file.ino, await self._meta.read(GetAttr(file.ino)), self._access_time)
         return data
 
     async def write(
@@ -274,7 +285,11 @@ class Filesystem:
             raise FsError(Fault.READ_ONLY)
         if drop_privileges and not handle.file.drop_privileges:
             await self._drop_privileges(handle.file.ino)
-        return await self.writer.write(handle.file, offset, data, drop_privileges)
+        kept = await self.writer.write(handle.file, offset, data, drop_privileges)
+        if self._sync_writes or handle.flags & (os.O_SYNC | os.O_DSYNC):
+            # The kernel leaves it to us: it asks for no FSYNC after a direct write.
+            await self.fsync(handle)
+        return kept
 
     async def flush(self, handle: Handle, owner: int) -> None:
         """close(2) of one descriptor: its process loses its locks; what was written leaves this
@@ -416,6 +431,21 @@ class Filesystem:
             raise FsError(Fault.READ_ONLY)
         return await self._meta.propose(command)
 
+    async def _propose_name(self, command: Command[R], *, grows: bool = True) -> R:
+        """A change of names.  What makes new ones leaves the last of a full disk to those that
+        take them away.
+        """
+        if grows:
+            self._require_room()
+        reply = await self._propose(command)
+        if self._sync_directories:
+            await self._durable()
+        return reply
+
+    def _require_room(self) -> None:
+        if not self._chunks.has_room(self.writer.dirty_bytes):
+            raise FsError(Fault.NO_SPACE)
+
     def _open(self, ino: Ino, size: int, flags: int) -> Handle:
         file = self._files.get(ino)
         if file is None:
@@ -472,17 +502,23 @@ class Filesystem:
     async def _unlock(self, ino: Ino, flavor: int, owner: Owner) -> None:
         await self.locks.release(ino, flavor, owner, 0, EOF)
 
-    async def _touch(self, ino: Ino, attributes: Attributes) -> None:
-        if self._read_only or self._access_time is AccessTime.NEVER:
+    async def _touch(self, ino: Ino, attributes: Attributes, rule: AccessTime) -> None:
+        if self._read_only or rule is AccessTime.NEVER:
             return
         now = time.time_ns()
         seen = unpack_attributes(attributes)
         atime = self._atimes.get(ino, seen.atime_s * NS + seen.atime_ns)
         mtime, ctime = seen.mtime_s * NS + seen.mtime_ns, seen.ctime_s * NS + seen.ctime_ns
-        if due(self._access_time, atime, mtime, ctime, now):
+        if due(rule, atime, mtime, ctime, now):
             self._atimes[ino] = now
             if len(self._atimes) > _TOUCHES_MAX:
                 await self.write_access_times()
+
+    async def flush_file(self, file: File, *, full_only: bool = False) -> None:
+        """Flush a file behind the requests; one that nobody has open any more is let go."""
+        await self.writer.flush(file, full_only=full_only)
+        if not file.handles and not file.unwritten and self._files.get(file.ino) is file:
+            del self._files[file.ino]
 
     async def write_access_times(self) -> None:
         if self._atimes:

@@ -2,10 +2,14 @@
 
 import os
 import stat
+from typing import Any
 
 import pytest
+import trio
+import trio.testing
 
 from mountfs.errors import Fault, FsError
+from mountfs.meta.local import LocalMeta
 from mountfs.meta.locks import EOF, POSIX, Lock
 from mountfs.meta.ops.setattr import SetAttr
 from mountfs.meta.records import ino_of, mode_of, size_of, unpack_attributes
@@ -44,9 +48,9 @@ async def test_bytes_are_read_before_and_after_they_are_flushed(
     assert await size(fs, handle) == length
 
 
-async def test_a_small_file_needs_no_volume(fs: Filesystem, chunks: object) -> None:
+async def test_a_small_file_needs_no_volume(fs: Filesystem, chunks: Any) -> None:
     await fs.flush(await make(fs, data=b"x" * 4096), 0)
-    assert chunks.slices == {}  # type: ignore[attr-defined]
+    assert chunks.slices == {}
 
 
 async def test_stat_sees_what_is_not_flushed(fs: Filesystem) -> None:
@@ -81,25 +85,25 @@ async def test_a_time_that_was_set_survives_the_flush_of_earlier_writes(fs: File
     assert (seen.mtime_s, seen.mtime_ns) == (5, 7)
 
 
-async def test_a_write_that_does_not_fit_says_so_at_once(fs: Filesystem, chunks: object) -> None:
+async def test_a_write_that_does_not_fit_says_so_at_once(fs: Filesystem, chunks: Any) -> None:
     handle = await make(fs)
-    chunks.full = True  # type: ignore[attr-defined]
+    chunks.full = True
     with pytest.raises(FsError) as caught:
         await fs.write(handle, 0, memoryview(b"x"))
     assert caught.value.fault is Fault.NO_SPACE
 
 
 async def test_what_could_not_be_flushed_stays_readable_and_is_tried_again(
-    fs: Filesystem, chunks: object
+    fs: Filesystem, chunks: Any
 ) -> None:
     data = os.urandom(100 * KIB)
     handle = await make(fs, data=data)
-    chunks.full = True  # type: ignore[attr-defined]
+    chunks.full = True
     with pytest.raises(FsError):
         await fs.flush(handle, 0)
     assert await content(fs, handle) == data
     assert fs.writer.dirty_bytes == len(data)
-    chunks.full = False  # type: ignore[attr-defined]
+    chunks.full = False
     await fs.flush(handle, 0)
     assert await content(fs, handle) == data
     assert fs.writer.dirty_bytes == 0
@@ -131,13 +135,13 @@ async def test_holes_are_found(fs: Filesystem) -> None:
     assert caught.value.fault is Fault.PAST_END
 
 
-async def test_copying_a_range_copies_no_bytes(fs: Filesystem, chunks: object) -> None:
+async def test_copying_a_range_copies_no_bytes(fs: Filesystem, chunks: Any) -> None:
     data = os.urandom(MIB)
     source = await make(fs, b"source", data)
     target = await make(fs, b"target")
     assert await fs.copy_range(source, 1000, target, 5, MIB) == MIB - 1000
     assert await content(fs, target) == bytes(5) + data[1000:]
-    assert len(chunks.slices) == 1  # type: ignore[attr-defined]
+    assert len(chunks.slices) == 1
 
 
 async def test_a_write_takes_set_user_id_away_at_once(fs: Filesystem) -> None:
@@ -160,9 +164,7 @@ async def test_a_lock_in_the_way_is_refused_and_goes_with_its_handle(fs: Filesys
     await fs.take_lock(other, rival, wait=False)
 
 
-async def test_a_circle_of_waiting_is_refused(fs: Filesystem, nursery: object) -> None:
-    import trio
-
+async def test_a_circle_of_waiting_is_refused(fs: Filesystem, nursery: trio.Nursery) -> None:
     one, other = await make(fs, b"a"), await make(fs, b"b")
     mine = Lock(POSIX, fs.owner(1), 0, 1, True, 1)
     yours = Lock(POSIX, fs.owner(2), 0, 1, True, 2)
@@ -172,7 +174,7 @@ async def test_a_circle_of_waiting_is_refused(fs: Filesystem, nursery: object) -
     async def wait_for_the_other() -> None:
         await fs.take_lock(other, mine, wait=True)
 
-    nursery.start_soon(wait_for_the_other)  # type: ignore[attr-defined]
+    nursery.start_soon(wait_for_the_other)
     await trio.testing.wait_all_tasks_blocked()
     with pytest.raises(FsError) as caught:
         await fs.take_lock(one, yours, wait=True)
@@ -192,6 +194,27 @@ async def test_a_listing_ends_although_names_come_meanwhile(fs: Filesystem) -> N
         await fs.make(ROOT, b"new%d" % after, stat.S_IFREG | 0o644, 0, 0, SUPERUSER)
     assert sorted(seen)[:5] == [b"0", b"1", b"2", b"3", b"4"]
     assert len(seen) == 5
+
+
+@pytest.mark.parametrize("flag", [os.O_SYNC, os.O_DSYNC])
+async def test_a_write_through_a_synchronous_descriptor_is_durable(
+    fs: Filesystem, meta: LocalMeta, flag: int
+) -> None:
+    _, handle = await fs.create(ROOT, b"file", RW | flag, 0o644, 0, SUPERUSER)
+    await fs.write(handle, 0, memoryview(b"x" * 100 * KIB))
+    assert not handle.file.unwritten
+    assert meta.synced == meta.applied
+
+
+async def test_a_full_disk_takes_no_new_names_but_gives_up_old_ones(
+    fs: Filesystem, chunks: Any
+) -> None:
+    await make(fs)
+    chunks.full = True
+    with pytest.raises(FsError) as caught:
+        await fs.mkdir(ROOT, b"directory", 0o755, 0, SUPERUSER)
+    assert caught.value.fault is Fault.NO_SPACE
+    await fs.unlink(ROOT, b"file", SUPERUSER)
 
 
 async def test_the_reply_of_create_is_what_stat_says(fs: Filesystem) -> None:
