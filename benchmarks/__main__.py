@@ -63,8 +63,17 @@ def main() -> None:
             for step in part.rows():
                 print(f"{part.name:12} {step.name}")
         return
-    with ending_in_order(), scratch_directory(arguments.dir) as scratch:
-        results = run(scratch, names, parts, sizes, arguments)
+    results: dict[str, Any] = {"schema": SCHEMA, "complete": False, "rows": []}
+    try:
+        with ending_in_order(), scratch_directory(arguments.dir) as scratch:
+            run(results, scratch, names, parts, sizes, arguments)
+    finally:
+        if results["rows"]:
+            write(results, arguments)
+
+
+def write(results: dict[str, Any], arguments: argparse.Namespace) -> None:
+    """As JSON and as a table; of a run that was stopped, what there is."""
     stem = "bench-quick" if arguments.quick else "bench"
     if arguments.only:
         stem += "-part"
@@ -140,10 +149,15 @@ def scratch_directory(parent: Path) -> Iterator[Path]:
 
 
 def run(
-    scratch: Path, names: list[str], parts: list[Part], sizes: Sizes, arguments: argparse.Namespace
-) -> dict[str, Any]:
-    results: dict[str, Any] = {
-        "schema": SCHEMA,
+    results: dict[str, Any],
+    scratch: Path,
+    names: list[str],
+    parts: list[Part],
+    sizes: Sizes,
+    arguments: argparse.Namespace,
+) -> None:
+    """Fill `results` as it goes."""
+    results |= {
         "started": time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime()),
         "sizes_name": "quick" if arguments.quick else "full",
         "sizes": vars(sizes),
@@ -167,16 +181,14 @@ def run(
         idle_s = 3.0 if arguments.quick else 10.0
         started = {one.name: _at_rest(one, results) for one in up}
         _idle(up, idle_s, results)
-        rows: dict[tuple[str, int], dict[str, Any]] = {}
         for round_number in range(arguments.rounds):
             for part in parts:
-                _play(part, up, sizes, archive, round_number, rows, arguments.only)
+                _play(part, up, sizes, archive, round_number, results, arguments.only)
         for one in up:
             cost = results["filesystems"][one.name]["cost"]
             cost["rss_end_mib"], cost["rss_peak_mib"] = map(_rounded, memory_mib(one.pids()))
             cost["cpu_s"] = _rounded(cpu_s(one.pids()) - started[one.name])
-        results["rows"] = list(rows.values())
-    return results
+        results["complete"] = True
 
 
 def _at_rest(one: Mounted, results: dict[str, Any]) -> float:
@@ -208,7 +220,7 @@ def _play(
     sizes: Sizes,
     archive: Archive,
     round_number: int,
-    rows: dict[tuple[str, int], dict[str, Any]],
+    results: dict[str, Any],
     only: str,
 ) -> None:
     """One scene on every filesystem, step by step, so that all meet the same noise."""
@@ -220,16 +232,7 @@ def _play(
     wanted = [index for index, step in enumerate(steps) if _wanted(part, step, only)]
     # Later steps stand on earlier ones, but nothing stands on what comes after the last.
     for step in steps[: wanted[-1] + 1]:
-        row = rows.setdefault(
-            (step.name, part.processes),
-            {
-                "name": step.name,
-                "processes": part.processes,
-                "unit": step.unit,
-                "synced": step.synced,
-                "measurements": {},
-            },
-        )
+        row = _row(results["rows"], part, step)
         if step.cold and not may_drop_caches():
             row["skipped"] = "skipped: needs root"
             continue
@@ -241,6 +244,23 @@ def _play(
             _show(row, one.name, measurement)
     for scene in scenes.values():
         scene.close()
+
+
+def _row(rows: list[dict[str, Any]], part: Part, step: Step) -> dict[str, Any]:
+    """The row of this step with so many processes: that of an earlier round, or a new one."""
+    for row in rows:
+        if (row["name"], row["processes"]) == (step.name, part.processes):
+            return row
+    rows.append(
+        {
+            "name": step.name,
+            "processes": part.processes,
+            "unit": step.unit,
+            "synced": step.synced,
+            "measurements": {},
+        }
+    )
+    return rows[-1]
 
 
 def _measure(step: Step, scene: Scene, one: Mounted) -> dict[str, Any]:

@@ -45,8 +45,10 @@ def text(results: Results) -> str:
 
 def _head(results: Results) -> list[str]:
     machine = results["machine"]
+    stopped = "" if results["complete"] else "  STOPPED: not all rounds of all rows are here."
     lines = [
-        f"{results['started']}, sizes: {results['sizes_name']}, rounds: {results['rounds']}",
+        f"{results['started']}, sizes: {results['sizes_name']}, rounds: {results['rounds']}"
+        f"{stopped}",
         f"{machine['cpus']} CPUs ({machine['cpu']}), {machine['memory_gib']} GiB, "
         f"Linux {machine['kernel']}, disk: {machine['disk']}, "
         f"4 KiB append + fdatasync {machine['fsync_us']} us, pipe round trip "
@@ -151,7 +153,7 @@ def _cost(results: Results) -> list[str]:
         [
             name,
             *(
-                f"{about['cost'][key]:,.1f}"
+                f"{about['cost'][key]:,.1f}" if key in about["cost"] else "-"
                 for key in (
                     "rss_idle_mib",
                     "rss_end_mib",
