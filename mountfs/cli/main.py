@@ -59,13 +59,17 @@ def parser() -> argparse.ArgumentParser:
             formatter_class=argparse.RawDescriptionHelpFormatter,
         )
         module.add_arguments(one)
-        one.set_defaults(run=module.run, failed=getattr(module, "EXIT_COULD_NOT", EXIT_FAILED))
+        one.set_defaults(
+            run=module.run, parser=one, failed=getattr(module, "EXIT_COULD_NOT", EXIT_FAILED)
+        )
         one.usage_status = getattr(module, "EXIT_USAGE", EXIT_USAGE)
     return whole
 
 
 def main(argv: list[str] | None = None) -> int:
-    arguments = parser().parse_args(argv)
+    arguments, unknown = parser().parse_known_args(argv)
+    if unknown:  # told by the command's own parser, which knows its exit status
+        arguments.parser.error(f"unknown arguments: {' '.join(unknown)}")
     try:
         status_: int = arguments.run(arguments)
         sys.stdout.flush()

@@ -1,0 +1,45 @@
+"""Rates are differences of counters."""
+
+import pytest
+
+from mountfs.cli.stats import Sample, lines, rates
+
+
+def sample(at: float, cpu_s: float = 0.0, **operations: tuple[int, int, int]) -> Sample:
+    """Operations as (calls, errors, nanoseconds in all)."""
+    counts = {
+        name: {"calls": calls, "errors": errors, "total_ns": total, "slowest_ns": 9_000}
+        for name, (calls, errors, total) in operations.items()
+    }
+    return Sample(
+        at, {"operations": counts, "dirty_bytes": 4096, "unwritten_files": 1, "cpu_s": cpu_s}
+    )
+
+
+def test_rates_are_per_second_of_the_interval() -> None:
+    one = rates(
+        sample(10.0, 1.0, read=(100, 1, 1_000_000)),
+        sample(12.0, 1.5, read=(300, 5, 3_000_000), write=(10, 0, 50_000)),
+    )
+    read, write = one.operations
+    assert (read.operation, read.per_s, read.mean_ns, read.errors_per_s) == ("read", 100, 10_000, 2)
+    assert (write.operation, write.per_s, write.mean_ns) == ("write", 5, 5_000)
+    assert one.per_s == 105
+    assert one.cpu_percent == pytest.approx(25)
+    assert one.dirty_bytes == 4096
+
+
+def test_what_did_not_happen_is_not_listed() -> None:
+    assert rates(sample(1.0, read=(5, 0, 5)), sample(2.0, read=(5, 0, 5))).operations == []
+
+
+def test_a_daemon_that_was_started_anew_counts_from_zero() -> None:
+    one = rates(sample(1.0, 50.0, read=(1000, 0, 9)), sample(2.0, 0.5, read=(10, 0, 100)))
+    assert one.operations[0].per_s == 10
+    assert one.cpu_percent == 0
+
+
+def test_an_interval_as_lines() -> None:
+    head, read = lines(rates(sample(0.0), sample(1.0, 0.1, read=(3, 0, 30_000))))
+    assert head.startswith("3 operations/s, CPU 10 %")
+    assert read.split()[:4] == ["read", "3/s", "mean", "10"]
