@@ -840,7 +840,7 @@ def test_any_history_of_commands_and_crashes_is_that_of_the_model(new_machine, h
     run_state_machine_as_test(
         lambda: history(new_machine()),
         settings=settings(
-            max_examples=120,
+            max_examples=60,
             stateful_step_count=50,
             suppress_health_check=list(HealthCheck),
         ),

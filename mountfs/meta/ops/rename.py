@@ -65,8 +65,11 @@ class Rename(Command[Ino], frozen=True, tag="rename"):
         permit_removal(source, moved, self.cred)
         if over is not None:
             permit_removal(target, over, self.cred)
-        if moved.is_directory and self.parent != self.new_parent:
-            permit(tree, moved, self.cred, WRITE)  # its ".." changes
+        if self.parent != self.new_parent:
+            exchanged = over if self.flags & EXCHANGE else None
+            for inode in (moved, exchanged):
+                if inode is not None and inode.is_directory:
+                    permit(tree, inode, self.cred, WRITE)  # its ".." changes
         self._refuse_loop(tree, moved, self.new_parent)
 
     @staticmethod
