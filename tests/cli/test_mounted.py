@@ -1,0 +1,164 @@
+"""The commands on a real mount, also when its daemon is stopped or dead."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from mountfs.cli import doctor, status
+from mountfs.types import MIB
+
+pytestmark = pytest.mark.skipif(
+    os.geteuid() != 0 or not os.path.exists("/dev/fuse"), reason="needs root and /dev/fuse"
+)
+
+Run = Callable[..., tuple[int, str, str]]
+ENDS_S = 30
+
+
+def mount_dfs(home: Path, point: Path) -> None:
+    subprocess.run(
+        [sys.executable, "-m", "mountfs.cli.mount_dfs", home, point], check=True, timeout=60
+    )
+
+
+@pytest.fixture
+def mounted(tmp_path: Path) -> Iterator[tuple[Path, Path]]:
+    """(home, mount point)"""
+    home, point = tmp_path / "home", tmp_path / "mnt"
+    point.mkdir()
+    mount_dfs(home, point)
+    try:
+        yield home, point
+    finally:
+        while subprocess.run(["umount", "-l", point], capture_output=True).returncode == 0:
+            pass
+        wait_for_end(home)
+
+
+def wait_for_end(home: Path) -> None:
+    """The daemon has closed the home, or is dead."""
+    deadline = time.monotonic() + ENDS_S
+    while doctor.state_of(doctor.read_pid(home)) not in ("", "Z"):
+        assert time.monotonic() < deadline, "the daemon does not end"
+        time.sleep(0.02)
+
+
+def test_status(mounted: tuple[Path, Path], run: Run) -> None:
+    home, point = mounted
+    (point / "file").write_bytes(bytes(10_000))
+    for name in (home, point, point / "file"):
+        code, out, _ = run("status", name, "--json")
+        (report,) = json.loads(out)
+        assert (code, report["state"]) == (0, "mounted")
+        assert (report["home"], report["mountpoint"]) == (str(home), str(point))
+        assert report["inodes"] == 2
+        assert report["pid"] == doctor.read_pid(home)
+    code, out, _ = run("status")
+    assert str(point) in out
+
+
+def test_info_follows_a_file_to_its_bytes(mounted: tuple[Path, Path], run: Run) -> None:
+    home, point = mounted
+    path = point / "file"
+    path.write_bytes(os.urandom(5 * MIB))
+    with open(path, "r+b") as file:
+        file.seek(100_000)
+        file.write(os.urandom(300_000))
+        os.fsync(file.fileno())
+    os.setxattr(path, "user.colour", b"blue")
+    code, out, _ = run("info", path, "--json")
+    said = json.loads(out)
+    assert code == 0
+    assert (said["ino"], said["size"]) == (path.stat().st_ino, 5 * MIB)
+    assert said["xattrs"] == ["user.colour"]
+    assert len(said["slices"]) >= 2
+    for one in said["slices"]:
+        assert one["where"]["file"].startswith(str(home / "chunks" / "volumes"))
+    code, out, _ = run("info", path)
+    assert "5,242,880 bytes" in out
+
+
+def test_info_of_what_has_no_slices(mounted: tuple[Path, Path], run: Run) -> None:
+    _, point = mounted
+    (point / "small").write_bytes(b"small")
+    (point / "link").symlink_to("small")
+    assert "5 bytes, kept with the inode" in run("info", point / "small")[1]
+    assert "points to" in run("info", point / "link")[1]
+    assert "entries" in run("info", point)[1]
+
+
+def test_info_outside_of_a_mount(mounted: tuple[Path, Path], run: Run, tmp_path: Path) -> None:
+    code, _, err = run("info", tmp_path)
+    assert code == 1
+    assert str(mounted[1]) in err  # where one could look instead
+
+
+def test_stats_counts_what_programs_do(mounted: tuple[Path, Path], run: Run) -> None:
+    _, point = mounted
+    maker = subprocess.Popen(
+        ["sh", "-c", 'i=0; while [ $i -lt 2000 ]; do : > "$1/$i"; i=$((i+1)); done', "-", point]
+    )
+    try:
+        code, out, _ = run("stats", point, "--interval", "0.3", "--count", "1", "--json")
+    finally:
+        maker.kill()
+        maker.wait()
+    said = json.loads(out)
+    assert code == 0
+    assert said["per_s"] > 0
+    assert any(rate["operation"] in ("create", "lookup") for rate in said["operations"])
+
+
+def test_fsck_and_doctor_of_a_mount_that_is_well(mounted: tuple[Path, Path], run: Run) -> None:
+    home, point = mounted
+    for name in (home, point):
+        code, _, err = run("fsck", name)
+        assert code == 8
+        assert f"umount {point}" in err
+    code, out, _ = run("doctor", point)
+    assert code == 0, out
+
+
+def test_a_daemon_that_is_stopped_hangs_nobody(
+    mounted: tuple[Path, Path], run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    home, point = mounted
+    monkeypatch.setattr(doctor, "ANSWER_S", 0.5)
+    monkeypatch.setattr(status, "ANSWER_S", 0.5)
+    pid = doctor.read_pid(home)
+    assert pid is not None
+    os.kill(pid, signal.SIGSTOP)
+    try:
+        code, out, _ = run("doctor", point)
+        assert code == 1
+        assert f"kill -CONT {pid}" in out
+        code, out, _ = run("status", point, "--json")
+        assert (code, json.loads(out)[0]["state"]) == (1, "not answering")
+    finally:
+        os.kill(pid, signal.SIGCONT)
+
+
+def test_after_the_daemon_was_killed(mounted: tuple[Path, Path], run: Run) -> None:
+    home, point = mounted
+    pid = doctor.read_pid(home)
+    assert pid is not None
+    kept = os.urandom(2 * MIB)
+    with open(point / "kept", "wb") as file:
+        file.write(kept)
+        os.fsync(file.fileno())
+    os.kill(pid, signal.SIGKILL)
+    wait_for_end(home)
+    code, out, _ = run("doctor", point)
+    assert code == 1
+    assert f"it was process {pid}" in out
+    assert run("fsck", home)[0] == 0
+    mount_dfs(home, point)
+    assert (point / "kept").read_bytes() == kept
+    assert run("doctor", point)[0] == 0
