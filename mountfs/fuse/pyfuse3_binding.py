@@ -19,7 +19,7 @@ What pyfuse3 cannot carry, and what a program gets then:
 - The umask where the directory has a default ACL: right when root mounts; when fusermount3 does,
   the kernel has applied the umask already and the default ACL can only take more away.
 - What would only save requests or time (cached listings, `max_background`, `poll_us`, direct
-  writes): not there.  It is two to four times slower than the native binding.
+  writes): not there, and it is slower for that.
 
 pyfuse3 keeps its session in global variables: one mount in a process.
 """
