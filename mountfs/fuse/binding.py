@@ -26,8 +26,9 @@ WANTED = (
     | InitFlag.EXPORT_SUPPORT
     | InitFlag.BIG_WRITES
     | InitFlag.DONT_MASK  # default ACLs take the umask's place, so we must see both
-    | InitFlag.DO_READDIRPLUS  # saves a LOOKUP for each entry of ls -l, find, du
-    | InitFlag.READDIRPLUS_AUTO
+    # Saves a LOOKUP for each entry of ls -l, find, du.  Always: with READDIRPLUS_AUTO the kernel
+    # asks for attributes only every other time, and then for each entry by itself.
+    | InitFlag.DO_READDIRPLUS
     | InitFlag.ASYNC_DIO
     | InitFlag.PARALLEL_DIROPS
     | InitFlag.POSIX_ACL
