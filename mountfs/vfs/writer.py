@@ -99,11 +99,13 @@ class Writer:
         size = sum(run.size for run in runs)
         try:
             await self._flush(file, runs, size, synced)
-        except BaseException:
+        except BaseException as error:
             file.flight = []
             before = file.dirty.bytes
-            file.dirty.put_back(runs)
+            if not (isinstance(error, FsError) and error.fault is Fault.STALE):
+                file.dirty.put_back(runs)
             self.dirty_bytes += file.dirty.bytes - before - size
+            self._settle(file)
             raise
         else:
             file.flight = []
@@ -112,8 +114,7 @@ class Writer:
                 for part in run.parts:
                     if isinstance(part, memoryview):
                         self.buffers.put(part.obj)
-            if not file.dirty.runs:
-                self.unwritten.pop(file, None)
+            self._settle(file)
         finally:
             file.flushing = False
             if self._idle.statistics().lock_statistics.tasks_waiting or (
@@ -123,6 +124,10 @@ class Writer:
                 with trio.CancelScope(shield=True):
                     async with self._idle:
                         self._idle.notify_all()
+
+    def _settle(self, file: File) -> None:
+        if not file.dirty.runs:
+            self.unwritten.pop(file, None)
 
     def drop(self, file: File) -> None:
         """Forget what is dirty: the file is gone."""

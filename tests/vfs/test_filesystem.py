@@ -11,6 +11,7 @@ import trio.testing
 from mountfs.errors import Fault, FsError
 from mountfs.meta.local import LocalMeta
 from mountfs.meta.locks import EOF, POSIX, Lock
+from mountfs.meta.ops.reap import Reap
 from mountfs.meta.ops.setattr import SetAttr
 from mountfs.meta.records import ino_of, mode_of, size_of, unpack_attributes
 from mountfs.types import CHUNK_BYTES, KIB, MIB, ROOT, SUPERUSER, Ino
@@ -204,6 +205,17 @@ async def test_a_write_through_a_synchronous_descriptor_is_durable(
     await fs.write(handle, 0, memoryview(b"x" * 100 * KIB))
     assert not handle.file.unwritten
     assert meta.synced == meta.applied
+
+
+async def test_bytes_of_a_file_that_is_gone_are_given_up(fs: Filesystem, meta: LocalMeta) -> None:
+    handle = await make(fs, data=b"x" * 100 * KIB)
+    await fs.unlink(ROOT, b"file", SUPERUSER)
+    await meta.propose(Reap(meta.session, (handle.file.ino,)))
+    with pytest.raises(FsError) as caught:
+        await fs.flush(handle, 0)
+    assert caught.value.fault is Fault.STALE
+    assert fs.writer.dirty_bytes == 0
+    assert not fs.writer.unwritten
 
 
 async def test_a_full_disk_takes_no_new_names_but_gives_up_old_ones(
