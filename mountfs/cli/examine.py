@@ -105,6 +105,8 @@ class Examination:
     metadata_opened: bool = False
     metadata_read: bool = False
     """All of the metadata could be read."""
+    rules_broken: bool = False
+    """The metadata contradicts itself, so what it says of others is not to be relied upon."""
     volumes_lost: dict[VolumeId, str] = field(default_factory=dict)
     """Volumes of which nothing can be read, and why."""
     index_bad: bool = False
@@ -400,6 +402,12 @@ def _check_metadata(
         with space.originals():
             meta = _open_meta(format, space, facts)
         found.metadata_opened = True
+        if meta.cut:
+            what = (
+                f"{count_of(meta.cut, 'operation')} at the end of the log, never synced, will be "
+                "set aside by the next mount: the bytes that they refer to are not there"
+            )
+            found.findings.append(Finding("note", "log", what))
     except FsError as error:
         kind: Literal["log", "table"] = "log" if "/meta/log" in str(error) else "table"
         known = any(
@@ -465,6 +473,7 @@ def _check_tree(found: Examination, tree: Tree, facts: _Facts, step: Step) -> No
     paths = paths_of(tree, concerned | found.lost.keys())
     for text in broken:
         ino = _ino_in(text)
+        found.rules_broken |= ino is not None or not text.endswith("are counted")
         file = paths.get(ino, "") if ino is not None else ""
         found.findings.append(Finding("error", "metadata", text, file=file, ino=ino or 0))
     for ino, ranges in found.lost.items():
@@ -477,8 +486,8 @@ def _check_tree(found: Examination, tree: Tree, facts: _Facts, step: Step) -> No
     if found.unreferenced:
         number = sum(map(len, found.unreferenced.values()))
         what = (
-            f"{count_of(number, 'needle')} with {size(found.unreferenced_bytes)} "
-            "belong to no file; a crash leaves them, and --repair deletes them"
+            f"{size(found.unreferenced_bytes)} in {count_of(number, 'needle')} that no file "
+            "refers to; a crash leaves such, and --repair deletes them"
         )
         found.findings.append(Finding("note", "space", what))
     if found.orphans:

@@ -33,6 +33,7 @@ from mountfs.vfs.home import open_home
 
 Say = Callable[[str], None]
 
+NEW_INDEX = "make the index of needles anew from the volumes"
 RECLAIM_S = 30
 GARBAGE_MAX = 1 << 20
 """Slices that are deleted at once."""
@@ -45,14 +46,14 @@ def plan(found: Examination, *, drop_damaged: bool) -> list[str]:
     if not found.metadata_read:
         return []  # without all of the metadata nobody knows what belongs to whom
     if _wants_new_index(found, drop_damaged):
-        steps.append("make the index of needles anew from the volumes")
-    if found.counters_off != (0, 0):
+        steps.append(NEW_INDEX)
+    if _may_count(found):
         steps.append("count inodes and allocated bytes anew")
-    if found.orphans:
+    if found.orphans and not found.rules_broken:
         steps.append(f"remove {count_of(found.orphans, 'file')} without a name")
-    if found.unreferenced:
+    if _may_delete(found, drop_damaged):
         number = sum(map(len, found.unreferenced.values()))
-        steps.append(f"delete {count_of(number, 'needle')} that belong to no file")
+        steps.append(f"delete {count_of(number, 'needle')} that no file refers to")
     if found.lost and drop_damaged:
         files = count_of(len(found.lost), "file")
         steps.append(f"put zeros (holes) where bytes of {files} are lost, for ever")
@@ -64,6 +65,20 @@ def _wants_new_index(found: Examination, drop_damaged: bool) -> bool:
     return found.index_bad or bool(found.volumes_lost and (drop_damaged or not found.lost))
 
 
+def _may_delete(found: Examination, drop_damaged: bool) -> bool:
+    """Whether needles that no file refers to are certainly nobody's.  Where the metadata has lost
+    something, they may be all that is left of a file.
+    """
+    if found.rules_broken or (found.volumes_lost and not drop_damaged):
+        return False
+    return bool(found.unreferenced)
+
+
+def _may_count(found: Examination) -> bool:
+    """What is miscounted is a fact, unless rows are missing that should have been counted."""
+    return found.counters_off != (0, 0) and not found.rules_broken
+
+
 def repair(found: Examination, *, drop_damaged: bool, say: Say) -> None:
     """Carry out the plan.  Raises FsError where the home cannot be opened or written."""
     home = found.home
@@ -71,9 +86,12 @@ def repair(found: Examination, *, drop_damaged: bool, say: Say) -> None:
         say("making the index anew")
         with closing(open_home(home, create=False)) as held:
             shutil.rmtree(held.chunks / "index", ignore_errors=True)
-    if found.counters_off != (0, 0):
+    if _may_count(found):
         say("counting anew")
         _correct_counters(home, *found.counters_off)
+    only_index = plan(found, drop_damaged=drop_damaged) == [NEW_INDEX]
+    if found.rules_broken and only_index:
+        return  # the less is written to such a home the better
     try:
         trio.run(_repair_node, found, drop_damaged, say)
     except BaseExceptionGroup as group:
@@ -109,8 +127,8 @@ def _correct_counters(home: Path, inodes: int, allocated: int) -> None:
 async def _repair_node(found: Examination, drop_damaged: bool, say: Say) -> None:
     say("opening the home, which replays its log and removes files without a name")
     async with embedded_node(found.home, create=False) as node:
-        if found.unreferenced:
-            say("deleting needles that belong to no file")
+        if _may_delete(found, drop_damaged):
+            say("deleting needles that no file refers to")
             # Here and now, not in a thread: before anything new can be given one of their names.
             node.disk.delete(found.unreferenced)
         if drop_damaged:

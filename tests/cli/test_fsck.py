@@ -241,6 +241,19 @@ def test_a_broken_rule_is_told_by_the_path(home: Path, run: Run) -> None:
     assert "/dir/middle" in {error["file"] for error in errors(report)}
 
 
+def test_needles_are_kept_where_the_metadata_has_lost_something(home: Path, run: Run) -> None:
+    store = LevelStore(home / "meta" / "store")
+    store.write({keys.inode(_ino_of(store, b"middle")): None}, sync=True)
+    for key, _ in list(store.scan(*keys.slices_from(_ino_of(store, b"middle"), 0))):
+        store.write({key: None}, sync=True)
+    store.close()
+    before = everything(home)
+    status, report = checked(run, home, "--repair")
+    assert status == EXIT_ERRORS_LEFT
+    assert any("no file refers to" in finding["what"] for finding in report["findings"])
+    assert everything(home) == before
+
+
 def test_a_home_in_use_is_refused_with_who_has_it(home: Path, run: Run) -> None:
     held = open_home(home, create=False)
     held.hold("/mnt/there")
