@@ -74,6 +74,13 @@ class LiveVolume:
         """Disk space that is taken and not used yet, in bytes."""
         return max(self.allocated - self.end, 0)
 
+    @property
+    def is_busy(self) -> bool:
+        """Whether the file must stay open: only the one that was written to tells of errors, and
+        in a compaction another one may already have its name.
+        """
+        return bool(self.writing) or not self.sealed or self.removed is not None
+
     def account(self, more: tuple[int, int]) -> None:
         """(bytes, needles) have come to live, or, if negative, live no longer."""
         self.living_bytes += more[0]
@@ -130,8 +137,7 @@ class VolumeSet:
             return
         for other_id in self._open_files:
             other = self.items[other_id]
-            # What is not synced needs the file that it was written to: only that tells of errors.
-            if other is volume or other_id in self.dirty or other.writing or not other.sealed:
+            if other is volume or other_id in self.dirty or other.is_busy:
                 continue
             other.file = None
             del self._open_files[other_id]

@@ -218,6 +218,23 @@ def test_a_failed_deletion_meanwhile_does_no_harm(store, monkeypatch, writes, re
     check(reopen(index=MemoryStore()))
 
 
+def test_the_file_that_is_being_replaced_stays_open(store, monkeypatch):
+    """Opened by its name just then, the new file would be read with the places of the old one."""
+    others = {one: store.append(SliceId(one), [bytes(200_000)]) for one in range(100, 125)}
+    assert len(set(others.values())) > store.config.open_files_max
+    publish = VolumeFile.publish
+
+    def read_all(file: VolumeFile) -> None:
+        publish(file)
+        for one, volume in others.items():
+            assert store.has(volume, one)
+        assert read(store, LIVING[0]) == payload(LIVING[0])
+
+    monkeypatch.setattr(VolumeFile, "publish", read_all)
+    store.compact(ONE)
+    check(store)
+
+
 def test_damage_is_not_compacted_away(store, tmp_path):
     path = tmp_path / "volumes" / "00000001.vol"
     at = path.read_bytes().find(payload(30)) + 70_000
