@@ -18,7 +18,7 @@ from typing import Any, NoReturn
 
 import trio
 
-from mountfs.errors import FsError
+from mountfs.errors import Fault, FsError, disk_error
 from mountfs.fuse import mount as mounting
 from mountfs.fuse.binding import Binding, native_binding
 from mountfs.fuse.options import MountOptions, parse_options
@@ -197,12 +197,25 @@ def _only_fault(group: BaseExceptionGroup[BaseException]) -> FsError | None:
     return errors[0] if len(errors) == 1 and isinstance(errors[0], FsError) else None
 
 
-def _log_to(path: Path | None, verbose: bool) -> None:
+def _log_later() -> logging.handlers.MemoryHandler:
+    """Keep what is logged until there is a home to log to."""
+    early = logging.handlers.MemoryHandler(1_000, flushLevel=logging.CRITICAL + 1)
+    logging.basicConfig(handlers=[early], level=logging.INFO)
+    return early
+
+
+def _log_to(
+    path: Path | None, verbose: bool, early: logging.handlers.MemoryHandler | None = None
+) -> None:
     handler: logging.Handler = logging.StreamHandler()
     if path is not None:
         handler = logging.handlers.RotatingFileHandler(path, maxBytes=LOG_BYTES, backupCount=1)
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
-    logging.basicConfig(handlers=[handler], level=logging.DEBUG if verbose else logging.INFO)
+    if early is not None:
+        early.setTarget(handler)
+        early.flush()
+    level = logging.DEBUG if verbose else logging.INFO
+    logging.basicConfig(handlers=[handler], level=level, force=True)
 
 
 async def _serve(
@@ -214,6 +227,7 @@ async def _serve(
     verbose: bool,
 ) -> None:
     await _wait_for_home(home)
+    early = _log_later() if log_to is not None else None
     async with embedded_node(
         home,
         mountpoint=mountpoint,
@@ -225,8 +239,8 @@ async def _serve(
         sync_directories=options.sync_directories,
         dirty_bytes_max=options.dirty_bytes,
     ) as node:
-        if log_to is not None:
-            _log_to(log_to, verbose)
+        if early is not None:
+            _log_to(log_to, verbose, early)
         log.info("home %s opened, %d entries replayed", home, node.meta.replayed)
         if node.meta.cut:
             log.warning("%d unsynced operations at the end of the log were lost", node.meta.cut)
@@ -265,9 +279,16 @@ def _mounted(
 
 async def _say_ready(mountpoint: str, binding: Binding, ready: Any) -> None:
     """One operation through the kernel and back, then the mount is worth telling of."""
-    with trio.fail_after(START_S):
+    with trio.move_on_after(START_S) as waited:
         await binding.initialized.wait()
-        await trio.to_thread.run_sync(os.stat, mountpoint)
+        try:
+            await trio.to_thread.run_sync(os.stat, mountpoint, abandon_on_cancel=True)
+        except OSError as error:
+            raise disk_error(error, f"{mountpoint}: mounted, but it does not work") from error
+    if waited.cancelled_caught:
+        raise FsError(
+            Fault.TIMED_OUT, f"{mountpoint}: mounted, but there was no answer for {START_S} s"
+        )
     if os.geteuid() == 0:
         mounting.set_readahead(mountpoint, binding.readahead_kib)
     log.info("mounted at %s", mountpoint)

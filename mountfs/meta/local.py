@@ -18,10 +18,12 @@ import msgspec
 from mountfs.errors import Fault, FsError
 from mountfs.kv.base import Store
 from mountfs.kv.overlay import Overlay, Rows
+from mountfs.meta import keys
 from mountfs.meta.command import Command, Query
 from mountfs.meta.local_log import LocalLog
 from mountfs.meta.ops.session import EndSession, OpenSession, Sessions
 from mountfs.meta.state_machine import Entry, StateMachine, decode_entry, encode_entry
+from mountfs.types import ROOT
 
 R = TypeVar("R")
 
@@ -68,6 +70,12 @@ class LocalMeta:
         """
         if log.last_index == 0:
             self._begin()
+        elif self._rows.get(keys.inode(ROOT)) is None:
+            raise FsError(
+                Fault.BAD_HOME,
+                "the metadata has a log but no root directory: its tables are missing; restore the "
+                "home from a backup",
+            )
         self._replay(bytes_present)
 
     async def propose(self, command: Command[R]) -> R:
@@ -157,7 +165,10 @@ class LocalMeta:
                 f"the metadata log is empty, but {self._machine.applied} commands were stored: its "
                 "segments are missing; restore the home from a backup",
             )
+        # The root is no command of the log, so it must be in the store before the first one is.
         self._machine.format(time.time_ns())
+        self._store.write(self._machine.freeze(), sync=True)
+        self._rows.forget_frozen()
 
     def _replay(self, bytes_present: Callable[[Entry], bool]) -> None:
         machine = self._machine

@@ -1,6 +1,7 @@
 """Which slices of a chunk to write anew: a pure function of how they lie over one another."""
 
 from collections.abc import Sequence
+from operator import attrgetter
 
 import msgspec
 
@@ -8,6 +9,7 @@ from mountfs.meta.extents import visible
 from mountfs.meta.records import Slice
 from mountfs.types import KIB, SLICE_BYTES_MAX
 
+_START = attrgetter("start")
 SMALL_BYTES = 256 * KIB
 """Slices below this size are joined with their neighbours."""
 PIECES_MAX = 16
@@ -34,25 +36,38 @@ def plan(slices: Sequence[Slice]) -> Plan | None:
     if not covered and not holes and pieces <= PIECES_MAX and len(seen) <= _slices_expected(seen):
         return None
     keep: list[Slice] = []
-    rewrite: list[tuple[int, int]] = []
+    groups: list[list[Slice]] = []
     for piece in seen:
         if piece.is_hole:
             continue
         if piece.volume and piece.stop - piece.start >= SMALL_BYTES and _mostly_used(piece):
             keep.append(piece)
         elif (
-            rewrite
-            and rewrite[-1][1] == piece.start
-            and (piece.stop - rewrite[-1][0] <= SLICE_BYTES_MAX)
+            groups
+            and groups[-1][-1].stop == piece.start
+            and piece.stop - groups[-1][0].start <= SLICE_BYTES_MAX
         ):
-            rewrite[-1] = (rewrite[-1][0], piece.stop)
+            groups[-1].append(piece)
         else:
-            rewrite.append((piece.start, piece.stop))
-    return Plan(tuple(keep), tuple(rewrite))
+            groups.append([piece])
+    # A whole slice that has nothing to join would be written again as it is.
+    keep += [group[0] for group in groups if len(group) == 1 and _is_whole(group[0])]
+    rewrite = [
+        (group[0].start, group[-1].stop)
+        for group in groups
+        if len(group) > 1 or not _is_whole(group[0])
+    ]
+    if not rewrite and len(keep) == len(slices):
+        return None
+    return Plan(tuple(sorted(keep, key=_START)), tuple(rewrite))
 
 
 def _mostly_used(piece: Slice) -> bool:
     return (piece.stop - piece.start) * 2 >= piece.length
+
+
+def _is_whole(piece: Slice) -> bool:
+    return bool(piece.volume) and piece.stop - piece.start == piece.length
 
 
 def _slices_expected(seen: Sequence[Slice]) -> int:

@@ -3,6 +3,7 @@
 It works when the mount does not: it shares nothing with the path of a request but the event loop.
 """
 
+import json
 import os
 import socket
 from collections.abc import Awaitable, Callable
@@ -57,13 +58,21 @@ async def _serve_client(
     try:
         with trio.move_on_after(CLIENT_S):
             answer = await _answer(await _line(stream), answerers)
-            await stream.send_all(msgspec.json.encode(answer) + b"\n")
+            await stream.send_all(_encoded(answer) + b"\n")
     except (trio.BrokenResourceError, trio.ClosedResourceError):
         pass  # it asked and went
     finally:
         limit.release_on_behalf_of(client)
         with trio.CancelScope(shield=True):
             await stream.aclose()
+
+
+def _encoded(answer: dict[str, Any]) -> bytes:
+    try:
+        return msgspec.json.encode(answer)
+    except UnicodeEncodeError:  # a path that is not UTF-8
+        text = json.dumps(answer, default=str)  # with its odd bytes as \\udcXX
+        return text.encode()
 
 
 async def _line(stream: trio.SocketStream) -> bytes:

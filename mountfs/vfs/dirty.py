@@ -5,7 +5,7 @@ size of a slice: what is flushed are whole runs.  Appending to the last run, the
 the new bytes once.
 """
 
-from bisect import bisect_right
+from bisect import bisect_left, bisect_right
 from collections.abc import Iterator, Sequence
 
 from mountfs.types import CHUNK_BYTES, KIB, SLICE_BYTES_MAX
@@ -76,8 +76,8 @@ class Dirty:
         With `keep`, its memory may be kept instead of copied; the reply says whether it was, and
         then it must not change any more.
         """
-        if keep and offset % CHUNK_BYTES + len(data) <= CHUNK_BYTES:
-            return self._put(offset, data, keep=len(data) <= SLICE_BYTES_MAX)
+        if keep and len(data) <= min(SLICE_BYTES_MAX, CHUNK_BYTES - offset % CHUNK_BYTES):
+            return self._put(offset, data, keep=True)
         for start, piece in _windows(offset, data):
             self._put(start, piece)
         return False
@@ -143,18 +143,18 @@ class Dirty:
         self.bytes += len(data)
 
     def _clear(self, start: int, stop: int) -> None:
+        runs = self.runs
+        first = bisect_right(runs, start, key=lambda run: run.stop)
+        last = bisect_left(runs, stop, first, key=lambda run: run.start)
         kept: list[Run] = []
-        for run in self.runs:
-            if run.stop <= start or run.start >= stop:
-                kept.append(run)
-                continue
+        for run in runs[first:last]:
             whole = run.joined()
             if run.start < start:
                 kept.append(Run(run.start, memoryview(whole)[: start - run.start]))
             if run.stop > stop:
                 kept.append(Run(stop, memoryview(whole)[stop - run.start :]))
-        self.runs = kept
-        self.bytes = sum(run.size for run in kept)
+        self.bytes += sum(run.size for run in kept) - sum(run.size for run in runs[first:last])
+        runs[first:last] = kept
 
 
 def _windows(offset: int, data: memoryview) -> Iterator[tuple[int, memoryview]]:

@@ -37,6 +37,10 @@ log = logging.getLogger(__name__)
 FLUSH_AFTER_S = 5
 """Bytes that were written stay in memory for so long at most."""
 CHECKPOINT_AFTER_S = 60
+COMMIT_AFTER_S = 5
+"""What nobody asked to have on disk is there after so long all the same.  (The kernel does not tell
+a FUSE filesystem of sync(2).)
+"""
 RETRY_AFTER_S = 5
 QUICK_SYNC_S = 0.001
 """A disk that syncs in less is waited for without a thread: two wake-ups cost as much."""
@@ -67,6 +71,8 @@ class EmbeddedNode:
         """How long the last sync took."""
         self.filesystem: Filesystem
         self.last_checkpoint = trio.current_time()
+        self._committed = trio.current_time()
+        """When everything was known to be on disk, by the task that sees to it."""
         self.troubles: dict[str, str] = {}
         """Background work that fails at the moment, and why; for `mountfs status`."""
 
@@ -122,6 +128,7 @@ class EmbeddedNode:
         compactor = Compactor(self.meta, self.chunks, self.filesystem, self.durable)
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self._forever, "flush", self._flush)
+            nursery.start_soon(self._forever, "commit", self._commit)
             nursery.start_soon(self._forever, "checkpoint", self._checkpoint_if_due)
             nursery.start_soon(self._forever, "log segments", self._prepare_log)
             nursery.start_soon(self._forever, "reclaim", self._reclaim)
@@ -140,7 +147,8 @@ class EmbeddedNode:
                 await trio.sleep(RETRY_AFTER_S)
             else:
                 self.troubles.pop(name, None)
-                idle = self.meta.applied == applied and not self.filesystem.writer.unwritten
+                idle = self.meta.applied == applied == self.meta.synced
+                idle = idle and not self.filesystem.writer.unwritten
                 applied = self.meta.applied
                 with trio.move_on_after(IDLE_S if idle else HOUSEKEEPING_S):
                     await self._wake.wait()
@@ -154,6 +162,15 @@ class EmbeddedNode:
             elif now - since > FLUSH_AFTER_S:
                 await self.filesystem.flush_file(file)
         await self.filesystem.reap()
+
+    async def _commit(self) -> None:
+        """Let nothing be at risk for longer than COMMIT_AFTER_S."""
+        now = trio.current_time()
+        if self.meta.synced == self.meta.applied:
+            self._committed = now
+        elif now - self._committed >= COMMIT_AFTER_S:
+            await self.durable()
+            self._committed = now
 
     async def _checkpoint_if_due(self) -> None:
         waited = trio.current_time() - self.last_checkpoint

@@ -1,0 +1,111 @@
+"""The metadata of one machine: what its log and its store hold after the process is gone."""
+
+from pathlib import Path
+
+import pytest
+
+from mountfs.errors import Fault, FsError
+from mountfs.kv.memory import MemoryStore
+from mountfs.meta.local import LocalMeta
+from mountfs.meta.local_log import LocalLog
+from mountfs.meta.ops.make import Make
+from mountfs.meta.ops.mkdir import Mkdir
+from mountfs.meta.ops.read import Lookup
+from mountfs.meta.ops.write import Run, Write
+from mountfs.meta.records import ino_of
+from mountfs.types import MIB, ROOT, SUPERUSER, SliceId, VolumeId
+
+
+class Disk:
+    """A store and a log, to be opened again and again."""
+
+    def __init__(self, path: Path) -> None:
+        self.store = MemoryStore()
+        self.path = path
+        self.bytes_are_there = True
+        (path / "log").mkdir()
+
+    def open(self) -> LocalMeta:
+        log = LocalLog(self.path / "log", segment_bytes=MIB)
+        meta = LocalMeta(
+            self.store,
+            log,
+            bytes_present=lambda entry: self.bytes_are_there,
+            cut_path=self.path / "cut",
+        )
+        meta.open_session()
+        return meta
+
+
+@pytest.fixture
+def disk(tmp_path: Path) -> Disk:
+    return Disk(tmp_path)
+
+
+def mkdir(meta: LocalMeta, name: bytes) -> None:
+    meta.propose_now(Mkdir(ROOT, name, 0o755, 0, SUPERUSER))
+
+
+async def names(meta: LocalMeta, *wanted: bytes) -> list[bytes]:
+    found = []
+    for name in wanted:
+        try:
+            await meta.read(Lookup(ROOT, name, SUPERUSER))
+        except FsError as error:
+            assert error.fault is Fault.NOT_FOUND
+        else:
+            found.append(name)
+    return found
+
+
+async def test_a_new_filesystem_survives_a_crash_before_its_first_checkpoint(disk: Disk) -> None:
+    meta = disk.open()
+    mkdir(meta, b"a")
+    meta.sync_log()
+    disk.store.crash()
+    assert await names(disk.open(), b"a") == [b"a"]
+
+
+async def test_what_was_proposed_survives_the_process(disk: Disk) -> None:
+    meta = disk.open()
+    checkpoint = meta.begin_checkpoint()
+    mkdir(meta, b"a")
+    meta.write_checkpoint(checkpoint)
+    meta.end_checkpoint(checkpoint)
+    mkdir(meta, b"b")
+    assert await names(disk.open(), b"a", b"b") == [b"a", b"b"]
+
+
+async def test_the_log_ends_before_an_entry_whose_bytes_are_missing(disk: Disk) -> None:
+    meta = disk.open()
+    attributes, _ = meta.propose_now(Make(ROOT, b"file", 0o100644, 0, 0, True, SUPERUSER))
+    run = Run(0, 100_000, 0, SliceId(1), VolumeId(1))
+    meta.propose_now(Write(ino_of(attributes), (run,), 1, False))
+    mkdir(meta, b"later")
+    disk.bytes_are_there = False
+    again = disk.open()
+    # In this test nothing before it is there either: what counts is that the rest is a prefix,
+    assert await names(again, b"file", b"later") in ([], [b"file"])
+    assert again.cut > 0
+    assert (disk.path / "cut").stat().st_size > 0  # and that nothing was thrown away
+
+
+def test_missing_log_segments_are_not_taken_for_a_new_filesystem(disk: Disk) -> None:
+    meta = disk.open()
+    mkdir(meta, b"a")
+    checkpoint = meta.begin_checkpoint()
+    meta.write_checkpoint(checkpoint)
+    meta.end_checkpoint(checkpoint)
+    for segment in (disk.path / "log").iterdir():
+        segment.unlink()
+    with pytest.raises(FsError) as caught:
+        disk.open()
+    assert caught.value.fault is Fault.BAD_HOME
+
+
+def test_missing_tables_are_not_taken_for_a_new_filesystem(disk: Disk) -> None:
+    mkdir(disk.open(), b"a")
+    disk.store = MemoryStore()
+    with pytest.raises(FsError) as caught:
+        disk.open()
+    assert caught.value.fault is Fault.BAD_HOME
