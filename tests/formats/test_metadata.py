@@ -1,0 +1,270 @@
+"""Keys, records and log entries of the metadata, byte for byte as docs/formats.md has them.
+
+A change here is a change of the format.
+"""
+
+import msgspec
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from mountfs.meta import keys
+from mountfs.meta.locks import POSIX, Lock, Owner
+from mountfs.meta.ops.lock import TakeLock, locks_of
+from mountfs.meta.ops.make import Make
+from mountfs.meta.ops.setattr import SetAttr
+from mountfs.meta.ops.slices import Rewrite
+from mountfs.meta.ops.write import Run, Write
+from mountfs.meta.records import (
+    ATTRIBUTES_BYTES,
+    NS,
+    Counters,
+    Inode,
+    Replies,
+    Slice,
+    blocks_mask,
+    ino_of,
+    mode_of,
+    pack_blocks,
+    pack_dentry,
+    pack_entry,
+    pack_garbage,
+    pack_slice,
+    size_of,
+    unpack_attributes,
+    unpack_blocks,
+    unpack_dentry,
+    unpack_entry,
+    unpack_garbage,
+    unpack_inode,
+    unpack_slice,
+)
+from mountfs.meta.state_machine import COMMANDS, Refused, decode_entry, encode_entry
+from mountfs.types import BLOCK_BYTES, CHUNK_BYTES, ROOT, SUPERUSER, Cred, Ino, SliceId, VolumeId
+
+INO = Ino(0x0102030405060708)
+HEX = "0102030405060708"
+EIGHT = "00000000000000"  # and one byte more
+
+
+@pytest.mark.parametrize(
+    ("key", "golden"),
+    [
+        (keys.inode(INO), HEX + "10"),
+        (keys.dentry(INO, b"name"), HEX + "20" + b"name".hex()),
+        (keys.entry(INO, 5), HEX + "21" + EIGHT + "05"),
+        (keys.content(INO), HEX + "30"),
+        (keys.blocks(INO, 5), HEX + "31" + EIGHT + "05"),
+        (keys.slice_(INO, 5, 6, 7), HEX + "32" + EIGHT + "05" + EIGHT + "06" + "00000007"),
+        (keys.piece(INO, 5), HEX + "33" + EIGHT + "05"),
+        (keys.target(INO), HEX + "34"),
+        (keys.xattr(INO, b"user.a"), HEX + "40" + b"user.a".hex()),
+        (keys.locks(INO), HEX + "50"),
+        (keys.COUNTERS, EIGHT + "00" + "01"),
+        (keys.orphan(5, INO), EIGHT + "00" + "02" + EIGHT + "05" + HEX),
+        (keys.session(5), EIGHT + "00" + "03" + EIGHT + "05"),
+        (keys.garbage(SliceId(5)), EIGHT + "00" + "04" + EIGHT + "05"),
+        (keys.shared(SliceId(5)), EIGHT + "00" + "05" + EIGHT + "05"),
+        (keys.tangled(INO, 5), EIGHT + "00" + "06" + HEX + EIGHT + "05"),
+        (keys.locked(5, INO), EIGHT + "00" + "07" + EIGHT + "05" + HEX),
+    ],
+)
+def test_a_key_is_inode_kind_rest(key, golden):
+    assert key.hex() == golden
+
+
+def test_a_key_can_be_taken_apart():
+    assert keys.slice_place(keys.slice_(INO, 5, 6, 7)) == (5, 6, 7)
+    assert keys.session_ino(keys.orphan(5, INO)) == (5, INO)
+    assert keys.tangle_place(keys.tangled(INO, 5)) == (INO, 5)
+    assert keys.last_64(keys.entry(INO, 5)) == 5
+
+
+@pytest.mark.parametrize(
+    ("span", "inside", "outside"),
+    [
+        (keys.dentries(INO), [keys.dentry(INO, b"\0"), keys.dentry(INO, b"\xff" * 255)],
+         [keys.inode(INO), keys.entry(INO, 0)]),
+        (keys.dentries(INO, b"a"), [keys.dentry(INO, b"a\0"), keys.dentry(INO, b"b")],
+         [keys.dentry(INO, b"a")]),
+        (keys.entries(INO, 5), [keys.entry(INO, 6), keys.entry(INO, 1 << 63)],
+         [keys.entry(INO, 5), keys.content(INO)]),
+        (keys.slices_of(INO, 5), [keys.slice_(INO, 5, 0, 0), keys.slice_(INO, 5, 1 << 63, 9)],
+         [keys.slice_(INO, 4, 9, 9), keys.slice_(INO, 6, 0, 0)]),
+        (keys.slices_from(INO, 5), [keys.slice_(INO, 5, 0, 0), keys.slice_(INO, 1 << 40, 0, 0)],
+         [keys.slice_(INO, 4, 9, 9), keys.piece(INO, 0)]),
+        (keys.xattrs(INO), [keys.xattr(INO, b"user.a")], [keys.target(INO), keys.locks(INO)]),
+        (keys.everything_of(INO), [keys.inode(INO), keys.locks(INO)],
+         [keys.locks(Ino(INO - 1)), keys.inode(Ino(INO + 1))]),
+        (keys.orphans(), [keys.orphan(0, INO), keys.orphan(1 << 63, INO)],
+         [keys.session(0), keys.COUNTERS]),
+        (keys.orphans(5), [keys.orphan(5, ROOT), keys.orphan(5, INO)],
+         [keys.orphan(4, INO), keys.orphan(6, ROOT)]),
+        (keys.lockeds(), [keys.locked(0, INO), keys.locked(1 << 63, INO)], [keys.tangled(INO, 9)]),
+        (keys.garbages(), [keys.garbage(SliceId(9))], [keys.shared(SliceId(0)), keys.session(9)]),
+        (keys.tangles(INO), [keys.tangled(INO, 9)], [keys.tangled(Ino(INO + 1), 0)]),
+    ],
+)  # fmt: skip
+def test_a_range_holds_what_it_says_and_no_more(span, inside, outside):
+    start, stop = span
+    assert all(start <= key < stop for key in inside)
+    assert not any(start <= key < stop for key in outside)
+
+
+def example() -> Inode:
+    inode = Inode()
+    inode.ino, inode.size, inode.allocated = INO, 2, 2 * BLOCK_BYTES
+    inode.atime, inode.mtime, inode.ctime = -1, 2 * NS + 3, 5
+    inode.mode, inode.nlink, inode.uid, inode.gid, inode.rdev = 0o100644, 7, 8, 9, 10
+    inode.parent, inode.next_position, inode.entries = Ino(11), 12, 13
+    inode.version, inode.btime, inode.marks = 14, 15, 16
+    return inode
+
+
+INODE_GOLDEN = (
+    "0807060504030201"  # ino
+    "0200000000000000"  # size
+    "1000000000000000"  # blocks of 512 bytes
+    "ffffffffffffffff"  # atime: one nanosecond before 1970
+    "0200000000000000"  # mtime
+    "0000000000000000"  # ctime
+    "ffc99a3b" "03000000" "05000000"  # their nanoseconds
+    "a4810000" "07000000" "08000000" "09000000" "0a000000"  # mode, nlink, uid, gid, rdev
+    "00100000" "00000000"  # blksize, flags
+    "0b00000000000000"  # parent
+    "0c00000000000000"  # next position
+    "0d00000000000000"  # entries
+    "0e00000000000000"  # version
+    "0f00000000000000"  # birth
+    "10000000"  # marks
+)  # fmt: skip
+
+
+def test_an_inode():
+    inode = example()
+    assert inode.pack().hex() == INODE_GOLDEN
+    again = unpack_inode(bytes.fromhex(INODE_GOLDEN))
+    assert all(getattr(again, name) == getattr(inode, name) for name in Inode.__slots__)
+
+
+def test_the_attributes_of_an_inode_are_what_its_record_begins_with():
+    attributes = example().attributes()
+    assert attributes.hex() == INODE_GOLDEN[: 2 * ATTRIBUTES_BYTES]
+    found = unpack_attributes(attributes)
+    assert (ino_of(attributes), size_of(attributes), mode_of(attributes)) == (INO, 2, 0o100644)
+    assert (found.ino, found.size, found.blocks, found.mode) == (INO, 2, 16, 0o100644)
+    assert (found.atime_s, found.atime_ns, found.blksize) == (-1, NS - 1, 4096)
+
+
+SLICE = Slice(1, 2, SliceId(3), 4, VolumeId(5), 6, 7)
+
+
+@pytest.mark.parametrize(
+    ("pack", "unpack", "fields", "golden"),
+    [
+        (pack_dentry, unpack_dentry, (INO, 5, 8), "0807060504030201" "0500000000000000" "08"),
+        (pack_entry, unpack_entry, (INO, 8, b"name"), "0807060504030201" "08" "6e616d65"),
+        (pack_garbage, unpack_garbage, (VolumeId(5), 6), "05000000" "06000000"),
+        (lambda *slices: pack_slice(*slices), lambda value: (unpack_slice(value),), (SLICE,),
+         "01000000" "02000000" "0300000000000000" "04000000" "05000000" "06000000" "07000000"),
+        (pack_blocks, lambda value: (unpack_blocks(value),), (0b111,), "03000000"),
+        (pack_blocks, lambda value: (unpack_blocks(value),), (0b101,), "ffffffff" "05"),
+    ],
+)  # fmt: skip
+def test_a_record(pack, unpack, fields, golden):
+    assert pack(*fields).hex() == golden
+    assert tuple(unpack(bytes.fromhex(golden))) == fields
+
+
+@given(st.integers(0, (1 << (CHUNK_BYTES // BLOCK_BYTES)) - 1))
+def test_any_set_of_blocks_comes_back(mask):
+    assert unpack_blocks(pack_blocks(mask)) == mask
+
+
+def test_the_blocks_that_bytes_touch():
+    assert blocks_mask(0, 1) == 0b1
+    assert blocks_mask(BLOCK_BYTES - 1, BLOCK_BYTES + 1) == 0b11
+    assert blocks_mask(BLOCK_BYTES, 2 * BLOCK_BYTES) == 0b10
+    assert blocks_mask(0, CHUNK_BYTES).bit_count() == CHUNK_BYTES // BLOCK_BYTES
+
+
+@pytest.mark.parametrize(
+    ("value", "golden"),
+    [
+        (
+            Counters(next_ino=9, applied=300),
+            "88a6666f726d617401a86e6578745f696e6f09aa6e6578745f736c69636501ac6e6578745f7365737369"
+            "6f6e01a6696e6f64657300a9616c6c6f636174656400a76170706c696564cd012ca96c6173745f74696d"
+            "6500",
+        ),
+        (Replies(4, {4: b"x", 5: None}), "92" "04" "82" "04c40178" "05c0"),
+        (
+            Replies(4, {4: Refused("EXISTS", "")}),
+            "920481" "0483" "a474797065a772656675736564" "a56661756c74a6455849535453"
+            "a664657461696ca0",
+        ),
+    ],
+)  # fmt: skip
+def test_counters_and_replies(value, golden):
+    assert msgspec.msgpack.encode(value).hex() == golden
+
+
+LOCK = Lock(POSIX, Owner(3, 1), 0, 10, True, 77)
+
+ENTRIES = [
+    (
+        Make(ROOT, b"a", 0o100644, 0o022, 0, True, Cred(1, 2, (3,))),
+        "98a46d616b65" "01" "c40161" "cd81a4" "12" "00" "c3" "9401029103c2",
+    ),
+    (
+        Write(
+            Ino(9),
+            (Run(5, 2, 0, data=b"hi"), Run(7, 3, 99, SliceId(8), VolumeId(7))),
+            6,
+            False,
+        ),
+        "95a57772697465" "09" "92" "960502000000c4026869" "960703630807c400" "06" "c2",
+    ),
+    (
+        SetAttr(ino=Ino(9), cred=SUPERUSER, size=10),
+        "9ca773657461747472" "09" "94000090c2" "c0c0c0" "0a" "c0c0" "c2c2c2",
+    ),
+    (TakeLock(Ino(9), LOCK), "93a974616b655f6c6f636b" "09" "9600920301000ac34d"),
+    (
+        Rewrite(Ino(9), 1, ((4, 0), (5, 1)), (Slice(0, 10, SliceId(8), 1, VolumeId(7), 11, 99),)),
+        "95a772657772697465" "09" "01" "92" "920400" "920501" "91" "97000a0801070b63",
+    ),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("command", "golden"), ENTRIES)
+def test_an_entry_of_the_log(command, golden):
+    record = encode_entry(3, 5, 4, 17, command)
+    assert record.hex() == "95" "03" "05" "04" "11" + golden  # fmt: skip
+    entry = decode_entry(record)
+    assert entry.command == command
+    assert (entry.session, entry.sequence, entry.answered, entry.time) == (3, 5, 4, 17)
+
+
+def test_every_command_that_was_ever_logged_can_still_be_read():
+    assert {command.__struct_config__.tag for command in COMMANDS} >= {
+        "allocate", "copy_range", "discard", "end_session", "link", "make", "mkdir",
+        "open_session", "reap", "reclaimed", "release_lock", "removexattr", "rename",
+        "reserve_slices", "rewrite", "rmdir", "setattr", "setxattr", "settle", "symlink",
+        "take_lock", "tmpfile", "touch", "unlink", "write",
+    }  # fmt: skip
+
+
+def test_the_locks_of_a_file_are_a_list_of_locks():
+    class Rows:
+        """A tree with one file, which is locked."""
+
+        def inode(self, ino):
+            inode = example()
+            inode.marks = 16
+            return inode
+
+        def get(self, key):
+            return bytes.fromhex("91" "9600920301000ac34d")  # fmt: skip
+
+    assert locks_of(Rows(), INO) == (LOCK,)
