@@ -1,11 +1,14 @@
 """Taking bytes out of files: holes, truncation, privileges that a change of bytes takes away."""
 
 import stat
+from collections.abc import Iterable
 
 from mountfs.meta import keys
 from mountfs.meta.records import HAS_CONTENT, HAS_SLICES, HAS_XATTRS, Inode, Slice, blocks_mask
 from mountfs.meta.tree import Tree
 from mountfs.types import CHUNK_BYTES, SliceId, VolumeId
+
+SliceRows = list[tuple[bytes, Slice]]
 
 _CAPABILITY = b"security.capability"
 
@@ -22,14 +25,16 @@ def erase(tree: Tree, inode: Inode, start: int, stop: int, number: int = 0) -> N
     if not inode.marks & HAS_SLICES:
         return
     first, last = start // CHUNK_BYTES, (stop - 1) // CHUNK_BYTES
+    whole: list[tuple[int, SliceRows]] = []
     for chunk in list(tree.chunks(inode.ino, first, last)):
         base = chunk * CHUNK_BYTES
         low, high = max(start - base, 0), min(stop - base, CHUNK_BYTES)
         if low == 0 and high == CHUNK_BYTES:
-            drop_chunk(tree, inode, chunk)
+            whole.append((chunk, tree.slice_rows(inode.ino, chunk)))
         else:
             hole = Slice(low, high, SliceId(0), 0, VolumeId(0), 0, 0)
             tree.add_slice(inode, chunk, number, hole)
+    drop_chunks(tree, inode, whole)
 
 
 def reserve(tree: Tree, inode: Inode, start: int, stop: int) -> None:
@@ -68,17 +73,18 @@ def put_piece(tree: Tree, inode: Inode, number: int, data: bytes) -> SliceId:
     return name
 
 
-def drop_chunk(tree: Tree, inode: Inode, chunk: int) -> int:
-    """Forget all bytes of a chunk.  Returns how many slices it had."""
-    rows = tree.slice_rows(inode.ino, chunk)
-    for key, piece in rows:
-        tree.drop_slice(inode.ino, key, piece)
-    before = tree.blocks(inode.ino, chunk)
-    if before:
-        tree.set_blocks(inode, chunk, before, 0)
-    if tree.get(keys.tangled(inode.ino, chunk)) is not None:
-        tree.put(keys.tangled(inode.ino, chunk), None)
-    return len(rows)
+def drop_chunks(tree: Tree, inode: Inode, chunks: Iterable[tuple[int, SliceRows]]) -> None:
+    """Forget all bytes of chunks.  Their rows were read before anything is changed: the more a
+    command has changed, the longer it takes to read.
+    """
+    for chunk, rows in chunks:
+        for key, piece in rows:
+            tree.drop_slice(inode.ino, key, piece)
+        before = tree.blocks(inode.ino, chunk)
+        if before:
+            tree.set_blocks(inode, chunk, before, 0)
+        if tree.get(keys.tangled(inode.ino, chunk)) is not None:
+            tree.put(keys.tangled(inode.ino, chunk), None)
 
 
 def _erase_content(tree: Tree, inode: Inode, start: int, stop: int) -> None:

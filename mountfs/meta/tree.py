@@ -5,9 +5,10 @@ after `abort` nothing has happened.  No clock, no randomness, no I/O but the rea
 below.
 """
 
+import heapq
 import stat
 from collections.abc import Iterator
-from itertools import islice
+from itertools import groupby, islice
 
 import msgspec
 
@@ -299,16 +300,12 @@ class Tree:
 
     def chunks(self, ino: Ino, first: int, last: int) -> Iterator[int]:
         """The chunks from `first` to `last` that have slices or blocks."""
-        while first <= last:
-            slices = next(self.scan(keys.slices_from(ino, first)), None)
-            blocks = next(self.scan(keys.blocks_from(ino, first)), None)
-            found = [keys.slice_place(slices[0])[0]] if slices is not None else []
-            if blocks is not None:
-                found.append(keys.last_64(blocks[0]))
-            if not found or min(found) > last:
+        slices = (keys.slice_place(key)[0] for key, _ in self.scan(keys.slices_from(ino, first)))
+        blocks = (keys.last_64(key) for key, _ in self.scan(keys.blocks_from(ino, first)))
+        for chunk, _ in groupby(heapq.merge(slices, blocks)):
+            if chunk > last:
                 return
-            yield min(found)
-            first = min(found) + 1
+            yield chunk
 
     def slice_rows(self, ino: Ino, chunk: int) -> list[tuple[bytes, Slice]]:
         return [(key, unpack_slice(value)) for key, value in self.scan(keys.slices_of(ino, chunk))]

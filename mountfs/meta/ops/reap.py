@@ -7,7 +7,7 @@ from mountfs.meta import keys
 from mountfs.meta.command import Command, Query, Stamp
 from mountfs.meta.ops.lock import locks_of, set_locks
 from mountfs.meta.records import HAS_LOCKS, HAS_SLICES, HAS_XATTRS, Inode
-from mountfs.meta.space import drop_chunk
+from mountfs.meta.space import drop_chunks
 from mountfs.meta.tree import Tree
 from mountfs.types import Ino
 
@@ -64,14 +64,17 @@ def _drop_bytes(tree: Tree, inode: Inode, budget: int) -> int:
     if not inode.marks & HAS_SLICES:
         tree.drop_content(inode)
         return 1
-    dropped = 0
-    for chunk in list(islice(tree.chunks(inode.ino, 0, 1 << 40), budget)):
-        dropped += drop_chunk(tree, inode, chunk)
-        if dropped >= budget:
-            return dropped
-    if next(tree.chunks(inode.ino, 0, 1 << 40), None) is None:
+    chunks = []
+    found = 0
+    for chunk in tree.chunks(inode.ino, 0, 1 << 40):
+        if found >= budget:
+            break
+        chunks.append((chunk, tree.slice_rows(inode.ino, chunk)))
+        found += max(len(chunks[-1][1]), 1)
+    else:
         inode.marks &= ~HAS_SLICES
-    return dropped
+    drop_chunks(tree, inode, chunks)
+    return found
 
 
 def _drop_rest(tree: Tree, inode: Inode) -> None:
