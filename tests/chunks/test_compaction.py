@@ -218,6 +218,35 @@ def test_a_failed_deletion_meanwhile_does_no_harm(store, monkeypatch, writes, re
     check(reopen(index=MemoryStore()))
 
 
+def test_a_compacted_file_was_on_disk_as_a_whole(store, reopen, tmp_path):
+    store.compact(ONE)
+    path = tmp_path / "volumes" / "00000001.vol"
+    last = LIVING[-1]
+    at = path.read_bytes().find(payload(last)[:1000]) - 20
+    with open(path, "r+b") as file:
+        file.seek(at)
+        file.write(b"\0\0\0\0")
+    size = path.stat().st_size
+    store = reopen(index=MemoryStore())
+    assert path.stat().st_size == size, "damage is not a torn tail"
+    assert len(list(store.verify())) == 1
+
+
+def test_a_sync_of_the_old_file_says_nothing_about_the_new_one(store, monkeypatch):
+    store.append(SliceId(99), [b"new"])
+    real = os.fdatasync
+
+    def compact_first(fd: int) -> None:
+        monkeypatch.setattr(os, "fdatasync", real)
+        store.compact(ONE)
+        real(fd)
+
+    monkeypatch.setattr(os, "fdatasync", compact_first)
+    store.sync()
+    assert store.volumes()[0].generation == 2
+    check(store)
+
+
 def test_the_file_that_is_being_replaced_stays_open(store, monkeypatch):
     """Opened by its name just then, the new file would be read with the places of the old one."""
     others = {one: store.append(SliceId(one), [bytes(200_000)]) for one in range(100, 125)}

@@ -285,13 +285,14 @@ def test_fdatasync_that_failed_is_never_forgotten(store, monkeypatch, reopen):
     fill(store, 3, 4)
 
     def fail(fd: int) -> None:
+        fill(store, 6)  # which makes a later sync look at this volume again
         raise OSError(errno.EIO, "the disk is gone")
 
     with monkeypatch.context() as patch:
         patch.setattr(os, "fdatasync", fail)
         error = fault_of(store.sync)
         assert error.fault is Fault.DEVICE
-        assert "2 slices" in error.detail
+        assert "3 slices" in error.detail
     for _ in range(3):  # the kernel says success now, and that is the trap
         assert store.unsynced
         assert fault_of(store.sync).fault is Fault.DEVICE
@@ -300,7 +301,7 @@ def test_fdatasync_that_failed_is_never_forgotten(store, monkeypatch, reopen):
     assert content(store, ONE, 1) == payload(1)
     store.delete({ONE: [SliceId(3), SliceId(1)]})
     assert fault_of(store.sync).fault is Fault.DEVICE
-    store.delete({ONE: [SliceId(4)]})
+    store.delete({ONE: [SliceId(4), SliceId(6)]})
     store.sync()  # nobody wants the bytes any more
     assert content(store, ONE, 2) == payload(2)
     assert store.debt().volumes == ()
@@ -327,6 +328,60 @@ def test_a_sync_that_still_runs_has_not_synced(store, monkeypatch):
     store.sync()
     assert seen == [True], "who asks meanwhile must wait for it"
     assert not store.unsynced
+
+
+def test_what_is_still_being_written_is_scanned_after_a_crash(store, writes, tmp_path, index):
+    fill(store, 1)
+    at = store.volumes()[0].total_bytes
+
+    def others_sync(offset: int) -> bool:
+        if offset == at:
+            fill(store, 3)
+            store.sync()
+            store._write_table()
+        return False
+
+    writes.error, writes.when = errno.EIO, others_sync
+    fill(store, 2)  # on its way when the others sync, whole when the machine stops
+    table = MemoryStore()
+    table.write(dict(index.scan(b"", b"\xff")), sync=True)
+    again = DiskStore(crashed(tmp_path, volume_path(tmp_path).stat().st_size), table)
+    for one in (1, 2, 3):
+        assert content(again, ONE, one) == payload(one)
+
+
+def test_what_a_killed_process_left_is_on_disk_before_it_counts(store, monkeypatch, reopen):
+    fill(store, 1)
+
+    def fail(fd: int) -> None:
+        raise OSError(errno.EIO, "gone")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fdatasync", fail)
+        patch.setattr("mountfs.chunks.rewrite.recover", None)  # it does not come so far
+        assert fault_of(reopen).fault is Fault.DEVICE
+    assert content(reopen(), ONE, 1) == payload(1)
+
+
+def test_a_crash_while_the_index_is_rebuilt_loses_nothing(store, reopen):
+    fill(store, *range(1, 60), size=50)
+    store.delete({ONE: [SliceId(one) for one in range(1, 60, 4)]})
+    tables = []
+
+    class Recorded(MemoryStore):
+        def write(self, changes, *, sync):
+            super().write(changes, sync=sync)
+            table = MemoryStore()
+            table.write(dict(self.scan(b"", b"\xff")), sync=True)
+            tables.append(table)
+
+    reopen(index=Recorded())
+    assert len(tables) > 3
+    for table in tables:
+        again = reopen(index=table)
+        assert again.volumes()[0].needles == 59 - 15
+        for one in range(1, 60):
+            assert again.has(ONE, SliceId(one)) == (one % 4 != 1)
 
 
 # -- failing disks
@@ -467,6 +522,19 @@ def test_a_sealed_volume_in_which_nothing_lives_is_gone_at_once(store, reopen, t
     store = reopen()
     assert list(store.verify()) == []
     assert content(store, VolumeId(2), 14, 100_000) == payload(14, 100_000)
+
+
+def test_a_removed_volume_does_not_come_back(store, monkeypatch, tmp_path):
+    """Without its index everything in it would live again, and nobody would delete it."""
+    fill(store, 1)
+    store._seal(store._active)
+    synced = []
+    monkeypatch.setattr(
+        "mountfs.chunks.disk.sync_directory",
+        lambda path: synced.append((path, volume_path(tmp_path).exists())),
+    )
+    store.delete({ONE: [SliceId(1)]})
+    assert synced == [(tmp_path / "volumes", False)]
 
 
 def test_a_volume_that_is_being_removed_takes_no_needles(store, monkeypatch):

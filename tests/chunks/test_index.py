@@ -35,6 +35,7 @@ def test_it_says_what_a_dictionary_would(steps):
     living = {ONE: 0, TWO: 0}
     generation = {ONE: 1, TWO: 1}
     end = {ONE: 4096, TWO: 4096}
+    synced = {ONE: 4096, TWO: 4096}
     history: dict[VolumeId, list[tuple[int, SliceId, Place | None]]] = {ONE: [], TWO: []}
     for what, which, number in steps:
         if what == "put":
@@ -49,7 +50,8 @@ def test_it_says_what_a_dictionary_would(steps):
                 history[which].append((end[which], SliceId(number), None))
                 end[which] += 48
         elif what == "write":
-            durable = {one: (generation[one], max(end[one] - 48 * which, 4096)) for one in end}
+            synced = {one: max(end[one] - 48 * which, synced[one]) for one in end}
+            durable = {one: (generation[one], synced[one]) for one in end}
             write(index, durable, done=bool(number))
         else:
             kept = index.slices(which)
@@ -63,6 +65,7 @@ def test_it_says_what_a_dictionary_would(steps):
                 model[which, slice_id] = place
                 end[which] += needle_bytes(old.length)
             index.replace(which, generation[which], places, stale)
+            synced[which] = end[which]
             write(index, {which: (generation[which], end[which])}, done=True)
     for one in (ONE, TWO):
         wanted = {slice_id: place for (owner, slice_id), place in model.items() if owner == one}
@@ -70,6 +73,12 @@ def test_it_says_what_a_dictionary_would(steps):
         assert all(index.get(one, slice_id) == place for slice_id, place in wanted.items())
         assert living[one] == sum(needle_bytes(place.length) for place in wanted.values())
         check_after_a_crash(NeedleIndex(store), one, history[one], wanted)
+        on_disk = [record for record in history[one] if record[0] < synced[one]]
+        wanted = {slice_id: place for _, slice_id, place in on_disk if place}
+        for at, slice_id, place in on_disk:
+            if place is None and slice_id in wanted and wanted[slice_id].offset < at:
+                del wanted[slice_id]
+        check_after_a_crash(NeedleIndex(store), one, on_disk, wanted)
 
 
 def check_after_a_crash(
@@ -99,6 +108,15 @@ def test_what_is_not_durable_is_not_in_the_table():
     assert again.slices(ONE) == [(1, Place(4096, 8))]
     assert again.states()[ONE].checkpoint == 4160
     assert index.pending == 1
+
+
+def test_a_needle_whose_deletion_is_not_durable_is_scanned_for():
+    store = MemoryStore()
+    index = NeedleIndex(store)
+    index.put(ONE, SliceId(1), Place(4096, 8))
+    index.remove(ONE, SliceId(1), 4160)
+    write(index, {ONE: (1, 4160)}, done=True)  # the tombstone may be lost, and the needle is there
+    assert NeedleIndex(store).states()[ONE].checkpoint == 4096
 
 
 def test_a_table_that_cannot_be_written_costs_nothing():
