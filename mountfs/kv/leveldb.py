@@ -306,6 +306,10 @@ class LevelStore:
         """What an exception of plyvel is to our caller."""
         text = error.args[0] if error.args else b""
         text = text.decode(errors="replace") if isinstance(text, bytes) else str(text)
+        # "Invalid argument": a damaged block handle points behind the end of its table.
+        misled = isinstance(error, plyvel.IOError) and os.strerror(errno.EINVAL) in text
+        if misled and (found := self._find_damage()):
+            return FsError(Fault.CORRUPT, f"{found}; {_NEXT_STEP}")
         if isinstance(error, plyvel.CorruptionError):
             where = self._find_damage() or self._named(text)
             return FsError(Fault.CORRUPT, f"{where}; {_NEXT_STEP}")
