@@ -56,7 +56,7 @@ class EmbeddedNode:
 
     def __init__(self, home: Home, store: LevelStore, index: LevelStore) -> None:
         self.home = home
-        self.disk = DiskStore(home.chunks, index)
+        self.disk = DiskStore(home.chunks, index, home=home.id)
         self.chunks = LocalChunks(self.disk)
         self._index = index
         segments = LocalLog(home.log, home=home.id, segment_bytes=LOG_SEGMENT_BYTES)
