@@ -9,6 +9,7 @@ import csv
 import json
 import os
 import random
+import statistics
 import sys
 import time
 from collections.abc import Callable, Iterable
@@ -32,6 +33,7 @@ FIRST = 10_000
 STEPS_PER_DECADE = (1, 2, 5)
 SAMPLE = 5_000
 """Operations timed of each kind at each size."""
+BATCHES = 10
 QUIET_S = 30.0
 
 COLUMNS = {
@@ -139,12 +141,20 @@ def _create(path: str) -> None:
 
 
 def _each_us(operation: Callable[[str], object], paths: Iterable[str]) -> float:
-    """The mean time of `operation` over `paths`, in microseconds."""
+    """The time of `operation` in microseconds: the median over BATCHES of the mean of each.
+
+    So what happens now and then and takes its time is seen, and one disturbance is not.
+    """
     paths = list(paths)
-    started = now()
-    for path in paths:
-        operation(path)
-    return 1e6 * (now() - started) / len(paths)
+    size = len(paths) // BATCHES
+    means = []
+    for first in range(0, len(paths), size):
+        batch = paths[first : first + size]
+        started = now()
+        for path in batch:
+            operation(path)
+        means.append(1e6 * (now() - started) / len(batch))
+    return statistics.median(means)
 
 
 def _write(out: Path, rows: list[Row], facts: dict[str, object]) -> None:
