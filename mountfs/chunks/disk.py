@@ -18,7 +18,7 @@ import logging
 import os
 import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 from mountfs.chunks import needle, rewrite
@@ -167,13 +167,31 @@ class DiskStore:
         data = rewrite.tombstones(file.superblock.salt, at, durable, living)
         self._fill(volume, file, at, size, [data])
         with self._lock:
+            places = [self._index.get(volume.id, slice_id) for slice_id in living]
             for number, slice_id in enumerate(living):
                 offset = at + number * HEADER_BYTES
                 volume.account(self._index.remove(volume.id, slice_id, offset))
                 self._reader.forget(volume.id, slice_id)
+            compacting = volume.removed is not None
             if volume.removed is not None:
                 volume.removed += living
             self._done(volume, at)
+        if not compacting:
+            self._punch(file, places)
+
+    def _punch(self, file: VolumeFile, places: Iterable[Place | None]) -> None:
+        """Give the space of deleted payloads back at once: on a full disk there is no room to
+        compact a volume.  Headers stay, so the needles around are found.
+
+        A crash may take the tombstone and leave the hole.  Nobody refers to the needle then either,
+        and it is deleted once more.  (A compaction that is under way reads what it found living:
+        its volume is left alone.)
+        """
+        for place in places:
+            if place is not None:
+                payload = place.offset + HEADER_BYTES + needle.table_bytes(place.length)
+                file.punch(payload, payload + place.length)
+        self._space = (0.0, 0, 0)
 
     def _delete_from_index(self, volume: LiveVolume, ids: Sequence[SliceId]) -> None:
         """Of a volume that cannot be written.  They come back, as garbage, if the index is lost."""

@@ -20,6 +20,8 @@ _IOV_MAX: Final = 1_000
 """Buffers in one call; the kernel takes 1024."""
 _KEEP_SIZE: Final = 1
 
+_PUNCH_HOLE = 0x02
+_BLOCK = 4096
 _libc = ctypes.CDLL(None, use_errno=True)
 _libc.fallocate.argtypes = [ctypes.c_int, ctypes.c_int, ctypes.c_int64, ctypes.c_int64]
 
@@ -141,6 +143,18 @@ class VolumeFile:
             if code != errno.EINTR:
                 raise OSError(code, os.strerror(code))
         return True
+
+    def punch(self, start: int, stop: int) -> None:
+        """Give the whole blocks of a range back to the disk; they read as zeros.  Where the file
+        system cannot do that, nothing happens.
+        """
+        start, stop = -(-start // _BLOCK) * _BLOCK, stop // _BLOCK * _BLOCK
+        while start < stop and _libc.fallocate(
+            self.fd, _KEEP_SIZE | _PUNCH_HOLE, start, stop - start
+        ):
+            code = ctypes.get_errno()
+            if code != errno.EINTR:
+                return
 
     def cut(self, size: int) -> None:
         """End the file here, and give back the space behind."""

@@ -642,3 +642,22 @@ def test_verification_tells_how_far_it_is(store):
     assert len(seen) == 29
     assert seen == sorted(seen)
     assert seen[-1][0] == seen[-1][1] == store.volumes()[0].living_bytes
+
+
+def test_deleting_gives_space_back_without_compaction(tmp_path: Path) -> None:
+    store = DiskStore(tmp_path, MemoryStore(), config=ChunkConfig(preallocate_bytes=64 * KIB))
+    fill(store, *range(1, 9), size=MIB)
+    store.sync()
+    before = volume_path(tmp_path).stat().st_blocks * 512
+    store.delete({ONE: [SliceId(one) for one in range(2, 8)]})
+    store.sync()
+    assert before - volume_path(tmp_path).stat().st_blocks * 512 > 5 * MIB
+    assert content(store, ONE, 1, MIB) == payload(1, MIB)
+    assert content(store, ONE, 8, MIB) == payload(8, MIB)
+    assert list(store.verify()) == []
+    store.close()
+    again = DiskStore(tmp_path, MemoryStore())  # the index is lost: it is made anew
+    assert content(again, ONE, 8, MIB) == payload(8, MIB)
+    assert forgotten(again, ONE, 2)
+    assert list(again.verify()) == []
+    again.close()
