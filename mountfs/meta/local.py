@@ -134,6 +134,11 @@ class LocalMeta:
         return self._rows.pending_rows
 
     @property
+    def owed_bytes(self) -> int:
+        """Disk space that the next checkpoint takes: in LevelDB, first a log and then a table."""
+        return 2 * self._rows.pending_bytes
+
+    @property
     def log_bytes(self) -> int:
         return self._log.size_bytes
 

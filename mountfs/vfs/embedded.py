@@ -48,7 +48,12 @@ HOUSEKEEPING_S = 1.0
 IDLE_S = 20.0
 """Between looks for work behind the requests, while there are requests and when there are none."""
 LOG_SEGMENT_BYTES = 16 * MIB
-GARBAGE_BATCH = 1_024
+GARBAGE_BATCH = 16_384
+RECLAIM_AFTER_S = 5
+"""A checkpoint for the sake of deleted slices comes so long after the last one, or, when the disk
+has less room than SHORT_OF_SPACE_BYTES, as soon as there is something to delete.
+"""
+SHORT_OF_SPACE_BYTES = 256 * MIB
 
 
 class EmbeddedNode:
@@ -71,6 +76,7 @@ class EmbeddedNode:
         """How long the last sync took."""
         self.filesystem: Filesystem
         self.last_checkpoint = trio.current_time()
+        self._checkpointing = trio.Lock()
         self._committed = trio.current_time()
         """When everything was known to be on disk, by the task that sees to it."""
         self.troubles: dict[str, str] = {}
@@ -179,16 +185,17 @@ class EmbeddedNode:
 
     async def checkpoint(self) -> None:
         """Write what gathered in memory to the store, so that the log can be let go."""
-        await self.filesystem.write_access_times()
-        checkpoint = self.meta.begin_checkpoint()
-        try:
-            with trio.CancelScope(shield=True):
-                await trio.to_thread.run_sync(self._write_checkpoint, checkpoint)
-        except BaseException:
-            self.meta.abandon_checkpoint()
-            raise
-        self.meta.end_checkpoint(checkpoint)
-        self.last_checkpoint = trio.current_time()
+        async with self._checkpointing:
+            await self.filesystem.write_access_times()
+            checkpoint = self.meta.begin_checkpoint()
+            try:
+                with trio.CancelScope(shield=True):
+                    await trio.to_thread.run_sync(self._write_checkpoint, checkpoint)
+            except BaseException:
+                self.meta.abandon_checkpoint()
+                raise
+            self.meta.end_checkpoint(checkpoint)
+            self.last_checkpoint = trio.current_time()
 
     def _write_checkpoint(self, checkpoint: Any) -> None:
         self.disk.sync()
@@ -199,13 +206,19 @@ class EmbeddedNode:
             await trio.to_thread.run_sync(self._log.prepare)
 
     async def _reclaim(self) -> None:
-        """Delete slices that nobody refers to.  Only what is durably garbage: a crash must not
-        bring a reference back.
+        """Delete slices that nobody refers to.
+
+        Only after a checkpoint that knows them as garbage: a replay of the log would meet the
+        writes that brought them, and must find their bytes, or take them for lost in a crash.
         """
         found = await self.meta.read(Garbage(GARBAGE_BATCH))
         if not found:
             return
-        await self.durable()
+        waited = trio.current_time() - self.last_checkpoint
+        short = not self.chunks.has_room(SHORT_OF_SPACE_BYTES)
+        if waited < (HOUSEKEEPING_S if short else RECLAIM_AFTER_S):
+            return
+        await self.checkpoint()
         volumes: dict[Any, list[Any]] = {}
         for slice_id, volume, _ in found:
             volumes.setdefault(volume, []).append(slice_id)
@@ -289,7 +302,12 @@ async def embedded_node(
 @asynccontextmanager
 async def _running(node: EmbeddedNode, settings: dict[str, Any]) -> AsyncIterator[None]:
     node.filesystem = Filesystem(
-        node.meta, node.chunks, durable=node.durable, kick=node.kick, **settings
+        node.meta,
+        node.chunks,
+        durable=node.durable,
+        kick=node.kick,
+        owed=lambda: node.meta.owed_bytes,
+        **settings,
     )
     try:
         node.meta.open_session()

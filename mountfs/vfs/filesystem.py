@@ -74,6 +74,7 @@ class Filesystem:
         *,
         durable: Callable[[], Awaitable[None]],
         kick: Callable[[], None] = lambda: None,
+        owed: Callable[[], int] = lambda: 0,
         kernel: bool = False,
         read_only: bool = False,
         access_time: AccessTime = AccessTime.RELATIVE,
@@ -94,7 +95,7 @@ class Filesystem:
         self._sync_directories = sync_directories
         """Every change of a name is: `dirsync`."""
         self.reader = Reader(meta, chunks)
-        self.writer = Writer(meta, chunks, dirty_bytes_max=dirty_bytes_max, kick=kick)
+        self.writer = Writer(meta, chunks, dirty_bytes_max=dirty_bytes_max, kick=kick, owed=owed)
         self.locks = LockTable(meta)
         self._files: dict[Ino, File] = {}
         self._handles: dict[int, Handle] = {}
@@ -443,8 +444,7 @@ class Filesystem:
         return reply
 
     def _require_room(self) -> None:
-        if not self._chunks.has_room(self.writer.dirty_bytes):
-            raise FsError(Fault.NO_SPACE)
+        self.writer.require_room(0)
 
     def _open(self, ino: Ino, size: int, flags: int) -> Handle:
         file = self._files.get(ino)

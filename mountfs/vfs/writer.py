@@ -43,12 +43,20 @@ RUNS_MAX = 512
 
 class Writer:
     def __init__(
-        self, meta: Meta, chunks: ChunkStore, *, dirty_bytes_max: int, kick: Callable[[], None]
+        self,
+        meta: Meta,
+        chunks: ChunkStore,
+        *,
+        dirty_bytes_max: int,
+        kick: Callable[[], None],
+        owed: Callable[[], int],
     ) -> None:
         self._meta = meta
         self._chunks = chunks
         self._dirty_bytes_max = dirty_bytes_max
         self._kick = kick
+        self._owed = owed
+        """Bytes that the metadata is going to take of the disk."""
         self._next_slice: int = 0
         self._last_slice: int = 0
         self.dirty_bytes = 0
@@ -67,8 +75,7 @@ class Writer:
         size = len(data)
         if self.dirty_bytes + size > self._dirty_bytes_max:
             await self._make_room(size)
-        if not self._chunks.has_room(self.dirty_bytes + size):
-            raise FsError(Fault.NO_SPACE)
+        self.require_room(size)
         dirty = file.dirty
         before = dirty.bytes
         keep = size >= KEEP_BYTES and isinstance(data.obj, bytearray)
@@ -84,6 +91,11 @@ class Writer:
         if dirty.bytes > SLICE_BYTES_MAX:
             self._kick()
         return kept
+
+    def require_room(self, size: int) -> None:
+        """Raise NO_SPACE unless so many bytes fit beside those that are on their way there."""
+        if not self._chunks.has_room(self.dirty_bytes + self._owed() + size):
+            raise FsError(Fault.NO_SPACE)
 
     async def flush(self, file: File, *, synced: bool = False, full_only: bool = False) -> None:
         """Give what is dirty to volumes and metadata.  Not yet durable: that takes a sync."""
