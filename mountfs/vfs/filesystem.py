@@ -222,7 +222,7 @@ class Filesystem:
         """(total bytes, free bytes, inodes in use)"""
         inodes, _ = await self._meta.read(Usage())
         total, free = self._chunks.space()
-        return total, max(free - self.writer.dirty_bytes, 0), inodes
+        return total, max(free - self.writer.promised_bytes, 0), inodes
 
     # -- open files
 

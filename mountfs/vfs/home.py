@@ -123,7 +123,7 @@ def holder_of(path: Path) -> Holder | None:
     """Who has the home open now, if anybody."""
     try:
         fd = os.open(path / "lock", os.O_RDONLY | os.O_CLOEXEC)
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return None
     try:
         fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
@@ -156,6 +156,11 @@ def _open(path: Path, create: bool) -> Home:
 def _refuse_unless_fresh(path: Path, create: bool) -> None:
     if path.exists() and not path.is_dir():
         raise FsError(Fault.BAD_HOME, f"{path} is not a directory")
+    if path.exists() and (path / "meta" / "store" / "CURRENT").exists():
+        raise FsError(
+            Fault.BAD_HOME,
+            f"{path}/format.json is missing, but there is metadata: restore the file",
+        )
     # A lock file alone: somebody else is just making it, or was interrupted then.
     unfinished = {"lock", "meta", "chunks", "format.json.new", "pid"}
     if path.exists() and (found := sorted(set(os.listdir(path)) - unfinished)):
@@ -163,11 +168,6 @@ def _refuse_unless_fresh(path: Path, create: bool) -> None:
             Fault.BAD_HOME,
             f"{path} is not a mountfs home, and not empty (it has {found[0]!r}): "
             "name another directory",
-        )
-    if path.exists() and (path / "meta" / "store" / "CURRENT").exists():
-        raise FsError(
-            Fault.BAD_HOME,
-            f"{path}/format.json is missing, but there is metadata: restore the file",
         )
     if not create:
         raise FsError(Fault.NOT_FOUND, f"{path}: there is no home")

@@ -94,8 +94,13 @@ class Writer:
 
     def require_room(self, size: int) -> None:
         """Raise NO_SPACE unless so many bytes fit beside those that are on their way there."""
-        if not self._chunks.has_room(self.dirty_bytes + self._owed() + size):
+        if not self._chunks.has_room(self.promised_bytes + size):
             raise FsError(Fault.NO_SPACE)
+
+    @property
+    def promised_bytes(self) -> int:
+        """What is free on the disk, but spoken for."""
+        return self.dirty_bytes + self._owed()
 
     async def flush(self, file: File, *, synced: bool = False, full_only: bool = False) -> None:
         """Give what is dirty to volumes and metadata.  Not yet durable: that takes a sync."""
