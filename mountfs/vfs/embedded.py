@@ -45,7 +45,7 @@ RETRY_AFTER_S = 5
 QUICK_SYNC_S = 0.001
 """A disk that syncs in less is waited for without a thread: two wake-ups cost as much."""
 HOUSEKEEPING_S = 1.0
-IDLE_S = 20.0
+IDLE_S = 5.0
 """Between looks for work behind the requests, while there are requests and when there are none."""
 LOG_SEGMENT_BYTES = 16 * MIB
 GARBAGE_BATCH = 16_384
@@ -125,7 +125,7 @@ class EmbeddedNode:
         self._last_sync_s = perf_counter() - begun
 
     def kick(self) -> None:
-        """There is something to do before the next tick."""
+        """There is a whole slice to flush: do not wait for the next tick."""
         woken, self._wake = self._wake, trio.Event()
         woken.set()
 
@@ -156,8 +156,12 @@ class EmbeddedNode:
                 idle = self.meta.applied == applied == self.meta.synced
                 idle = idle and not self.filesystem.writer.unwritten
                 applied = self.meta.applied
-                with trio.move_on_after(IDLE_S if idle else HOUSEKEEPING_S):
-                    await self._wake.wait()
+                pause_s = IDLE_S if idle else HOUSEKEEPING_S
+                if work == self._flush:
+                    with trio.move_on_after(pause_s):
+                        await self._wake.wait()
+                else:
+                    await trio.sleep(pause_s)
 
     async def _flush(self) -> None:
         writer = self.filesystem.writer

@@ -65,6 +65,8 @@ class Writer:
         """Files with dirty bytes, and since when (trio.current_time)."""
         self.buffers = Buffers(BUFFER_BYTES, BUFFERS_KEPT)
         self._idle = trio.Condition()
+        self._waiting = 0
+        """Who waits for a flush of somebody else to end."""
 
     async def write(self, file: File, offset: int, data: memoryview, drop_privileges: bool) -> bool:
         """Take bytes over.  Waits only where dirty memory is full.
@@ -85,8 +87,6 @@ class Writer:
         file.mtime = time.time_ns()
         file.drop_privileges |= drop_privileges
         if file not in self.unwritten:
-            if not self.unwritten:
-                self._kick()
             self.unwritten[file] = trio.current_time()
         if dirty.bytes > SLICE_BYTES_MAX:
             self._kick()
@@ -106,9 +106,13 @@ class Writer:
         """Give what is dirty to volumes and metadata.  Not yet durable: that takes a sync."""
         while file.flushing:
             await leave()
-            async with self._idle:
-                if file.flushing:
-                    await self._idle.wait()
+            self._waiting += 1
+            try:
+                async with self._idle:
+                    if file.flushing:
+                        await self._idle.wait()
+            finally:
+                self._waiting -= 1
         runs = file.dirty.take(full_only=full_only)
         if not runs:
             return
@@ -134,9 +138,7 @@ class Writer:
             self._settle(file)
         finally:
             file.flushing = False
-            if self._idle.statistics().lock_statistics.tasks_waiting or (
-                self._idle.statistics().tasks_waiting
-            ):
+            if self._waiting:
                 await leave()
                 with trio.CancelScope(shield=True):
                     async with self._idle:
