@@ -217,7 +217,8 @@ def test_fio_verifies(here: Path, engine: str, pattern: str):
         "fio", "--name=verify", f"--directory={here}", f"--ioengine={engine}", f"--rw={pattern}",
         *(("--size=8M", "--bs=4k") if engine == "mmap" else ("--size=24M", "--bsrange=4k-128k")),
         "--iodepth=8",
-        "--verify=crc32c", "--do_verify=1", "--verify_fatal=1", "--numjobs=2", "--fsync=64",
+        "--verify=crc32c", "--do_verify=1", "--verify_fatal=1",
+        "--verify_state_save=0", "--numjobs=2", "--fsync=64",
         "--randrepeat=1", "--verify_state_save=0", "--output-format=json", "--fallocate=none",
     )  # fmt: skip
     jobs = json.loads(said[said.index("{") : said.rindex("}") + 1])["jobs"]
@@ -230,7 +231,8 @@ def test_fio_direct(here: Path):
     run(
         "fio", "--name=direct", f"--directory={here}", "--ioengine=libaio", "--rw=randrw",
         "--direct=1", "--size=16M", "--bs=16k", "--iodepth=16", "--verify=crc32c",
-        "--verify_fatal=1", "--verify_backlog=64", "--verify_state_save=0",
+        "--verify_fatal=1",
+        "--verify_state_save=0", "--verify_backlog=64", "--verify_state_save=0",
     )  # fmt: skip
 
 
