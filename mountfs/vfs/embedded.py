@@ -50,10 +50,9 @@ IDLE_S = 5.0
 LOG_SEGMENT_BYTES = 16 * MIB
 GARBAGE_BATCH = 16_384
 RECLAIM_AFTER_S = 5
-"""A checkpoint for the sake of deleted slices comes so long after the last one, or, when the disk
-has less room than SHORT_OF_SPACE_BYTES, as soon as there is something to delete.
+"""A checkpoint for the sake of deleted slices comes so long after the last one; a writer who finds
+the disk full does not wait for it.
 """
-SHORT_OF_SPACE_BYTES = 256 * MIB
 
 
 class EmbeddedNode:
@@ -77,6 +76,7 @@ class EmbeddedNode:
         self.filesystem: Filesystem
         self.last_checkpoint = trio.current_time()
         self._checkpointing = trio.Lock()
+        self._reclaiming = trio.Lock()
         self._committed = trio.current_time()
         """When everything was known to be on disk, by the task that sees to it."""
         self.troubles: dict[str, str] = {}
@@ -137,7 +137,7 @@ class EmbeddedNode:
             nursery.start_soon(self._forever, "commit", self._commit)
             nursery.start_soon(self._forever, "checkpoint", self._checkpoint_if_due)
             nursery.start_soon(self._forever, "log segments", self._prepare_log)
-            nursery.start_soon(self._forever, "reclaim", self._reclaim)
+            nursery.start_soon(self._forever, "reclaim", self._reclaim_if_due)
             nursery.start_soon(self._forever, "compaction", compactor.run_once)
             nursery.start_soon(self._forever, "volumes", self._compact_volume)
 
@@ -209,25 +209,29 @@ class EmbeddedNode:
         if self._log.wants_prepare:
             await trio.to_thread.run_sync(self._log.prepare)
 
-    async def _reclaim(self) -> None:
+    async def _reclaim_if_due(self) -> None:
+        """Give back what was deleted, not so often that the checkpoints for it would be felt."""
+        if trio.current_time() - self.last_checkpoint >= RECLAIM_AFTER_S:
+            await self.reclaim()
+
+    async def reclaim(self) -> None:
         """Delete slices that nobody refers to.
 
         Only after a checkpoint that knows them as garbage: a replay of the log would meet the
         writes that brought them, and must find their bytes, or take them for lost in a crash.
         """
-        found = await self.meta.read(Garbage(GARBAGE_BATCH))
-        if not found:
-            return
-        waited = trio.current_time() - self.last_checkpoint
-        short = not self.chunks.has_room(SHORT_OF_SPACE_BYTES)
-        if waited < (HOUSEKEEPING_S if short else RECLAIM_AFTER_S):
-            return
-        await self.checkpoint()
-        volumes: dict[Any, list[Any]] = {}
-        for slice_id, volume, _ in found:
-            volumes.setdefault(volume, []).append(slice_id)
-        await trio.to_thread.run_sync(self.disk.delete, volumes)
-        await self.meta.propose(Reclaimed(tuple(slice_id for slice_id, _, _ in found)))
+        await leave()
+        await self.filesystem.reap()
+        async with self._reclaiming:
+            found = await self.meta.read(Garbage(GARBAGE_BATCH))
+            if not found:
+                return
+            await self.checkpoint()
+            volumes: dict[Any, list[Any]] = {}
+            for slice_id, volume, _ in found:
+                volumes.setdefault(volume, []).append(slice_id)
+            await trio.to_thread.run_sync(self.disk.delete, volumes)
+            await self.meta.propose(Reclaimed(tuple(slice_id for slice_id, _, _ in found)))
 
     async def _compact_volume(self) -> None:
         """Write the living needles of the volume with the most garbage anew."""
@@ -311,6 +315,7 @@ async def _running(node: EmbeddedNode, settings: dict[str, Any]) -> AsyncIterato
         durable=node.durable,
         kick=node.kick,
         owed=lambda: node.meta.owed_bytes,
+        reclaim=node.reclaim,
         **settings,
     )
     try:

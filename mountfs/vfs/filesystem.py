@@ -75,6 +75,7 @@ class Filesystem:
         durable: Callable[[], Awaitable[None]],
         kick: Callable[[], None] = lambda: None,
         owed: Callable[[], int] = lambda: 0,
+        reclaim: Callable[[], Awaitable[None]] | None = None,
         kernel: bool = False,
         read_only: bool = False,
         access_time: AccessTime = AccessTime.RELATIVE,
@@ -95,7 +96,14 @@ class Filesystem:
         self._sync_directories = sync_directories
         """Every change of a name is: `dirsync`."""
         self.reader = Reader(meta, chunks)
-        self.writer = Writer(meta, chunks, dirty_bytes_max=dirty_bytes_max, kick=kick, owed=owed)
+        self.writer = Writer(
+            meta,
+            chunks,
+            dirty_bytes_max=dirty_bytes_max,
+            kick=kick,
+            owed=owed,
+            reclaim=reclaim or self.reap,
+        )
         self.locks = LockTable(meta)
         self._files: dict[Ino, File] = {}
         self._handles: dict[int, Handle] = {}
@@ -206,7 +214,7 @@ class Filesystem:
     async def setxattr(
         self, ino: Ino, name: bytes, value: bytes, flags: int, drop_sgid: bool, cred: Cred
     ) -> None:
-        self._require_room()
+        await self._require_room()
         await self._propose(SetXattr(ino, name, value, flags, drop_sgid, cred))
 
     async def removexattr(self, ino: Ino, name: bytes, cred: Cred) -> None:
@@ -437,14 +445,14 @@ class Filesystem:
         take them away.
         """
         if grows:
-            self._require_room()
+            await self._require_room()
         reply = await self._propose(command)
         if self._sync_directories:
             await self._durable()
         return reply
 
-    def _require_room(self) -> None:
-        self.writer.require_room(0)
+    async def _require_room(self) -> None:
+        await self.writer.require_room(0)
 
     def _open(self, ino: Ino, size: int, flags: int) -> Handle:
         file = self._files.get(ino)

@@ -7,7 +7,7 @@ waits for it gets the error.
 
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 
 import crc32c
 import trio
@@ -50,11 +50,13 @@ class Writer:
         dirty_bytes_max: int,
         kick: Callable[[], None],
         owed: Callable[[], int],
+        reclaim: Callable[[], Awaitable[None]],
     ) -> None:
         self._meta = meta
         self._chunks = chunks
         self._dirty_bytes_max = dirty_bytes_max
         self._kick = kick
+        self._reclaim = reclaim
         self._owed = owed
         """Bytes that the metadata is going to take of the disk."""
         self._next_slice: int = 0
@@ -77,7 +79,7 @@ class Writer:
         size = len(data)
         if self.dirty_bytes + size > self._dirty_bytes_max:
             await self._make_room(size)
-        self.require_room(size)
+        await self.require_room(size)
         dirty = file.dirty
         before = dirty.bytes
         keep = size >= KEEP_BYTES and isinstance(data.obj, bytearray)
@@ -92,8 +94,11 @@ class Writer:
             self._kick()
         return kept
 
-    def require_room(self, size: int) -> None:
+    async def require_room(self, size: int) -> None:
         """Raise NO_SPACE unless so many bytes fit beside those that are on their way there."""
+        if self._chunks.has_room(self.promised_bytes + size):
+            return
+        await self._reclaim()  # what was deleted may not be given back yet
         if not self._chunks.has_room(self.promised_bytes + size):
             raise FsError(Fault.NO_SPACE)
 
