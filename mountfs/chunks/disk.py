@@ -18,7 +18,7 @@ import logging
 import os
 import threading
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from mountfs.chunks import needle, rewrite
@@ -79,6 +79,8 @@ class DiskStore:
         self._failed = False
         """A volume has failed."""
         self._space = (0.0, 0, 0)
+        self._dead: list[tuple[VolumeFile, Place]] = []
+        """Deleted, but their space is not given back yet."""
         """(when asked, total, available)"""
         self._index = NeedleIndex(index_store)
         self._reader = NeedleReader(self._index, self._lock, self.config.heads_max)
@@ -172,25 +174,30 @@ class DiskStore:
                 offset = at + number * HEADER_BYTES
                 volume.account(self._index.remove(volume.id, slice_id, offset))
                 self._reader.forget(volume.id, slice_id)
-            compacting = volume.removed is not None
             if volume.removed is not None:
                 volume.removed += living
+            else:
+                self._dead += [(file, place) for place in places if place is not None]
             self._done(volume, at)
-        if not compacting:
-            self._punch(file, places)
 
-    def _punch(self, file: VolumeFile, places: Iterable[Place | None]) -> None:
-        """Give the space of deleted payloads back at once: on a full disk there is no room to
-        compact a volume.  Headers stay, so the needles around are found.
+    def give_back(self) -> None:
+        """Give the space of deleted slices back to the disk, and make their deletion durable.
 
-        A crash may take the tombstone and leave the hole.  Nobody refers to the needle then either,
-        and it is deleted once more.  (A compaction that is under way reads what it found living:
-        its volume is left alone.)
+        On a full disk there is no room to compact a volume.  Headers stay, so the needles around
+        are found.  The tombstones are on disk first: a needle with a hole must not come back.  (A
+        compaction that was under way reads what it found living: its volume is left alone.)
         """
-        for place in places:
-            if place is not None:
-                payload = place.offset + HEADER_BYTES + needle.table_bytes(place.length)
-                file.punch(payload, payload + place.length)
+        with self._lock:
+            dead, self._dead = self._dead, []
+        try:
+            self.sync()
+        except BaseException:
+            with self._lock:
+                self._dead = dead + self._dead
+            raise
+        for file, place in dead:
+            payload = place.offset + HEADER_BYTES + needle.table_bytes(place.length)
+            file.punch(payload, payload + place.length)
         self._space = (0.0, 0, 0)
 
     def _delete_from_index(self, volume: LiveVolume, ids: Sequence[SliceId]) -> None:

@@ -22,11 +22,14 @@ from mountfs.meta import keys
 from mountfs.meta.command import Command, Query
 from mountfs.meta.local_log import LocalLog
 from mountfs.meta.ops.session import EndSession, OpenSession, Sessions
+from mountfs.meta.ops.slices import ReserveSlices
 from mountfs.meta.state_machine import Entry, StateMachine, decode_entry, encode_entry
 from mountfs.types import ROOT
 
 R = TypeVar("R")
 
+SLICES_SKIPPED = 1 << 20
+"""At every start; more than can be written between two commits of the log."""
 CHECKPOINT_ROWS = 24_000
 CHECKPOINT_BYTES = 12 << 20
 """When so much has gathered in memory, a checkpoint is due."""
@@ -108,6 +111,10 @@ class LocalMeta:
         self.session = self.propose_now(OpenSession())
         for number in left:
             self.propose_now(EndSession(number))
+        # Slices that an earlier session wrote just before the machine died may be in the volumes
+        # while the command that reserved their names is lost: those names are not given out again.
+        self.propose_now(ReserveSlices(SLICES_SKIPPED))
+        self._log.sync()
         return left
 
     @property

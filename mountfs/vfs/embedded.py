@@ -231,6 +231,7 @@ class EmbeddedNode:
             for slice_id, volume, _ in found:
                 volumes.setdefault(volume, []).append(slice_id)
             await trio.to_thread.run_sync(self.disk.delete, volumes)
+            await trio.to_thread.run_sync(self.disk.give_back)
             await self.meta.propose(Reclaimed(tuple(slice_id for slice_id, _, _ in found)))
 
     async def _compact_volume(self) -> None:

@@ -650,7 +650,7 @@ def test_deleting_gives_space_back_without_compaction(tmp_path: Path) -> None:
     store.sync()
     before = volume_path(tmp_path).stat().st_blocks * 512
     store.delete({ONE: [SliceId(one) for one in range(2, 8)]})
-    store.sync()
+    store.give_back()
     assert before - volume_path(tmp_path).stat().st_blocks * 512 > 5 * MIB
     assert content(store, ONE, 1, MIB) == payload(1, MIB)
     assert content(store, ONE, 8, MIB) == payload(8, MIB)
@@ -661,3 +661,15 @@ def test_deleting_gives_space_back_without_compaction(tmp_path: Path) -> None:
     assert forgotten(again, ONE, 2)
     assert list(again.verify()) == []
     again.close()
+
+
+def test_a_needle_whose_deletion_is_lost_in_a_crash_is_whole_again(tmp_path: Path) -> None:
+    store = DiskStore(tmp_path, MemoryStore(), home=bytes(16))
+    fill(store, 1, 2, size=100 * KIB)
+    store.sync()
+    size = volume_path(tmp_path).stat().st_size
+    store.delete({ONE: [SliceId(1)]})
+    os.truncate(volume_path(tmp_path), size)  # the tombstone was in memory only
+    again = DiskStore(tmp_path, MemoryStore(), home=bytes(16))
+    assert content(again, ONE, 1, 100 * KIB) == payload(1, 100 * KIB)
+    assert list(again.verify()) == []
