@@ -18,6 +18,7 @@ from typing import Any, NoReturn
 
 import trio
 
+from mountfs.cli.places import default_home
 from mountfs.errors import Fault, FsError, disk_error
 from mountfs.fuse import mount as mounting
 from mountfs.fuse.binding import Binding, native_binding
@@ -64,7 +65,7 @@ def main(argv: list[str] | None = None) -> int:
     arguments = _parse(sys.argv[1:] if argv is None else argv)
     try:
         options = parse_options(",".join(arguments.options))
-        home = Path(arguments.home or _default_home()).absolute()
+        home = Path(arguments.home or default_home()).absolute()
         mountpoint = mounting.check_mountpoint(arguments.mountpoint)
         if arguments.fake:
             return 0
@@ -108,13 +109,6 @@ def _parse(argv: list[str]) -> argparse.Namespace:
     if arguments.home in ("", "none", "mountfs", "default"):
         arguments.home = None
     return arguments
-
-
-def _default_home() -> str:
-    if os.geteuid() == 0:
-        return "/var/lib/mountfs/default"
-    base = os.environ.get("XDG_DATA_HOME") or os.path.expanduser("~/.local/share")
-    return os.path.join(base, "mountfs", "default")
 
 
 def _say(error: FsError) -> int:
@@ -326,13 +320,15 @@ async def _wait_for_home(home: Path) -> None:
 
 
 def _answers(node: EmbeddedNode, binding: Binding) -> dict[str, control.Answerer]:
-    async def status(_: dict[str, Any]) -> Any:
-        return {**await node.status(), "pid": os.getpid(), **binding.status()}
+    node_answers = answers.answers(node)
+
+    async def status(args: dict[str, Any]) -> Any:
+        return {**await node_answers["status"](args), **binding.status()}
 
     async def stats(_: dict[str, Any]) -> Any:
         return binding.stats()
 
-    return {**answers.answers(node), "status": status, "stats": stats}
+    return {**node_answers, "status": status, "stats": stats}
 
 
 if __name__ == "__main__":

@@ -15,8 +15,6 @@ from mountfs.types import KIB, MIB
 from mountfs.vfs.filesystem import Filesystem
 
 PAGE_BYTES = 4 * KIB
-READAHEAD_KIB = 1024
-"""The kernel's default of 128 KiB makes eight requests of what one can carry."""
 
 WANTED = (
     InitFlag.ASYNC_READ

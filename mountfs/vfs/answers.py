@@ -101,14 +101,7 @@ def answers(node: EmbeddedNode) -> dict[str, Answerer]:
     """Question -> who answers it."""
 
     async def status(_: dict[str, Any]) -> Any:
-        debt = node.disk.debt()
-        return {
-            **await node.status(),
-            "pid": os.getpid(),
-            "volume_bytes": debt.total_bytes,
-            "garbage_bytes": debt.garbage_bytes,
-            "volumes_to_compact": len(debt.volumes),
-        }
+        return {**await node.status(), "pid": os.getpid()}
 
     async def info(args: dict[str, Any]) -> Any:
         ino, limit = args.get("ino"), args.get("limit", 1_000)

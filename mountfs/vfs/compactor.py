@@ -2,7 +2,6 @@
 anew.
 """
 
-from collections.abc import Awaitable, Callable
 from itertools import islice
 
 import crc32c
@@ -62,12 +61,10 @@ class Compactor:
         meta: LocalMeta,
         chunks: LocalChunks,
         filesystem: Filesystem,
-        durable: Callable[[], Awaitable[None]],
     ) -> None:
         self._meta = meta
         self._chunks = chunks
         self._filesystem = filesystem
-        self._durable = durable
 
     async def run_once(self) -> None:
         """Compact some chunks of files that have slices lying over one another."""

@@ -27,7 +27,7 @@ from mountfs.meta.ops.slices import Garbage, Reclaimed, Rewrite, Tangles
 from mountfs.meta.ops.write import Run, Write
 from mountfs.meta.records import Slice
 from mountfs.meta.state_machine import Entry
-from mountfs.types import MIB
+from mountfs.types import MIB, SLICE_BYTES_MAX
 from mountfs.vfs.compactor import Compactor
 from mountfs.vfs.filesystem import Filesystem
 from mountfs.vfs.home import Home, open_home
@@ -93,7 +93,9 @@ class EmbeddedNode:
                 await leave()
                 await self._sync_done.wait()
             elif self._last_sync_s < QUICK_SYNC_S and not self.disk.unsynced:
-                self._sync_here()
+                # Only the log is to be synced, and the disk has been answering faster than a thread
+                # would take to be woken and to wake us.  One slow answer ends that.
+                self._sync_log()
             else:
                 await leave()
                 if not self._syncing:
@@ -107,12 +109,6 @@ class EmbeddedNode:
         finally:
             self._syncing = False
             self._sync_done.set()
-
-    def _sync_here(self) -> None:
-        """Only the log is to be synced, and the disk has been answering faster than a thread would
-        take to be woken and to wake us: wait for it right here.  One slow answer ends that.
-        """
-        self._sync_log()
 
     def _sync(self) -> None:
         """Bytes before the metadata that refers to them."""
@@ -131,7 +127,7 @@ class EmbeddedNode:
 
     async def run(self) -> None:
         """The work behind the requests, for as long as the node lives."""
-        compactor = Compactor(self.meta, self.chunks, self.filesystem, self.durable)
+        compactor = Compactor(self.meta, self.chunks, self.filesystem)
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self._forever, "flush", self._flush)
             nursery.start_soon(self._forever, "commit", self._commit)
@@ -139,7 +135,7 @@ class EmbeddedNode:
             nursery.start_soon(self._forever, "log segments", self._prepare_log)
             nursery.start_soon(self._forever, "reclaim", self._reclaim_if_due)
             nursery.start_soon(self._forever, "compaction", compactor.run_once)
-            nursery.start_soon(self._forever, "volumes", self._compact_volume)
+            nursery.start_soon(self._forever, "volumes", self.chunks.compact_one)
 
     async def _forever(self, name: str, work: Callable[[], Any]) -> None:
         applied = -1
@@ -167,7 +163,7 @@ class EmbeddedNode:
         writer = self.filesystem.writer
         now = trio.current_time()
         for file, since in list(writer.unwritten.items()):
-            if file.dirty.bytes >= 4 * MIB:
+            if file.dirty.bytes >= SLICE_BYTES_MAX:
                 await self.filesystem.flush_file(file, full_only=True)
             elif now - since > FLUSH_AFTER_S:
                 await self.filesystem.flush_file(file)
@@ -233,12 +229,6 @@ class EmbeddedNode:
             await trio.to_thread.run_sync(self.disk.delete, volumes)
             await trio.to_thread.run_sync(self.disk.give_back)
             await self.meta.propose(Reclaimed(tuple(slice_id for slice_id, _, _ in found)))
-
-    async def _compact_volume(self) -> None:
-        """Write the living needles of the volume with the most garbage anew."""
-        due = self.disk.debt().volumes
-        if due:
-            await trio.to_thread.run_sync(self.disk.compact, due[0])
 
     def _bytes_present(self, entry: Entry) -> bool:
         """In recovery: whether the slices that an entry brings are whole in their volumes."""
