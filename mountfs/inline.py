@@ -38,10 +38,14 @@ def leave() -> Generator[object, None, None]:
 
 
 @types.coroutine
-def pause() -> Generator[object, None, None]:
-    """Let the requests that are there already come first.  In a task it does nothing."""
-    if _stepping:
-        yield _PAUSE
+def pause() -> Generator[object, None, bool]:
+    """Let the requests that are there already come first.  In a task it does nothing, and returns
+    False.
+    """
+    if not _stepping:
+        return False
+    yield _PAUSE
+    return True
 
 
 def attempt(coroutine: Coroutine[Any, Any, T]) -> T | object:

@@ -29,7 +29,7 @@ SLICE_BYTES_MAX: Final = 4 * MIB
 """The largest slice, and so the largest needle: one slice is one needle."""
 BLOCK_BYTES: Final = 4 * KIB
 """Space is counted in blocks of this size (`st_blocks` is in units of 512)."""
-CHECKSUM_BYTES: Final = 64 * KIB
+CHECKSUM_BYTES: Final = 32 * KIB
 """A needle carries one crc32c for each piece of this size."""
 NAME_BYTES_MAX: Final = 255
 FILE_BYTES_MAX: Final = (1 << 63) - 1

@@ -20,7 +20,7 @@ LAYERS = [
     {"meta"},
     {"raft"},
     {"kv", "wire", "rpc"},
-    {"types", "errors", "config", "codec", "inline"},
+    {"types", "errors", "config", "codec", "inline", "buffers"},
 ]
 """From the top down.  A package may import itself and what is below it, not its neighbours."""
 

@@ -1,10 +1,18 @@
 """What anybody who keeps slices promises: the disk of this process, or chunkservers elsewhere."""
 
 from collections.abc import Sequence
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from mountfs.chunks.needle import Buffer
 from mountfs.types import SliceId, VolumeId
+
+
+class Stored(NamedTuple):
+    """What has become of a slice."""
+
+    volume: VolumeId
+    crc: int
+    """crc32c of all its bytes."""
 
 
 class ChunkStore(Protocol):
@@ -13,8 +21,8 @@ class ChunkStore(Protocol):
     A method is free of Trio until it says `leave` (see `mountfs.inline`), so a door may step it.
     """
 
-    async def write(self, slice_id: SliceId, parts: Sequence[Buffer]) -> VolumeId:
-        """Store a slice, 1 to SLICE_BYTES_MAX bytes, and say in which volume it is.
+    async def write(self, slice_id: SliceId, parts: Sequence[Buffer]) -> Stored:
+        """Store a slice, 1 to SLICE_BYTES_MAX bytes.
 
         It can be read from now on, and is durable after the next `sync`.  Raises NO_SPACE or
         DEVICE, and then nothing of it is stored.

@@ -2,15 +2,19 @@
 wait for the disk goes to a thread.
 """
 
+import os
 from collections.abc import Sequence
+from time import perf_counter
 from typing import Final
 
 import trio
 
+from mountfs.chunks import needle
+from mountfs.chunks.base import Stored
 from mountfs.chunks.disk import DiskStore
 from mountfs.chunks.needle import Buffer
 from mountfs.errors import Fault, FsError
-from mountfs.inline import leave
+from mountfs.inline import leave, pause
 from mountfs.types import KIB, SliceId, VolumeId
 
 INLINE_BYTES: Final = 256 * KIB
@@ -18,6 +22,14 @@ INLINE_BYTES: Final = 256 * KIB
 READERS: Final = 32
 """Threads that read at once.  A disk with a queue wants many, a processor few."""
 WRITERS: Final = 4
+THREADED_BYTES: Final = 512 * KIB
+"""A read of this size is worth a thread even if the bytes are in memory: requests that come
+meanwhile need not wait for the copy.
+"""
+POLLED_BYTES: Final = 64 * KIB
+"""What a quick disk brings sooner than a thread is woken."""
+POLL_S: Final = 0.000_5
+"""The disk is asked for so long whether it is done; then a thread waits for it."""
 
 
 class LocalChunks:
@@ -25,29 +37,55 @@ class LocalChunks:
         self._disk = disk
         self._readers = trio.CapacityLimiter(READERS)
         self._writers = trio.CapacityLimiter(WRITERS)
+        self._spare_cpu = len(os.sched_getaffinity(0)) > 1
+        self._polls = Polls(enabled=self._spare_cpu)
         self._one_sync = trio.Lock()
         self._next: _Round | None = None
         """The round of syncing that has not begun, for whoever comes now."""
 
-    async def write(self, slice_id: SliceId, parts: Sequence[Buffer]) -> VolumeId:
+    async def write(self, slice_id: SliceId, parts: Sequence[Buffer]) -> Stored:
         """Store a slice, 1 to SLICE_BYTES_MAX bytes.  Raises NO_SPACE or DEVICE."""
         size = sum(map(len, parts))
         if size < INLINE_BYTES and self._disk.appends_at_once(size):
-            return self._disk.append(slice_id, parts)
+            return self._append(slice_id, parts)
         await leave()
-        return await trio.to_thread.run_sync(
-            self._disk.append, slice_id, parts, limiter=self._writers
-        )
+        return await trio.to_thread.run_sync(self._append, slice_id, parts, limiter=self._writers)
+
+    def _append(self, slice_id: SliceId, parts: Sequence[Buffer]) -> Stored:
+        sums = needle.checksums(parts)
+        return Stored(self._disk.append(slice_id, parts, sums), sums.crc)
 
     async def read(self, volume: VolumeId, slice_id: SliceId, start: int, stop: int) -> memoryview:
         """Bytes `start` to `stop` of a slice, verified.  Raises CORRUPT or DEVICE."""
-        data = self._disk.read_now(volume, slice_id, start, stop)
-        if data is not None:
-            return data
+        size = stop - start
+        if size < THREADED_BYTES or not self._spare_cpu:
+            data = self._disk.read_now(volume, slice_id, start, stop)
+            if data is None and size <= POLLED_BYTES and self._polls.worth_it():
+                data = await self._poll(volume, slice_id, start, stop)
+            if data is not None:
+                return data
         await leave()
         return await trio.to_thread.run_sync(
             self._disk.read, volume, slice_id, start, stop, limiter=self._readers
         )
+
+    async def _poll(
+        self, volume: VolumeId, slice_id: SliceId, start: int, stop: int
+    ) -> memoryview | None:
+        """Let the disk begin, and ask again and again whether it is done, between requests: for a
+        quick disk that takes less time than waking a thread and being woken by it.
+        """
+        self._disk.fetch(volume, slice_id, start, stop)
+        begun = perf_counter()
+        while await pause():
+            data = self._disk.read_now(volume, slice_id, start, stop)
+            if data is not None:
+                self._polls.succeeded()
+                return data
+            if perf_counter() - begun > POLL_S:
+                self._polls.failed()
+                break
+        return None
 
     async def sync(self) -> None:
         """All that was written before the call is durable on return.
@@ -91,6 +129,28 @@ class LocalChunks:
         await leave()
         await trio.to_thread.run_sync(self._disk.compact, volumes[0])
         return True
+
+
+class Polls:
+    """Whether polling the disk pays: after each failure, twice as many reads go without."""
+
+    def __init__(self, *, enabled: bool) -> None:
+        self._enabled = enabled
+        self._skipped = 0
+        self._skips = 0
+
+    def worth_it(self) -> bool:
+        if self._skips:
+            self._skips -= 1
+            return False
+        return self._enabled
+
+    def succeeded(self) -> None:
+        self._skipped = 0
+
+    def failed(self) -> None:
+        self._skipped = min(2 * self._skipped + 1, 255)
+        self._skips = self._skipped
 
 
 class _Round:

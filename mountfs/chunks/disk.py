@@ -21,11 +21,12 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
+from mountfs.buffers import Buffers
 from mountfs.chunks import needle, rewrite
 from mountfs.chunks.config import ChunkConfig
 from mountfs.chunks.file import VolumeFile, sync_directory
 from mountfs.chunks.index import NeedleIndex, Place
-from mountfs.chunks.needle import HEADER_BYTES, Buffer
+from mountfs.chunks.needle import HEADER_BYTES, Buffer, Checksums
 from mountfs.chunks.reader import NeedleReader
 from mountfs.chunks.rewrite import Progress
 from mountfs.chunks.volume import (
@@ -39,12 +40,16 @@ from mountfs.chunks.volume import (
 from mountfs.chunks.volume_set import LiveVolume, VolumeSet
 from mountfs.errors import Fault, FsError, disk_error
 from mountfs.kv.base import Store
-from mountfs.types import SLICE_BYTES_MAX, SliceId, VolumeId
+from mountfs.types import MIB, SLICE_BYTES_MAX, SliceId, VolumeId
 
 log = logging.getLogger(__name__)
 
 _SPACE_SECONDS = 0.5
 """How long an answer of statvfs is believed: others write to the disk, too."""
+_WRITE_EARLY_BYTES = MIB
+"""The disk begins with a needle of this size at once.  Smaller ones wait until somebody syncs:
+many of them make one large write.
+"""
 _TOMBSTONES_MAX = 1_024
 """In one write."""
 
@@ -63,6 +68,7 @@ class DiskStore:
         *,
         home: bytes | None = None,
         config: ChunkConfig | None = None,
+        buffers: Buffers | None = None,
     ) -> None:
         self.config = config or ChunkConfig()
         self.directory = directory / "volumes"
@@ -83,7 +89,9 @@ class DiskStore:
         """Deleted, but their space is not given back yet."""
         """(when asked, total, available)"""
         self._index = NeedleIndex(index_store)
-        self._reader = NeedleReader(self._index, self._lock, self.config.heads_max)
+        self._reader = NeedleReader(
+            self._index, self._lock, self.config.heads_max, buffers or Buffers()
+        )
         try:
             self._set.open_all(self._index, self._write_table)
         except OSError as error:
@@ -91,12 +99,15 @@ class DiskStore:
 
     # -- writing
 
-    def append(self, slice_id: SliceId, parts: Sequence[Buffer]) -> VolumeId:
+    def append(
+        self, slice_id: SliceId, parts: Sequence[Buffer], sums: Checksums | None = None
+    ) -> VolumeId:
         """Store a slice; it is readable when this returns, and durable after the next `sync`.
 
-        Raises NO_SPACE or DEVICE, and then nothing of it is stored.
+        `sums` are those of `parts`, where they are known.  Raises NO_SPACE or DEVICE, and then
+        nothing of it is stored.
         """
-        length, table = needle.checksums(parts)
+        length, table, _ = sums or needle.checksums(parts)
         assert slice_id > 0, slice_id
         assert 0 < length <= SLICE_BYTES_MAX, length
         if self._index.pending >= self.config.pending_needles_max:
@@ -111,6 +122,8 @@ class DiskStore:
             durable = volume.durable
         head = needle.encode(file.superblock.salt, at, durable, slice_id, length, table)
         self._fill(volume, file, at, size, [head, *parts, needle.padding(length)])
+        if size >= _WRITE_EARLY_BYTES:
+            file.start_writing(at, at + size)
         with self._lock:
             volume.account(self._index.put(volume.id, slice_id, Place(at, length)))
             self._reader.forget(volume.id, slice_id)
@@ -337,6 +350,13 @@ class DiskStore:
     ) -> memoryview | None:
         """The same from the page cache; None when it would have to wait for the disk."""
         return self._read(volume, slice_id, start, stop, os.RWF_NOWAIT)
+
+    def fetch(self, volume_id: VolumeId, slice_id: SliceId, start: int, stop: int) -> None:
+        """Have the disk bring bytes of a slice into the page cache, without waiting for them."""
+        volume = self._volumes.get(volume_id)
+        file = volume.file if volume is not None else None
+        if file is not None:
+            self._reader.fetch(file, slice_id, start, stop)
 
     def _read(
         self, volume_id: VolumeId, slice_id: SliceId, start: int, stop: int, flags: int

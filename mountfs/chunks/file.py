@@ -24,6 +24,8 @@ _PUNCH_HOLE = 0x02
 _BLOCK = 4096
 _libc = ctypes.CDLL(None, use_errno=True)
 _libc.fallocate.argtypes = [ctypes.c_int, ctypes.c_int, ctypes.c_int64, ctypes.c_int64]
+_libc.sync_file_range.argtypes = [ctypes.c_int, ctypes.c_int64, ctypes.c_int64, ctypes.c_uint]
+_START_WRITING = 0x02  # SYNC_FILE_RANGE_WRITE
 
 
 class VolumeFile:
@@ -93,7 +95,7 @@ class VolumeFile:
             data += more
         return data
 
-    def fill(self, buffer: bytearray, offset: int, flags: int) -> bool | None:
+    def fill(self, buffer: bytearray | memoryview, offset: int, flags: int) -> bool | None:
         """Fill all of `buffer`.  False: the file ends before.  None: it would block (only with
         RWF_NOWAIT in `flags`).
         """
@@ -117,6 +119,10 @@ class VolumeFile:
             got += more
         return True
 
+    def will_need(self, start: int, stop: int) -> None:
+        """Have the disk bring a range into the page cache."""
+        os.posix_fadvise(self.fd, start, stop - start, os.POSIX_FADV_WILLNEED)
+
     def write(self, parts: Sequence[Buffer], offset: int) -> None:
         """Write all of the parts, one behind the other."""
         left = list(parts)
@@ -133,6 +139,12 @@ class VolumeFile:
             while written >= len(left[0]):
                 written -= len(left.pop(0))
             left[0] = memoryview(left[0])[written:]
+
+    def start_writing(self, start: int, stop: int) -> None:
+        """Let the disk begin with a range, so that less is left for the next fdatasync.  It makes
+        nothing durable, and may wait where the disk has a lot to do.
+        """
+        _libc.sync_file_range(self.fd, start, stop - start, _START_WRITING)
 
     def allocate(self, start: int, stop: int) -> bool:
         """Take disk space without a change of size.  False: this filesystem cannot."""

@@ -1,7 +1,7 @@
 """A needle: one slice as it lies in a volume.  No I/O.
 
-Header (48 bytes), one crc32c for each 64 KiB of payload, payload, zeros up to a multiple of 8.  A
-small read needs the header once and then only the 64 KiB around it.
+Header (48 bytes), one crc32c for each 32 KiB of payload, payload, zeros up to a multiple of 8.  A
+small read needs the header once and then only the 32 KiB around it.
 
 A header counts only where it was written: it holds its own offset and the salt of its file.  Bytes
 of a volume that somebody stores as the contents of a file (a backup of this very home, say) are
@@ -14,9 +14,11 @@ order; below it they were on disk, and something has damaged them.
 
 import enum
 import struct
+import sys
+from array import array
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, NamedTuple
 
 from crc32c import crc32c
 
@@ -137,8 +139,17 @@ def mark(salt: int) -> bytes:
     return MAGIC + _CRC.pack(salt)
 
 
-def checksums(parts: Sequence[Buffer]) -> tuple[int, bytes]:
-    """Length of a payload given in parts, and its checksum table."""
+class Checksums(NamedTuple):
+    """What is to be known of a payload to store it."""
+
+    length: int
+    table: bytes
+    crc: int
+    """crc32c of all of it."""
+
+
+def checksums(parts: Sequence[Buffer]) -> Checksums:
+    """Of a payload given in parts, which are looked at once."""
     sums: list[int] = []
     crc, room, length = 0, CHECKSUM_BYTES, 0
     for part in parts:
@@ -158,14 +169,56 @@ def checksums(parts: Sequence[Buffer]) -> tuple[int, bytes]:
             room -= size - at
     if room < CHECKSUM_BYTES:
         sums.append(crc)
-    return length, struct.pack(f"<{len(sums)}I", *sums)
+    return Checksums(length, struct.pack(f"<{len(sums)}I", *sums), _joined(sums, length))
 
 
-def unpack_table(table: Buffer, header: Header) -> tuple[int, ...] | None:
+def _joined(sums: Sequence[int], length: int) -> int:
+    """crc32c of a payload from those of its pieces.
+
+    crc(a + b) = shifted(crc(a), len(b)) ^ crc(b), where shifting by a length is linear over the
+    bits: four look-ups, one for each byte, say it for the length of a whole piece.
+    """
+    if not sums:
+        return 0
+    zero, one, two, three = _SHIFT
+    crc = sums[0]
+    for piece in sums[1 : length // CHECKSUM_BYTES]:
+        crc = (
+            zero[crc & 0xFF] ^ one[crc >> 8 & 0xFF] ^ two[crc >> 16 & 0xFF] ^ three[crc >> 24]
+        ) ^ piece
+    if len(sums) > 1 and length % CHECKSUM_BYTES:
+        crc = _shifted(crc, bytes(length % CHECKSUM_BYTES)) ^ sums[-1]
+    return crc
+
+
+def _shifted(crc: int, zeros: bytes) -> int:
+    return crc32c(zeros, crc) ^ crc32c(zeros)
+
+
+def _shift_tables() -> tuple[tuple[int, ...], ...]:
+    zeros = bytes(CHECKSUM_BYTES)
+    bits = [_shifted(1 << bit, zeros) for bit in range(32)]
+    tables = []
+    for first in range(0, 32, 8):
+        table = [0] * 256
+        for byte in range(1, 256):
+            low = byte & -byte
+            table[byte] = table[byte ^ low] ^ bits[first + low.bit_length() - 1]
+        tables.append(tuple(table))
+    return tuple(tables)
+
+
+_SHIFT: Final = _shift_tables()
+
+
+def unpack_table(table: Buffer, header: Header) -> Sequence[int] | None:
     """The checksums of a needle's pieces, if the table is good."""
     if len(table) != table_bytes(header.length, header.kind) or crc32c(table) != header.table_crc:
         return None
-    return struct.unpack(f"<{len(table) // 4}I", table)
+    sums = array("I", bytes(table))  # four bytes a number; a tuple takes nine times that
+    if sys.byteorder == "big":
+        sums.byteswap()
+    return sums
 
 
 def first_bad(data: memoryview, sums: Sequence[int], piece: int = 0) -> int | None:

@@ -1,19 +1,21 @@
 """Reading needles, with headers and checksums of the latest ones in memory.
 
-Then a read of 4 KiB takes one preadv of the 64 KiB around it, and verifies these.  Raises FsError
+Then a read of 4 KiB takes one preadv of the 32 KiB around it, and verifies these.  Raises FsError
 CORRUPT with file, offset and slice, and OSError.
 """
 
 import threading
 from collections import OrderedDict
+from collections.abc import Sequence
 from typing import NamedTuple
 
+from mountfs.buffers import Buffers
 from mountfs.chunks import needle, rewrite
 from mountfs.chunks.file import VolumeFile
 from mountfs.chunks.index import NeedleIndex
 from mountfs.chunks.needle import HEADER_BYTES, Kind
 from mountfs.errors import Fault, FsError
-from mountfs.types import CHECKSUM_BYTES, SliceId, VolumeId
+from mountfs.types import CHECKSUM_BYTES, KIB, SliceId, VolumeId
 
 
 class Head(NamedTuple):
@@ -23,12 +25,19 @@ class Head(NamedTuple):
     payload: int
     """Offset in the file."""
     length: int
-    sums: tuple[int, ...]
+    sums: Sequence[int]
+
+
+LARGE_BYTES = 128 * KIB
+"""A read from this size on goes into a buffer that was used before."""
 
 
 class NeedleReader:
-    def __init__(self, index: NeedleIndex, lock: threading.Lock, heads_max: int) -> None:
+    def __init__(
+        self, index: NeedleIndex, lock: threading.Lock, heads_max: int, buffers: Buffers
+    ) -> None:
         self._index = index
+        self._buffers = buffers
         self._lock = lock
         self._heads: OrderedDict[tuple[VolumeId, SliceId], Head] = OrderedDict()
         self._heads_max = heads_max
@@ -49,16 +58,36 @@ class NeedleReader:
         first = start // CHECKSUM_BYTES
         low = first * CHECKSUM_BYTES
         high = min(-(-stop // CHECKSUM_BYTES) * CHECKSUM_BYTES, head.length)
-        buffer = bytearray(high - low)
-        filled = file.fill(buffer, head.payload + low, flags)
+        data = self._room(high - low)
+        filled = file.fill(data, head.payload + low, flags)
         if filled is None:
+            self._buffers.put(data.obj)
             return None
-        data = memoryview(buffer)
         bad = needle.first_bad(data, head.sums, first) if filled else first
         if bad is not None:
             detail = "checksum does not match" if filled else "the file is cut off"
             raise _corrupt(file, slice_id, head.payload + bad * CHECKSUM_BYTES, detail)
         return data[start - low : stop - low]
+
+    def _room(self, size: int) -> memoryview:
+        if LARGE_BYTES <= size <= self._buffers.size_bytes:
+            return memoryview(self._buffers.get())[:size]
+        return memoryview(bytearray(size))
+
+    def fetch(self, file: VolumeFile, slice_id: SliceId, start: int, stop: int) -> None:
+        """Have the disk begin with what a `read` of these bytes would wait for first."""
+        key = (file.superblock.volume, slice_id)
+        head = self._heads.get(key)
+        if head is not None and head.generation == file.superblock.generation:
+            low = start // CHECKSUM_BYTES * CHECKSUM_BYTES
+            high = min(-(-stop // CHECKSUM_BYTES) * CHECKSUM_BYTES, head.length)
+            file.will_need(head.payload + low, head.payload + high)
+            return
+        place = self._index.get(*key)
+        if place is not None:
+            begin = place.offset + HEADER_BYTES + needle.table_bytes(place.length)
+            file.will_need(place.offset, begin)
+            file.will_need(begin + start // CHECKSUM_BYTES * CHECKSUM_BYTES, begin + stop)
 
     def head(self, file: VolumeFile, slice_id: SliceId, flags: int) -> Head | None:
         """Header and checksums of a needle; None when it would block."""

@@ -22,7 +22,7 @@ from mountfs.chunks.needle import ALIGN, HEADER_BYTES, Header, Kind, aligned
 from mountfs.types import KIB, MIB, SliceId, VolumeId
 
 MAGIC: Final = b"mfsvol\r\n"
-VERSION: Final = 1
+VERSION: Final = 2
 SUPERBLOCK_BYTES: Final = 4096
 """Where the first needle begins."""
 _COPY: Final = 2048
@@ -43,7 +43,7 @@ class BadSuperblock(Exception):
     """Not the begin of a volume.  The text says what is wrong."""
 
 
-class NewerVersion(BadSuperblock):
+class OtherVersion(BadSuperblock):
     """A volume of a version that this program does not know."""
 
 
@@ -73,7 +73,7 @@ def decode_superblock(page: bytes) -> Superblock:
     """The superblock of a file that begins with `page`; one good copy is enough."""
     try:
         return _decode(page, 0)
-    except NewerVersion:
+    except OtherVersion:
         raise
     except BadSuperblock:
         return _decode(page, _COPY)
@@ -89,7 +89,7 @@ def _decode(page: bytes, at: int) -> Superblock:
     if _CRC.unpack_from(page, at + size)[0] != crc32c(page[at : at + size]):
         raise BadSuperblock("checksum of the superblock does not match")
     if version != VERSION:
-        raise NewerVersion(f"volume format {version}, this program knows {VERSION}")
+        raise OtherVersion(f"volume format {version}, this program knows {VERSION}")
     return Superblock(volume, generation, salt, durable, home)
 
 

@@ -11,7 +11,6 @@ from collections.abc import Callable, Iterator
 from contextlib import closing
 from pathlib import Path
 
-import crc32c
 import msgspec
 import trio
 
@@ -208,8 +207,7 @@ async def _without(
             stop = min(start + SLICE_BYTES_MAX, piece.stop)
             data = await node.filesystem.reader.read_written(file, base + start, base + stop)
             slice_id = await node.meta.propose(ReserveSlices(1))
-            volume = await node.chunks.write(slice_id, [data])
+            volume, crc = await node.chunks.write(slice_id, [data])
             written.append((slice_id, volume, stop - start))
-            crc = crc32c.crc32c(data)
             added.append(Slice(start, stop, slice_id, 0, volume, stop - start, crc))
     return added, written

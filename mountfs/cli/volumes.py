@@ -3,7 +3,7 @@ written, so what a crash has torn is judged as the next mount would, and left.
 """
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -123,7 +123,7 @@ class VolumeReader:
         return data
 
 
-def bad_ranges(payload: memoryview, sums: tuple[int, ...], header: Header) -> Iterator[Range]:
+def bad_ranges(payload: memoryview, sums: Sequence[int], header: Header) -> Iterator[Range]:
     """The pieces of a payload that do not match their checksums, neighbours joined."""
     start = stop = 0
     for number, crc in enumerate(sums):

@@ -15,10 +15,10 @@ from typing import Any, Final
 
 import trio
 
+from mountfs.buffers import Buffers
 from mountfs.errors import Fault, FsError
 from mountfs.fuse.wire import IN_HEADER, Opcode, reply_error
 from mountfs.inline import PAUSED, WAITING, attempt, finish
-from mountfs.vfs.buffers import Buffers
 
 log = logging.getLogger(__name__)
 
@@ -42,7 +42,9 @@ _MISSES_MAX: Final = 16
 class Request:
     """What every handler gets: the header's fields and the body."""
 
-    __slots__ = ("body", "gid", "kept", "moved", "nodeid", "opcode", "pid", "uid", "unique")
+    __slots__ = (
+        "body", "gid", "kept", "moved", "nodeid", "opcode", "pid", "spent", "uid", "unique",
+    )  # fmt: skip
 
     def __init__(
         self, opcode: int, unique: int, nodeid: int, uid: int, gid: int, pid: int, body: memoryview
@@ -58,6 +60,8 @@ class Request:
         """The handler has kept the memory of the body."""
         self.moved = False
         """The buffer of the body is not that of the channel any more."""
+        self.spent: object = None
+        """A buffer that nobody needs any more once the answer is sent."""
 
 
 Handler = Callable[[Request], Coroutine[Any, Any, Reply]]
@@ -135,10 +139,14 @@ class Channel:
             try:
                 size = os.readv(fd, (self._buffer,))
             except BlockingIOError:
+                now = perf_counter()
                 if self._paused:
                     self._resume()
+                    if now - last_yield > YIELD_S:
+                        await trio.lowlevel.checkpoint()
+                        last_yield = perf_counter()
+                    last_request = now
                     continue
-                now = perf_counter()
                 if now - last_request >= self._poll_s or self._misses >= _MISSES_MAX > handled:
                     self._misses = 0 if handled > 1 else self._misses + 1
                     return True
@@ -194,6 +202,8 @@ class Channel:
                 self._paused.append((request, coroutine, begun, size))
                 return
             self.write(reply)  # type: ignore[arg-type]
+            if request.spent is not None:
+                self._buffers.put(request.spent)
             if request.kept:
                 self._leave_buffer(request)
         self._count(request.opcode, begun)
@@ -222,6 +232,7 @@ class Channel:
                 if waits_for_lock:
                     self._scopes[request.unique] = scope
                 self.write(await finish(coroutine))
+                self._buffers.put(request.spent)
                 if not request.kept:
                     self._buffers.put(request.body.obj)
             if scope.cancelled_caught:

@@ -239,6 +239,8 @@ class Operations:
     async def read(self, request: Request) -> Reply:
         asked = wire.parse_read(request.body)
         data = await self._fs.read(self._fs.handle(asked.fh), asked.offset, asked.size)
+        if type(data) is memoryview:
+            request.spent = data.obj
         return wire.reply_parts(request.unique, data)
 
     async def write(self, request: Request) -> Reply:

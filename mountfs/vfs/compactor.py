@@ -4,7 +4,6 @@ anew.
 
 from itertools import islice
 
-import crc32c
 import trio
 
 from mountfs.chunks.client import LocalChunks
@@ -111,9 +110,8 @@ class Compactor:
                 base = chunk * CHUNK_BYTES
                 data = await self._filesystem.reader.read_written(file, base + start, base + stop)
                 slice_id = await self._meta.propose(ReserveSlices(1))
-                volume = await self._chunks.write(slice_id, [data])
+                volume, crc = await self._chunks.write(slice_id, [data])
                 written.append((slice_id, volume, stop - start))
-                crc = crc32c.crc32c(data)
                 added.append(Slice(start, stop, slice_id, 0, volume, stop - start, crc))
             added.sort(key=lambda piece: piece.start)
             await self._meta.propose(Rewrite(ino, chunk, places, tuple(added)))

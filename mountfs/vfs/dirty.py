@@ -7,6 +7,7 @@ the new bytes once.
 
 from bisect import bisect_left, bisect_right
 from collections.abc import Iterator, Sequence
+from itertools import accumulate
 
 from mountfs.types import CHUNK_BYTES, KIB, SLICE_BYTES_MAX
 
@@ -90,11 +91,17 @@ class Dirty:
             if run.start < offset + len(target) and run.stop > offset:
                 run.copy_into(target, offset)
 
-    def take(self, *, full_only: bool = False) -> list[Run]:
+    def take(self, *, full_only: bool = False, bytes_max: int | None = None) -> list[Run]:
         """Remove and return the runs; with `full_only`, without the last one if that may still
-        grow.
+        grow; with `bytes_max`, only the first ones, until there are so many bytes.
         """
         taken, self.runs = self.runs, []
+        if bytes_max is not None:
+            ends = list(accumulate(run.size for run in taken))
+            count = bisect_left(ends, bytes_max) + 1
+            taken, self.runs = taken[:count], taken[count:]
+            self.bytes -= sum(run.size for run in taken)
+            return taken
         if full_only and taken and _may_grow(taken[-1], 1):
             self.runs = [taken.pop()]
         self.bytes -= sum(run.size for run in taken)

@@ -14,6 +14,7 @@ from typing import Any
 
 import trio
 
+from mountfs.buffers import Buffers
 from mountfs.chunks.client import LocalChunks
 from mountfs.chunks.disk import DiskStore
 from mountfs.errors import FsError
@@ -60,7 +61,8 @@ class EmbeddedNode:
 
     def __init__(self, home: Home, store: LevelStore, index: LevelStore) -> None:
         self.home = home
-        self.disk = DiskStore(home.chunks, index, home=home.id)
+        self.buffers = Buffers()
+        self.disk = DiskStore(home.chunks, index, home=home.id, buffers=self.buffers)
         self.chunks = LocalChunks(self.disk)
         self._index = index
         segments = LocalLog(home.log, home=home.id, segment_bytes=LOG_SEGMENT_BYTES)
@@ -304,6 +306,7 @@ async def _running(node: EmbeddedNode, settings: dict[str, Any]) -> AsyncIterato
         node.meta,
         node.chunks,
         durable=node.durable,
+        buffers=node.buffers,
         kick=node.kick,
         owed=lambda: node.meta.owed_bytes,
         reclaim=node.reclaim,

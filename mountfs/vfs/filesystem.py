@@ -13,6 +13,7 @@ import time
 from collections.abc import Awaitable, Callable, Iterable
 from typing import TypeVar
 
+from mountfs.buffers import Buffers
 from mountfs.chunks.base import ChunkStore
 from mountfs.errors import Fault, FsError
 from mountfs.inline import leave
@@ -73,6 +74,7 @@ class Filesystem:
         chunks: ChunkStore,
         *,
         durable: Callable[[], Awaitable[None]],
+        buffers: Buffers | None = None,
         kick: Callable[[], None] = lambda: None,
         owed: Callable[[], int] = lambda: 0,
         reclaim: Callable[[], Awaitable[None]] | None = None,
@@ -99,6 +101,7 @@ class Filesystem:
         self.writer = Writer(
             meta,
             chunks,
+            buffers=buffers or Buffers(),
             dirty_bytes_max=dirty_bytes_max,
             kick=kick,
             owed=owed,

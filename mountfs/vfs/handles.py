@@ -46,13 +46,11 @@ class File:
 class Handle:
     """One open(2)."""
 
-    __slots__ = ("file", "flags", "locked", "number", "read_to")
+    __slots__ = ("file", "flags", "locked", "number")
 
     def __init__(self, number: int, file: File, flags: int) -> None:
         self.number = number
         self.file = file
         self.flags = flags
-        self.read_to = 0
-        """Where the last read ended: who goes on there reads sequentially."""
         self.locked: set[tuple[int, Owner]] = set()
         """(flavor, owner) of locks taken through it; gone when it is, at the latest."""

@@ -9,9 +9,9 @@ import logging
 import time
 from collections.abc import Awaitable, Callable
 
-import crc32c
 import trio
 
+from mountfs.buffers import Buffers
 from mountfs.chunks.base import ChunkStore
 from mountfs.errors import Fault, FsError
 from mountfs.inline import leave
@@ -19,15 +19,12 @@ from mountfs.meta.local import Meta
 from mountfs.meta.ops import write as ops
 from mountfs.meta.ops.slices import Discard, ReserveSlices
 from mountfs.types import KIB, MIB, SLICE_BYTES_MAX, SliceId, VolumeId
-from mountfs.vfs.buffers import Buffers
 from mountfs.vfs.dirty import Run
 from mountfs.vfs.handles import File
 
 log = logging.getLogger(__name__)
 
 SLICES_RESERVED = 1_024
-BUFFER_BYTES = MIB + 64 * KIB
-"""Room for the largest request of a door."""
 SMALL_BYTES = ops.INLINE_BYTES_MAX
 """A flush of up to so many bytes goes into the metadata: one write to the log, instead of one there
 and one to a volume.
@@ -36,9 +33,11 @@ SYNCED_BYTES = 64 * KIB
 """The same for a flush that fsync(2) waits for: one trip to the disk instead of two."""
 KEEP_BYTES = 128 * KIB
 """A write from this size on is kept in the buffer it came in, instead of copied."""
-BUFFERS_KEPT = 40
 RUNS_MAX = 512
-"""In one command."""
+LANDING_BYTES = 16 * MIB
+"""A command of a flush takes no more runs, or no more bytes, at once: their memory is free when it
+is applied, and who waits for room need not wait for all that is dirty.
+"""
 
 
 class Writer:
@@ -47,6 +46,7 @@ class Writer:
         meta: Meta,
         chunks: ChunkStore,
         *,
+        buffers: Buffers,
         dirty_bytes_max: int,
         kick: Callable[[], None],
         owed: Callable[[], int],
@@ -65,10 +65,9 @@ class Writer:
         """Of all files, with what is on its way."""
         self.unwritten: dict[File, float] = {}
         """Files with dirty bytes, and since when (trio.current_time)."""
-        self.buffers = Buffers(BUFFER_BYTES, BUFFERS_KEPT)
-        self._idle = trio.Condition()
-        self._waiting = 0
-        """Who waits for a flush of somebody else to end."""
+        self.buffers = buffers
+        self._progress = trio.Event()
+        """Set, and replaced, when something has landed or a flush is over."""
 
     async def write(self, file: File, offset: int, data: memoryview, drop_privileges: bool) -> bool:
         """Take bytes over.  Waits only where dirty memory is full.
@@ -111,46 +110,49 @@ class Writer:
         """Give what is dirty to volumes and metadata.  Not yet durable: that takes a sync."""
         while file.flushing:
             await leave()
-            self._waiting += 1
-            try:
-                async with self._idle:
-                    if file.flushing:
-                        await self._idle.wait()
-            finally:
-                self._waiting -= 1
-        runs = file.dirty.take(full_only=full_only)
+            await self._progress.wait()
+        await self._flush(file, file.dirty.take(full_only=full_only), synced)
+
+    async def _flush(self, file: File, runs: list[Run], synced: bool) -> None:
         if not runs:
             return
         file.flushing, file.flight = True, runs
-        size = sum(run.size for run in runs)
+        drop_privileges, file.drop_privileges = file.drop_privileges, False
+        inline = sum(run.size for run in runs) <= (SYNCED_BYTES if synced else SMALL_BYTES)
         try:
-            await self._flush(file, runs, size, synced)
+            while batch := _batch(file.flight):
+                await self._write(file, batch, inline, drop_privileges)
+                self._land(file, batch)
         except BaseException as error:
-            file.flight = []
+            left, file.flight = file.flight, []
             before = file.dirty.bytes
             if not (isinstance(error, FsError) and error.fault is Fault.STALE):
-                file.dirty.put_back(runs)
-            self.dirty_bytes += file.dirty.bytes - before - size
+                file.dirty.put_back(left)
+                file.drop_privileges |= drop_privileges
+            self.dirty_bytes += file.dirty.bytes - before - sum(run.size for run in left)
             self._settle(file)
             raise
-        else:
-            file.flight = []
-            self.dirty_bytes -= size
-            for run in runs:
-                for part in run.parts:
-                    if isinstance(part, memoryview):
-                        self.buffers.put(part.obj)
-            self._settle(file)
         finally:
             file.flushing = False
-            if self._waiting:
-                await leave()
-                with trio.CancelScope(shield=True):
-                    async with self._idle:
-                        self._idle.notify_all()
+            self._announce()
+
+    def _land(self, file: File, runs: list[Run]) -> None:
+        """These runs are slices now."""
+        file.flight = file.flight[len(runs) :]
+        for run in runs:
+            self.dirty_bytes -= run.size
+            for part in run.parts:
+                if isinstance(part, memoryview):
+                    self.buffers.put(part.obj)
+        self._settle(file)
+        self._announce()
+
+    def _announce(self) -> None:
+        reached, self._progress = self._progress, trio.Event()
+        reached.set()
 
     def _settle(self, file: File) -> None:
-        if not file.dirty.runs:
+        if not file.unwritten:
             self.unwritten.pop(file, None)
 
     def drop(self, file: File) -> None:
@@ -159,34 +161,30 @@ class Writer:
         if not file.flight:
             self.unwritten.pop(file, None)
 
-    async def _flush(self, file: File, runs: list[Run], size: int, synced: bool) -> None:
-        limit = SYNCED_BYTES if synced else SMALL_BYTES
+    async def _write(
+        self, file: File, runs: list[Run], inline: bool, drop_privileges: bool
+    ) -> None:
+        """Make slices of runs, or, `inline`, let the metadata carry them; and tell the metadata."""
         written: list[tuple[SliceId, VolumeId, int]] = []
+        records = []
         try:
-            for at in range(0, len(runs), RUNS_MAX):
-                records = []
-                for run in runs[at : at + RUNS_MAX]:
-                    if size <= limit:
-                        data = bytes(run.joined())
-                        records.append(ops.Run(run.start, run.size, 0, data=data))
-                        continue
-                    slice_id = await self._slice_id()
-                    volume = await self._chunks.write(slice_id, run.parts)
-                    written.append((slice_id, volume, run.size))
-                    crc = 0
-                    for part in run.parts:
-                        crc = crc32c.crc32c(part, crc)
-                    records.append(ops.Run(run.start, run.size, crc, slice_id, volume))
-                command = ops.Write(file.ino, tuple(records), file.mtime, file.drop_privileges)
-                await self._meta.propose(command)
-                written.clear()
+            for run in runs:
+                if inline:
+                    data = bytes(run.joined())
+                    records.append(ops.Run(run.start, run.size, 0, data=data))
+                    continue
+                slice_id = await self._slice_id()
+                volume, crc = await self._chunks.write(slice_id, run.parts)
+                written.append((slice_id, volume, run.size))
+                records.append(ops.Run(run.start, run.size, crc, slice_id, volume))
+            command = ops.Write(file.ino, tuple(records), file.mtime, drop_privileges)
+            await self._meta.propose(command)
         except FsError:
             if written:
                 await self._discard(written)
             raise
         finally:
             file.forget_layouts()
-        file.drop_privileges = False
 
     async def _discard(self, written: list[tuple[SliceId, VolumeId, int]]) -> None:
         try:
@@ -206,8 +204,22 @@ class Writer:
         await leave()
         while self.dirty_bytes + size > self._dirty_bytes_max and self.unwritten:
             oldest = next(iter(self.unwritten))
-            await self.flush(oldest)
-            await trio.lowlevel.checkpoint()
+            if oldest.flushing:
+                await self._progress.wait()
+            else:
+                await self._flush(oldest, oldest.dirty.take(bytes_max=LANDING_BYTES), False)
+                await trio.lowlevel.checkpoint()
+
+
+def _batch(runs: list[Run]) -> list[Run]:
+    """The first of the runs, as many as go into one command; at least one, if there is one."""
+    size = 0
+    batch = runs[:RUNS_MAX]
+    for number, run in enumerate(batch):
+        size += run.size
+        if number and size > LANDING_BYTES:
+            return batch[:number]
+    return batch
 
 
 DIRTY_BYTES_MAX = 128 * MIB

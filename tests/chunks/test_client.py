@@ -7,12 +7,13 @@ import threading
 import pytest
 import trio
 import trio.testing
+from crc32c import crc32c
 
 from mountfs.chunks.base import ChunkStore
-from mountfs.chunks.client import LocalChunks
+from mountfs.chunks.client import LocalChunks, Polls
 from mountfs.chunks.disk import DiskStore
 from mountfs.errors import Fault, FsError
-from mountfs.inline import WAITING, attempt, finish
+from mountfs.inline import PAUSED, WAITING, attempt, finish
 from mountfs.types import SliceId, VolumeId
 
 ONE = VolumeId(1)
@@ -25,8 +26,10 @@ def chunks(store: DiskStore) -> LocalChunks:
 
 async def test_what_was_written_is_read(chunks):
     face: ChunkStore = chunks
-    small = await face.write(SliceId(1), [b"small ", memoryview(b"slice")])
-    large = await face.write(SliceId(2), [bytes(300_000)])
+    small, crc = await face.write(SliceId(1), [b"small ", memoryview(b"slice")])
+    assert crc == crc32c(b"small slice")
+    large, crc = await face.write(SliceId(2), [bytes(300_000)])
+    assert crc == crc32c(bytes(300_000))
     assert await face.read(small, SliceId(1), 3, 9) == b"ll sli"
     assert await face.read(large, SliceId(2), 0, 300_000) == bytes(300_000)
     with pytest.raises(FsError) as caught:
@@ -36,7 +39,7 @@ async def test_what_was_written_is_read(chunks):
 
 async def test_what_is_in_memory_needs_no_task(chunks, monkeypatch):
     await chunks.write(SliceId(1), [b"first"])  # makes the volume, and that takes syncs
-    assert attempt(chunks.write(SliceId(2), [b"second"])) == ONE
+    assert attempt(chunks.write(SliceId(2), [b"second"])) == (ONE, crc32c(b"second"))
     there = store_answers(monkeypatch, memoryview(b"econd"))
     assert attempt(chunks.read(ONE, SliceId(2), 1, 6)) == there
 
@@ -56,9 +59,58 @@ async def test_what_may_wait_leaves_first(chunks, monkeypatch):
         assert attempt(coroutine) is WAITING
         await finish(coroutine)
     store_answers(monkeypatch, None)
+    monkeypatch.setattr("mountfs.chunks.client.POLLED_BYTES", 0)
     coroutine = chunks.read(ONE, SliceId(1), 0, 5)
     assert attempt(coroutine) is WAITING
     assert await finish(coroutine) == b"first"
+
+
+async def test_a_quick_disk_is_polled_between_requests(chunks, monkeypatch):
+    await chunks.write(SliceId(1), [b"first"])
+    monkeypatch.setattr(chunks, "_polls", Polls(enabled=True))
+    store_answers(monkeypatch, None)
+    coroutine = chunks.read(ONE, SliceId(1), 0, 5)
+    assert attempt(coroutine) is PAUSED
+    there = store_answers(monkeypatch, memoryview(b"first"))
+    assert attempt(coroutine) is there
+
+
+async def test_a_slow_disk_is_left_to_a_thread_and_polled_less(chunks, monkeypatch):
+    await chunks.write(SliceId(1), [b"first"])
+    monkeypatch.setattr(chunks, "_polls", Polls(enabled=True))
+    monkeypatch.setattr("mountfs.chunks.client.POLL_S", 0.0)
+    store_answers(monkeypatch, None)
+    coroutine = chunks.read(ONE, SliceId(1), 0, 5)
+    assert attempt(coroutine) is PAUSED
+    assert attempt(coroutine) is WAITING
+    assert await finish(coroutine) == b"first"
+    next_one = chunks.read(ONE, SliceId(1), 0, 5)
+    assert attempt(next_one) is WAITING
+    assert await finish(next_one) == b"first"
+
+
+async def test_a_task_does_not_poll(chunks, monkeypatch):
+    await chunks.write(SliceId(1), [b"first"])
+    monkeypatch.setattr(chunks, "_polls", Polls(enabled=True))
+    store_answers(monkeypatch, None)
+    assert await chunks.read(ONE, SliceId(1), 0, 5) == b"first"
+
+
+def test_polls_that_fail_become_rare():
+    polls = Polls(enabled=True)
+    skipped = []
+    for _ in range(10):
+        count = 0
+        while not polls.worth_it():
+            count += 1
+        skipped.append(count)
+        polls.failed()
+    assert skipped == [0, 1, 3, 7, 15, 31, 63, 127, 255, 255]
+    while not polls.worth_it():
+        pass
+    polls.succeeded()
+    assert polls.worth_it()
+    assert not Polls(enabled=False).worth_it()
 
 
 async def test_syncs_are_shared(chunks, monkeypatch):

@@ -565,19 +565,20 @@ def test_deleting_on_a_failing_disk_deletes_nothing(store, writes, reopen):
 # -- damage
 
 
-def test_a_flipped_bit_is_named_and_costs_64_kib(store, tmp_path):
+def test_a_flipped_bit_is_named_and_costs_32_kib(store, tmp_path):
     whole = payload(1, 300_000)
     store.append(SliceId(1), [whole])
     fill(store, 2)
     store.sync()
     at = offset_of(volume_path(tmp_path), whole) + 100_000
     flip(volume_path(tmp_path), at)
-    error = fault_of(store.read, ONE, SliceId(1), 90_000, 90_001)
+    error = fault_of(store.read, ONE, SliceId(1), 98_304, 98_305)
     assert error.fault is Fault.CORRUPT
-    piece = at - 100_000 + 65536
+    piece = at - 100_000 + 98_304
     for word in ("00000001.vol", "slice 0x1", f"offset {piece}"):
         assert word in error.detail
     assert fault_of(store.read_now, ONE, SliceId(1), 0, 300_000).fault is Fault.CORRUPT
+    assert store.read(ONE, SliceId(1), 0, 98_304) == whole[:98_304]
     assert store.read(ONE, SliceId(1), 131_072, 300_000) == whole[131_072:]
     (damage,) = store.verify()
     assert (damage.volume, damage.slice_id, damage.offset) == (1, 1, piece)

@@ -24,7 +24,7 @@ def build(*lengths: int, durable: int = 0) -> tuple[bytes, list[int]]:
             data += rewrite.tombstones(SALT, at, durable, [SliceId(1)])
         else:
             payload = bytes([number]) * length
-            _, table = needle.checksums([payload])
+            _, table, _ = needle.checksums([payload])
             data += needle.encode(SALT, at, durable, SliceId(number), length, table)
             data += payload + needle.padding(length)
         bounds.append(len(data))
@@ -131,7 +131,7 @@ def test_a_bad_header_below_a_stated_durable_is_damage():
     data, bounds = build(100, 200, 300)
     more = bytearray(data)
     at = len(more)
-    _, table = needle.checksums([b"x"])
+    _, table, _ = needle.checksums([b"x"])
     more += needle.encode(SALT, at, bounds[3], SliceId(9), 1, table) + b"x" + needle.padding(1)
     more[bounds[1] + 20] ^= 1
     found = recovered(bytes(more))
@@ -163,7 +163,7 @@ def test_needles_within_a_payload_are_not_found():
     inner = DATA  # a volume stored in itself, at another place
     data, _ = build(10)
     at = len(data)
-    _, table = needle.checksums([inner])
+    _, table, _ = needle.checksums([inner])
     data += needle.encode(SALT, at, 0, SliceId(2), len(inner), table) + inner
     data += needle.padding(len(inner))
     damaged = bytearray(data)

@@ -4,7 +4,9 @@ from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
 
 import pytest
+from crc32c import crc32c
 
+from mountfs.chunks.base import Stored
 from mountfs.errors import Fault, FsError
 from mountfs.kv.memory import MemoryStore
 from mountfs.meta.local import LocalMeta
@@ -21,14 +23,15 @@ class FakeChunks:
     def __init__(self) -> None:
         self.slices: dict[SliceId, bytes] = {}
         self.full = False
+        self.slices_max = 1 << 60
 
     async def write(
         self, slice_id: SliceId, parts: Sequence[bytes | bytearray | memoryview]
-    ) -> VolumeId:
-        if self.full:
+    ) -> Stored:
+        if self.full or len(self.slices) >= self.slices_max:
             raise FsError(Fault.NO_SPACE)
-        self.slices[slice_id] = b"".join(bytes(part) for part in parts)
-        return VOLUME
+        data = self.slices[slice_id] = b"".join(bytes(part) for part in parts)
+        return Stored(VOLUME, crc32c(data))
 
     async def read(self, volume: VolumeId, slice_id: SliceId, start: int, stop: int) -> memoryview:
         assert volume == VOLUME

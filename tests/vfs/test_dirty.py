@@ -99,6 +99,18 @@ def test_appending_makes_whole_slices():
     assert [(run.start, run.stop) for run in buffer.runs] == [(0, 16), (16, 32), (32, 38)]
 
 
+def test_of_much_only_the_first_runs_are_taken():
+    buffer = Dirty()
+    buffer.write(0, memoryview(bytes(60)))
+    sizes = [run.size for run in buffer.runs]
+    assert [run.size for run in buffer.take(bytes_max=1)] == sizes[:1]
+    assert buffer.bytes == 60 - sizes[0]
+    assert [run.size for run in buffer.take(bytes_max=sizes[1] + 1)] == sizes[1:3]
+    assert [run.size for run in buffer.take(bytes_max=100)] == sizes[3:]
+    assert buffer.bytes == 0
+    assert buffer.take(bytes_max=1) == []
+
+
 def test_the_last_run_stays_while_it_may_grow():
     buffer = Dirty()
     buffer.write(0, memoryview(bytes(20)))

@@ -1,0 +1,105 @@
+"""What is dirty leaves in parts: memory stays bounded, and a part that fails costs nothing else."""
+
+import os
+from typing import Any
+from unittest import mock
+
+import pytest
+import trio
+
+from mountfs.errors import Fault, FsError
+from mountfs.types import KIB, ROOT, SLICE_BYTES_MAX, SUPERUSER
+from mountfs.vfs import writer
+from mountfs.vfs.filesystem import Filesystem
+from mountfs.vfs.handles import Handle
+
+PART = 256 * KIB
+
+
+async def opened(fs: Filesystem, name: bytes = b"file") -> Handle:
+    _, handle = await fs.create(ROOT, name, os.O_RDWR, 0o644, 0, SUPERUSER)
+    return handle
+
+
+async def write(fs: Filesystem, handle: Handle, data: bytes, offset: int = 0) -> None:
+    for at in range(0, len(data), PART):
+        await fs.write(handle, offset + at, memoryview(data[at : at + PART]))
+
+
+async def test_a_flush_that_fails_half_way_keeps_the_rest_dirty_and_readable(
+    fs: Filesystem, chunks: Any
+) -> None:
+    handle = await opened(fs)
+    data = os.urandom(3 * SLICE_BYTES_MAX)
+    await write(fs, handle, data)
+    chunks.slices_max = 2
+    with mock.patch.object(writer, "LANDING_BYTES", SLICE_BYTES_MAX), pytest.raises(FsError):
+        await fs.flush(handle, 0)
+    assert fs.writer.dirty_bytes == handle.file.dirty.bytes == SLICE_BYTES_MAX
+    assert bytes(await fs.read(handle, 0, len(data))) == data
+    chunks.slices_max = 100
+    await fs.flush(handle, 0)
+    assert fs.writer.dirty_bytes == 0
+    assert not fs.writer.unwritten
+    assert len(chunks.slices) == 3
+    assert bytes(await fs.read(handle, 0, len(data))) == data
+
+
+async def test_memory_stays_bounded_and_who_waits_goes_on_with_the_first_that_has_landed(
+    fs: Filesystem, chunks: Any
+) -> None:
+    fs.writer._dirty_bytes_max = 2 * SLICE_BYTES_MAX
+    one, other = await opened(fs), await opened(fs, b"other")
+    data = os.urandom(5 * SLICE_BYTES_MAX)
+    most = 0
+
+    async def watch() -> None:
+        nonlocal most
+        while True:
+            most = max(most, fs.writer.dirty_bytes)
+            await trio.lowlevel.checkpoint()
+
+    with (
+        trio.fail_after(10),
+        mock.patch.object(writer, "LANDING_BYTES", SLICE_BYTES_MAX),
+    ):
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(watch)
+            async with trio.open_nursery() as writers:
+                writers.start_soon(write, fs, one, data)
+                writers.start_soon(write, fs, other, data)
+            nursery.cancel_scope.cancel()
+    assert 0 < most <= 2 * SLICE_BYTES_MAX
+    for handle in (one, other):
+        await fs.flush(handle, 0)
+        assert bytes(await fs.read(handle, 0, len(data))) == data
+
+
+async def test_a_writer_without_room_gets_the_error_of_the_flush(
+    fs: Filesystem, chunks: Any
+) -> None:
+    fs.writer._dirty_bytes_max = 2 * SLICE_BYTES_MAX
+    handle = await opened(fs)
+    await write(fs, handle, bytes(2 * SLICE_BYTES_MAX))
+    chunks.slices_max = 0
+    with trio.fail_after(10), pytest.raises(FsError) as caught:
+        await write(fs, handle, b"more", 2 * SLICE_BYTES_MAX)
+    assert caught.value.fault is Fault.NO_SPACE
+    assert fs.writer.dirty_bytes == 2 * SLICE_BYTES_MAX
+
+
+async def test_privileges_are_dropped_by_a_write_during_a_flush(
+    fs: Filesystem, chunks: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    handle = await opened(fs)
+    await write(fs, handle, bytes(SLICE_BYTES_MAX))
+    store = chunks.write
+
+    async def meanwhile(*asked: Any) -> Any:
+        monkeypatch.setattr(chunks, "write", store)
+        await fs.write(handle, 0, memoryview(b"x"), drop_privileges=True)
+        return await store(*asked)
+
+    monkeypatch.setattr(chunks, "write", meanwhile)
+    await fs.flush(handle, 0)
+    assert handle.file.drop_privileges, "the write that came meanwhile is not flushed yet"
