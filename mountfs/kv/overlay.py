@@ -17,6 +17,8 @@ from mountfs.kv.base import Changes, Store
 Rows = dict[bytes, bytes | None]
 
 GROUP_BYTES = 8
+_NOTHING: Rows = {}
+_INSERTED_ONE_BY_ONE = 32
 _BEHIND_ALL = b"\xff" * (GROUP_BYTES + 1)
 _ROW_OVERHEAD_BYTES = 200  # two objects and a dict slot, measured; only used to bound memory
 
@@ -29,6 +31,9 @@ class Overlay:
         self._active: dict[bytes, Rows] = {}
         self._frozen: dict[bytes, Rows] | None = None
         self._sorted: dict[bytes, list[bytes]] = {}
+        """The keys of a group that was scanned, active and frozen, ascending."""
+        self._added: dict[bytes, list[bytes]] = {}
+        """Keys that came to such a group since."""
         self._cache: Rows = {}
         self._cached_rows = cached_rows
         self.pending_rows = 0
@@ -53,13 +58,16 @@ class Overlay:
         cache[key] = value
         return value
 
-    def scan(self, start: bytes, stop: bytes) -> Iterator[tuple[bytes, bytes]]:
-        """Pairs with `start <= key < stop`, ascending, as of now."""
+    def scan(
+        self, start: bytes, stop: bytes, *, limit: int | None = None
+    ) -> Iterator[tuple[bytes, bytes]]:
+        """Pairs with `start <= key < stop`, ascending, as of now; the first `limit` of them."""
         group = start[:GROUP_BYTES]
         assert stop[:GROUP_BYTES] == group or stop == _next(group), (start, stop)
-        over = self._changes_between(group, start, stop)
+        over = self._changes_between(group, start, stop, limit)
         base = self._store.scan(start, stop)
-        return merge(over, base) if over else base
+        pairs = merge(over, base) if over else base
+        return pairs if limit is None else islice(pairs, limit)
 
     def everything(self) -> Iterator[tuple[bytes, bytes]]:
         """All pairs, ascending, as of now; for checks, which look at all there is."""
@@ -79,7 +87,8 @@ class Overlay:
             if key not in rows:
                 self.pending_rows += 1
                 self.pending_bytes += _ROW_OVERHEAD_BYTES
-                self._sorted.pop(group, None)
+                if group in self._sorted:
+                    self._added.setdefault(group, []).append(key)
                 cache.pop(key, None)
             elif (old := rows[key]) is not None:
                 self.pending_bytes -= len(old)
@@ -91,7 +100,6 @@ class Overlay:
         """Set the gathered changes aside for a checkpoint.  Reads still see them."""
         assert self._frozen is None, "one checkpoint at a time"
         self._frozen, self._active = self._active, {}
-        self._sorted.clear()
         self.pending_rows = 0
         self.pending_bytes = 0
         return {key: value for rows in self._frozen.values() for key, value in rows.items()}
@@ -100,12 +108,13 @@ class Overlay:
         """The frozen changes are in the store now."""
         assert self._frozen is not None
         self._frozen = None
-        self._sorted.clear()  # it has their keys, too
+        self._forget_order()  # it has their keys, too
 
     def unfreeze(self) -> None:
         """The checkpoint failed: the frozen changes are pending again."""
         assert self._frozen is not None
         newer, self._active, self._frozen = self._active, self._frozen, None
+        self._forget_order()
         self.pending_rows = sum(len(rows) for rows in self._active.values())
         self.pending_bytes = sum(
             _ROW_OVERHEAD_BYTES + len(value or b"")
@@ -115,23 +124,43 @@ class Overlay:
         for rows in newer.values():
             self.apply(rows)
 
+    def _forget_order(self) -> None:
+        self._sorted.clear()
+        self._added.clear()
+
     def _changes_between(
-        self, group: bytes, start: bytes, stop: bytes
+        self, group: bytes, start: bytes, stop: bytes, limit: int | None
     ) -> list[tuple[bytes, bytes | None]]:
-        active = self._active.get(group)
-        frozen = self._frozen.get(group) if self._frozen is not None else None
-        if active is None and frozen is None:
+        active = self._active.get(group, _NOTHING)
+        frozen = self._frozen.get(group, _NOTHING) if self._frozen else _NOTHING
+        if not active and not frozen:
             return []
+        keys = self._sorted_keys(group, active, frozen)
+        wanted = keys[bisect_left(keys, start) : bisect_left(keys, stop)]
+        if limit is None or len(wanted) <= limit:
+            return [(key, active[key] if key in active else frozen[key]) for key in wanted]
+        over: list[tuple[bytes, bytes | None]] = []
+        for key in wanted:
+            value = active[key] if key in active else frozen[key]
+            over.append((key, value))
+            limit -= value is not None
+            if limit == 0:
+                break
+        return over
+
+    def _sorted_keys(self, group: bytes, active: Rows, frozen: Rows) -> list[bytes]:
         keys = self._sorted.get(group)
         if keys is None:
-            keys = sorted({**(frozen or {}), **(active or {})})
-            self._sorted[group] = keys
-        rows = (
-            {**(frozen or {}), **(active or {})} if frozen and active else (active or frozen or {})
-        )
-        return [
-            (key, rows[key]) for key in keys[bisect_left(keys, start) : bisect_left(keys, stop)]
-        ]
+            keys = self._sorted[group] = sorted(active.keys() | frozen.keys())
+        elif added := self._added.pop(group, None):
+            if len(added) <= _INSERTED_ONE_BY_ONE:
+                for key in added:
+                    at = bisect_left(keys, key)
+                    if at == len(keys) or keys[at] != key:
+                        keys.insert(at, key)
+            else:
+                keys[:] = sorted({*keys, *added})
+        return keys
 
     def _evict(self) -> None:
         for key in list(islice(self._cache, self._cached_rows // 4)):

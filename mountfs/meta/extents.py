@@ -2,12 +2,14 @@
 `Slice`.
 """
 
+from bisect import bisect_left, bisect_right
 from collections.abc import Iterable
 from operator import attrgetter
 
 from mountfs.meta.records import Slice
 
 _START = attrgetter("start")
+_STOP = attrgetter("stop")
 
 
 def visible(slices: Iterable[Slice]) -> list[Slice]:
@@ -20,33 +22,38 @@ def visible(slices: Iterable[Slice]) -> list[Slice]:
     """
     seen: list[Slice] = []
     for new in slices:
-        if seen and seen[-1].stop > new.start:
-            seen = cover(seen, new)
-        else:  # appending, nearly always
-            seen.append(new)
+        put(seen, new)
     return seen
 
 
-def cover(seen: list[Slice], new: Slice) -> list[Slice]:
-    """`seen` (ascending, disjoint) with `new` on top."""
-    kept = without(seen, new.start, new.stop)
-    kept.append(new)
-    kept.sort(key=_START)
-    return kept
+def put(seen: list[Slice], new: Slice) -> None:
+    """Lay `new` on top of `seen` (ascending, disjoint), in place."""
+    if seen and seen[-1].stop > new.start:
+        seen.insert(_clear(seen, new.start, new.stop), new)
+    else:  # appending, nearly always
+        seen.append(new)
 
 
 def without(seen: list[Slice], start: int, stop: int) -> list[Slice]:
     """The parts of `seen` outside of `start:stop`."""
-    kept: list[Slice] = []
-    for old in seen:
-        if old.stop <= start or old.start >= stop:
-            kept.append(old)
-            continue
-        if old.start < start:
-            kept.append(old.cut(old.start, start))
-        if old.stop > stop:
-            kept.append(old.cut(stop, old.stop))
+    kept = list(seen)
+    _clear(kept, start, stop)
     return kept
+
+
+def _clear(seen: list[Slice], start: int, stop: int) -> int:
+    """Take `start:stop` out of `seen`.  Returns where what comes there belongs."""
+    first = bisect_right(seen, start, key=_STOP)
+    last = bisect_left(seen, stop, first, key=_START)
+    if first == last:
+        return first
+    before, behind = seen[first], seen[last - 1]
+    kept = [before.cut(before.start, start)] if before.start < start else []
+    place = first + len(kept)
+    if behind.stop > stop:
+        kept.append(behind.cut(stop, behind.stop))
+    seen[first:last] = kept
+    return place
 
 
 def within(seen: Iterable[Slice], start: int, stop: int) -> list[Slice]:

@@ -51,6 +51,7 @@ class Inode:
         "mtime",
         "next_position",
         "nlink",
+        "packed",
         "parent",
         "rdev",
         "size",
@@ -85,6 +86,20 @@ class Inode:
     btime: int
     marks: int
     """HAS_* bits."""
+    packed: bytes | None
+    """The record, as long as nothing has changed since it was made."""
+
+    def __init__(self) -> None:
+        self.packed = None
+
+    def record(self) -> bytes:
+        """As it is stored.  Who changes something must have forgotten `packed` before
+        (`Tree.edit`).
+        """
+        packed = self.packed
+        if packed is None:
+            packed = self.packed = self.pack()
+        return packed
 
     def pack(self) -> bytes:
         atime_s, atime_ns = divmod(self.atime, NS)
@@ -106,11 +121,12 @@ class Inode:
         return self.mode & 0o170000 == stat.S_IFREG
 
     def attributes(self) -> Attributes:
-        return Attributes(self.pack()[:ATTRIBUTES_BYTES])
+        return Attributes(self.record()[:ATTRIBUTES_BYTES])
 
 
 def unpack_inode(record: bytes) -> Inode:
     inode = Inode()
+    inode.packed = record
     (
         ino, inode.size, blocks, atime_s, mtime_s, ctime_s,
         atime_ns, mtime_ns, ctime_ns, inode.mode, inode.nlink, inode.uid, inode.gid, inode.rdev,

@@ -67,10 +67,15 @@ def move_content(tree: Tree, inode: Inode) -> int:
 
 def put_piece(tree: Tree, inode: Inode, number: int, data: bytes) -> SliceId:
     """Keep bytes in the metadata, under a name that no other piece of the file has."""
-    name = SliceId(tree.stamp.index << 20 | number)
     assert number < 1 << 20, number
+    name = piece_name(tree, number)
     tree.put(keys.piece(inode.ino, name), data)
     return name
+
+
+def piece_name(tree: Tree, number: int) -> SliceId:
+    """Of piece `number` of the running command."""
+    return SliceId(tree.stamp.index << 20 | number)
 
 
 def drop_chunks(tree: Tree, inode: Inode, chunks: Iterable[tuple[int, SliceRows]]) -> None:

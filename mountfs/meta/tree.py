@@ -54,7 +54,6 @@ class Tree:
         self._changes: dict[bytes, bytes | None] = {}
         self._inodes: dict[Ino, Inode] = {}
         self._touched: dict[Ino, Inode] = {}
-        self._packed: dict[Ino, bytes] = {}
         self._removed: set[Ino] = set()
         stored = rows.get(keys.COUNTERS)
         self.counters = (
@@ -72,9 +71,8 @@ class Tree:
 
     def commit(self) -> None:
         changes = self._changes
-        packed = self._packed
         for ino, inode in self._touched.items():
-            changes[keys.inode(ino)] = packed.get(ino) or inode.pack()
+            changes[keys.inode(ino)] = inode.record()
         self._rows.apply(changes)
         self._clear()
 
@@ -87,7 +85,6 @@ class Tree:
     def _clear(self) -> None:
         self._changes = {}
         self._touched = {}
-        self._packed = {}
         self._removed.clear()
 
     def counters_row(self) -> bytes:
@@ -103,12 +100,14 @@ class Tree:
     def put(self, key: bytes, value: bytes | None) -> None:
         self._changes[key] = value
 
-    def scan(self, span: keys.Range) -> Iterator[tuple[bytes, bytes]]:
-        """Rows in a range, with the changes of the running command."""
+    def scan(self, span: keys.Range, *, limit: int | None = None) -> Iterator[tuple[bytes, bytes]]:
+        """Rows in a range, the first `limit` of them, with the changes of the running command."""
         start, stop = span
+        if limit is not None and not self._changes:
+            return self._rows.scan(start, stop, limit=limit)
         pairs = self._rows.scan(start, stop)
         own = [(key, value) for key, value in self._changes.items() if start <= key < stop]
-        return merge(sorted(own), pairs) if own else pairs
+        return islice(merge(sorted(own), pairs) if own else pairs, limit)
 
     def everything(self) -> Iterator[tuple[bytes, bytes]]:
         """All rows, in the order of their keys; between commands, for checks."""
@@ -134,7 +133,7 @@ class Tree:
         """The inode as it is stored; for listings, which do not want it taken apart."""
         inode = self._inodes.get(ino)
         if inode is not None:
-            return inode.pack()
+            return inode.record()
         record = self._rows.get(keys.inode(ino))
         if record is None:
             raise FsError(Fault.STALE, f"inode {ino} is gone")
@@ -146,18 +145,14 @@ class Tree:
         if inode is None:
             inode = self.inode(ino)
             self._touched[ino] = inode
-        else:
-            self._packed.pop(ino, None)
+        inode.packed = None
         return inode
 
     def attributes(self, inode: Inode) -> Attributes:
         """The reply of most commands.  Asked for last: the inode must not change after it in this
         command.
         """
-        record = inode.pack()
-        if inode.ino in self._touched:
-            self._packed[inode.ino] = record
-        return Attributes(record[:ATTRIBUTES_BYTES])
+        return Attributes(inode.record()[:ATTRIBUTES_BYTES])
 
     def directory(self, ino: Ino) -> Inode:
         """A directory that still has a name.  Raises STALE, NOT_DIRECTORY, NOT_FOUND."""

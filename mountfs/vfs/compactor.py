@@ -2,8 +2,6 @@
 anew.
 """
 
-from itertools import islice
-
 import trio
 
 from mountfs.chunks.client import LocalChunks
@@ -50,8 +48,7 @@ class CountRows(Query[int], frozen=True, tag="count_rows"):
     chunk: int
 
     def read(self, tree: Tree) -> int:
-        rows = tree.scan(keys.slices_of(self.ino, self.chunk))
-        return sum(1 for _ in islice(rows, ROWS_URGENT))
+        return sum(1 for _ in tree.scan(keys.slices_of(self.ino, self.chunk), limit=ROWS_URGENT))
 
 
 class Compactor:

@@ -15,10 +15,12 @@ from mountfs.buffers import Buffers
 from mountfs.chunks.base import ChunkStore
 from mountfs.errors import Fault, FsError
 from mountfs.inline import leave
+from mountfs.meta.extents import put
 from mountfs.meta.local import Meta
 from mountfs.meta.ops import write as ops
 from mountfs.meta.ops.slices import Discard, ReserveSlices
-from mountfs.types import KIB, MIB, SLICE_BYTES_MAX, SliceId, VolumeId
+from mountfs.meta.records import Slice
+from mountfs.types import CHUNK_BYTES, KIB, MIB, SLICE_BYTES_MAX, SliceId, VolumeId
 from mountfs.vfs.dirty import Run
 from mountfs.vfs.handles import File
 
@@ -178,13 +180,12 @@ class Writer:
                 written.append((slice_id, volume, run.size))
                 records.append(ops.Run(run.start, run.size, crc, slice_id, volume))
             command = ops.Write(file.ino, tuple(records), file.mtime, drop_privileges)
-            await self._meta.propose(command)
+            _, piece = await self._meta.propose(command)
         except FsError:
             if written:
                 await self._discard(written)
             raise
-        finally:
-            file.forget_layouts()
+        _show(file, records, piece)
 
     async def _discard(self, written: list[tuple[SliceId, VolumeId, int]]) -> None:
         try:
@@ -209,6 +210,27 @@ class Writer:
             else:
                 await self._flush(oldest, oldest.dirty.take(bytes_max=LANDING_BYTES), False)
                 await trio.lowlevel.checkpoint()
+
+
+def _show(file: File, runs: list[ops.Run], piece: SliceId) -> None:
+    """Put new slices over those that are known of a file; `piece` is the name of the first run
+    that the metadata carries, 0 where it is part of the content.
+    """
+    if not piece or file.content is not None:
+        file.forget_layouts()
+        return
+    fresh: set[int] = set()
+    for number, run in enumerate(runs):
+        chunk, start = divmod(run.offset, CHUNK_BYTES)
+        seen = file.layouts.get(chunk)
+        if seen is None:
+            continue
+        if chunk not in fresh:  # somebody may be reading by the old one
+            fresh.add(chunk)
+            seen = file.layouts[chunk] = list(seen)
+        name = run.slice_id if run.volume else SliceId(piece + number)
+        stop = start + run.length
+        put(seen, Slice(start, stop, name, 0, run.volume, run.length, run.crc))
 
 
 def _batch(runs: list[Run]) -> list[Run]:

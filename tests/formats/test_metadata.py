@@ -144,6 +144,7 @@ def test_an_inode():
     inode = example()
     assert inode.pack().hex() == INODE_GOLDEN
     again = unpack_inode(bytes.fromhex(INODE_GOLDEN))
+    assert again.record() == inode.record()
     assert all(getattr(again, name) == getattr(inode, name) for name in Inode.__slots__)
 
 

@@ -64,11 +64,12 @@ class History(RuleBasedStateMachine):
     def get(self, key) -> None:
         assert self.overlay.get(key) == self.model.get(key)
 
-    @rule(low=KEYS, high=st.sampled_from([b"", b"a", b"b", b"bb", b"z"]))
-    def scan(self, low, high) -> None:
+    @rule(low=KEYS, high=st.sampled_from([b"", b"a", b"b", b"bb", b"z"]), limit=st.integers(0, 4))
+    def scan(self, low, high, limit) -> None:
         stop = max(low[:8] + high, low)
         found = list(self.overlay.scan(low, stop))
         assert found == sorted((k, v) for k, v in self.model.items() if low <= k < stop)
+        assert list(self.overlay.scan(low, stop, limit=limit)) == found[:limit]
 
     @rule(group=st.sampled_from(GROUPS), changes=st.dictionaries(KEYS, VALUES, max_size=2))
     def change_while_scanning(self, group, changes) -> None:

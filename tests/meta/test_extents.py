@@ -5,7 +5,7 @@ from itertools import pairwise
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mountfs.meta.extents import cover, visible, within, without
+from mountfs.meta.extents import put, visible, within, without
 from mountfs.meta.records import Slice
 
 BYTES = 24
@@ -48,7 +48,8 @@ def test_the_newest_slice_is_seen(writes):
 @given(WRITES, ENDS)
 def test_covering_is_one_more_write(writes, ends):
     new = Slice(*ends, 99, 3, 7, BYTES * 2, 0)
-    seen = cover(visible(slices(writes)), new)
+    seen = visible(slices(writes))
+    put(seen, new)
     assert painted(seen) == painted([*slices(writes), new])
     assert disjoint(seen)
 

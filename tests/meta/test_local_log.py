@@ -228,6 +228,8 @@ def test_a_sync_runs_while_others_append(tmp_path):
             thread.join()
         assert seen == sorted(seen)
         assert log.sync() == 20_000
+        log.release(17_000)
+        log.prepare()
         assert log.first_index > 1
         expected = contents(log)
     with closing(LocalLog(tmp_path, segment_bytes=1 << 20)) as log:

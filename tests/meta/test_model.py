@@ -425,6 +425,14 @@ class History(RuleBasedStateMachine):
         assert self.machine.violations() == []
 
     @invariant()
+    def what_is_kept_in_memory_is_what_is_stored(self) -> None:
+        tree = self.machine.state.tree
+        for ino, inode in tree._inodes.items():
+            stored = tree.get(keys.inode(ino))
+            assert stored == inode.pack()
+            assert inode.packed in (stored, None)
+
+    @invariant()
     def names_and_attributes_are_those_of_the_model(self) -> None:
         machine = self.machine
         for ino, node in self.nodes.items():

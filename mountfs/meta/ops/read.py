@@ -1,7 +1,5 @@
 """The questions that doors ask most: names, attributes, listings, where bytes are."""
 
-from itertools import islice
-
 import msgspec
 
 from mountfs.errors import Fault, FsError
@@ -98,7 +96,7 @@ class ReadDir(Query[Listing], frozen=True, tag="readdir"):
                 listing.append((position, ino, 4, name, Attributes(b"")))
         if not directory.entries:
             return listing
-        for key, value in islice(tree.scan(keys.entries(self.ino, self.after)), self.limit):
+        for key, value in tree.scan(keys.entries(self.ino, self.after), limit=self.limit):
             ino, type, name = unpack_entry(value)
             attributes = b""
             if self.with_attributes:

@@ -12,6 +12,7 @@ from mountfs.meta.space import (
     drop_capabilities,
     drop_privileges,
     move_content,
+    piece_name,
     put_piece,
 )
 from mountfs.meta.tree import Tree
@@ -36,7 +37,11 @@ class Run(msgspec.Struct, frozen=True, array_like=True):
     data: bytes = b""
 
 
-class Write(Command[Attributes], frozen=True, tag="write"):
+class Write(Command[tuple[Attributes, SliceId]], frozen=True, tag="write"):
+    """Reply: the attributes, and the name that the first run has as a piece (the next one has the
+    next number); 0 where the bytes went into the content of the file.
+    """
+
     ino: Ino
     runs: tuple[Run, ...]
     time: int
@@ -51,7 +56,7 @@ class Write(Command[Attributes], frozen=True, tag="write"):
             assert run.offset % CHUNK_BYTES + run.length <= CHUNK_BYTES, run
             assert run.volume or len(run.data) == run.length <= PIECE_BYTES_MAX, run
 
-    def apply(self, tree: Tree, stamp: Stamp) -> Attributes:
+    def apply(self, tree: Tree, stamp: Stamp) -> tuple[Attributes, SliceId]:
         if not tree.inode(self.ino).is_regular:
             raise FsError(Fault.INVALID)
         inode = tree.edit(self.ino)
@@ -59,8 +64,9 @@ class Write(Command[Attributes], frozen=True, tag="write"):
         small = stop <= INLINE_BYTES_MAX and not inode.marks & HAS_SLICES
         if small and all(not run.volume for run in self.runs):
             _write_content(tree, inode, self.runs)
+            piece = SliceId(0)
         else:
-            _write_slices(tree, inode, self.runs)
+            piece = _write_slices(tree, inode, self.runs)
         inode.size = max(inode.size, stop)
         inode.mtime = self.time
         inode.ctime = max(inode.ctime, self.time)
@@ -69,7 +75,7 @@ class Write(Command[Attributes], frozen=True, tag="write"):
             drop_privileges(tree, inode)
         else:
             drop_capabilities(tree, inode)
-        return tree.attributes(inode)
+        return tree.attributes(inode), piece
 
 
 def _write_content(tree: Tree, inode: Inode, runs: tuple[Run, ...]) -> None:
@@ -81,7 +87,7 @@ def _write_content(tree: Tree, inode: Inode, runs: tuple[Run, ...]) -> None:
     tree.set_content(inode, content)
 
 
-def _write_slices(tree: Tree, inode: Inode, runs: tuple[Run, ...]) -> None:
+def _write_slices(tree: Tree, inode: Inode, runs: tuple[Run, ...]) -> SliceId:
     first = move_content(tree, inode)
     for number, run in enumerate(runs, first):
         slice_id, volume = run.slice_id, run.volume
@@ -90,3 +96,4 @@ def _write_slices(tree: Tree, inode: Inode, runs: tuple[Run, ...]) -> None:
         chunk, start = divmod(run.offset, CHUNK_BYTES)
         new = Slice(start, start + run.length, slice_id, 0, volume, run.length, run.crc)
         tree.add_slice(inode, chunk, number, new)
+    return piece_name(tree, first)
