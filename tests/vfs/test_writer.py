@@ -1,6 +1,7 @@
 """What is dirty leaves in parts: memory stays bounded, and a part that fails costs nothing else."""
 
 import os
+import random
 from typing import Any
 from unittest import mock
 
@@ -8,6 +9,7 @@ import pytest
 import trio
 
 from mountfs.errors import Fault, FsError
+from mountfs.meta.ops.setattr import SetAttr
 from mountfs.types import KIB, ROOT, SLICE_BYTES_MAX, SUPERUSER
 from mountfs.vfs import writer
 from mountfs.vfs.filesystem import Filesystem
@@ -103,3 +105,32 @@ async def test_privileges_are_dropped_by_a_write_during_a_flush(
     monkeypatch.setattr(chunks, "write", meanwhile)
     await fs.flush(handle, 0)
     assert handle.file.drop_privileges, "the write that came meanwhile is not flushed yet"
+
+
+@pytest.mark.parametrize("seed", range(8))
+async def test_what_is_known_of_a_layout_is_what_the_metadata_says(
+    fs: Filesystem, seed: int
+) -> None:
+    dice = random.Random(seed)
+    handle = await opened(fs)
+    file, model = handle.file, bytearray()
+    for _ in range(60):
+        offset, size = dice.randrange(400 * KIB), dice.choice([1, 100, 4 * KIB, 100 * KIB])
+        data = dice.randbytes(size)
+        model.extend(bytes(max(offset + size - len(model), 0)))
+        model[offset : offset + size] = data
+        await fs.write(handle, offset, memoryview(data))
+        if dice.random() < 0.5:
+            await fs.fsync(handle)
+        elif dice.random() < 0.5:
+            await fs.flush(handle, 0)
+        if dice.random() < 0.1:
+            del model[dice.randrange(len(model)) :]
+            await fs.setattr(SetAttr(ino=file.ino, cred=SUPERUSER, size=len(model)))
+        at = dice.randrange(400 * KIB)
+        assert bytes(await fs.read(handle, at, 50 * KIB)) == model[at : at + 50 * KIB]
+        if file.layouts:
+            kept = dict(file.layouts)
+            file.forget_layouts()
+            assert kept == {chunk: await fs.reader.layout(file, chunk) for chunk in kept}
+            file.layouts = kept
