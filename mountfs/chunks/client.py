@@ -39,6 +39,9 @@ class LocalChunks:
         self._writers = trio.CapacityLimiter(WRITERS)
         self._spare_cpu = len(os.sched_getaffinity(0)) > 1
         self._polls = Polls(enabled=self._spare_cpu)
+        self.reads = 0
+        self.reads_waited = 0
+        """Reads, and those that were not answered from memory at once: of the disk, or large."""
         self._one_sync = trio.Lock()
         self._next: _Round | None = None
         """The round of syncing that has not begun, for whoever comes now."""
@@ -58,10 +61,14 @@ class LocalChunks:
     async def read(self, volume: VolumeId, slice_id: SliceId, start: int, stop: int) -> memoryview:
         """Bytes `start` to `stop` of a slice, verified.  Raises CORRUPT or DEVICE."""
         size = stop - start
+        self.reads += 1
         if size < THREADED_BYTES or not self._spare_cpu:
             data = self._disk.read_now(volume, slice_id, start, stop)
-            if data is None and size <= POLLED_BYTES and self._polls.worth_it():
-                data = await self._poll(volume, slice_id, start, stop)
+            if data is not None:
+                return data
+        self.reads_waited += 1
+        if size <= POLLED_BYTES and self._polls.worth_it():
+            data = await self._poll(volume, slice_id, start, stop)
             if data is not None:
                 return data
         await leave()

@@ -326,7 +326,7 @@ def _answers(node: EmbeddedNode, binding: Binding) -> dict[str, control.Answerer
         return {**await node_answers["status"](args), **binding.status()}
 
     async def stats(_: dict[str, Any]) -> Any:
-        return binding.stats()
+        return {**binding.stats(), "caches": node.stats()}
 
     return {**node_answers, "status": status, "stats": stats}
 

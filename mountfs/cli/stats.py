@@ -34,6 +34,11 @@ the columns:
   per s, mean, errors   of the last interval
   slowest               since the mount, of one operation
 
+from memory:
+  rows    of metadata that were found without a look into the tables on disk
+  reads   of stored bytes that were answered at once; those of 512 KiB and more count as not
+          answered at once on a machine with several processors, wherever the bytes were
+
 exit status: 0 shown; 1 the mount does not answer; 2 wrong call
 """
 
@@ -68,6 +73,10 @@ class Rates(msgspec.Struct):
     cpu_percent: float
     dirty_bytes: int
     unwritten_files: int
+    rows_from_memory_percent: float | None
+    """Rows of metadata that needed no look into the tables; None: none was asked for."""
+    reads_at_once_percent: float | None
+    """Reads of slices that were answered without waiting for a disk or a thread; None: no read."""
 
 
 def rates(before: Sample, after: Sample) -> Rates:
@@ -95,7 +104,17 @@ def rates(before: Sample, after: Sample) -> Rates:
         max(cpu_s, 0.0) / seconds * 100,
         after.stats["dirty_bytes"],
         after.stats["unwritten_files"],
+        _hits(before, after, "rows", "rows_stored"),
+        _hits(before, after, "reads", "reads_waited"),
     )
+
+
+def _hits(before: Sample, after: Sample, asked: str, missed: str) -> float | None:
+    then, now = before.stats["caches"], after.stats["caches"]
+    if now[asked] < then[asked]:  # started anew
+        then = {asked: 0, missed: 0}
+    count = now[asked] - then[asked]
+    return 100 * (1 - (now[missed] - then[missed]) / count) if count else None
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -165,8 +184,13 @@ def _summary(one: Rates) -> str:
     return (
         f"{show.rounded(one.per_s)} operations/s, CPU {one.cpu_percent:.0f} %, "
         f"{show.size(one.dirty_bytes)} of {show.count_of(one.unwritten_files, 'file')} "
-        "not yet written"
+        f"not yet written; from memory: {_percent(one.rows_from_memory_percent)} of rows, "
+        f"{_percent(one.reads_at_once_percent)} of reads"
     )
+
+
+def _percent(share: float | None) -> str:
+    return "-" if share is None else f"{share:.0f} %"
 
 
 def _intervals(place: Place, interval: float, count: int | None) -> Iterator[Rates]:

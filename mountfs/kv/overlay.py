@@ -36,11 +36,15 @@ class Overlay:
         """Keys that came to such a group since."""
         self._cache: Rows = {}
         self._cached_rows = cached_rows
+        self.gets = 0
+        self.store_gets = 0
+        """Keys that were asked for, and those of them that were not in memory."""
         self.pending_rows = 0
         """Rows that the next checkpoint has to write."""
         self.pending_bytes = 0
 
     def get(self, key: bytes) -> bytes | None:
+        self.gets += 1
         group = key[:GROUP_BYTES]
         rows = self._active.get(group)
         if rows is not None and key in rows:
@@ -52,6 +56,7 @@ class Overlay:
         cache = self._cache
         if key in cache:
             return cache[key]
+        self.store_gets += 1
         value = self._store.get(key)
         if len(cache) >= self._cached_rows:
             self._evict()

@@ -141,6 +141,11 @@ class LocalMeta:
         return self._rows.pending_rows
 
     @property
+    def rows_read(self) -> tuple[int, int]:
+        """Rows that commands and queries asked for by key, and those that were not in memory."""
+        return self._rows.gets, self._rows.store_gets
+
+    @property
     def owed_bytes(self) -> int:
         """Disk space that the next checkpoint takes: in LevelDB, first a log and then a table."""
         return 2 * self._rows.pending_bytes

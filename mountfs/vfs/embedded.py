@@ -242,6 +242,16 @@ class EmbeddedNode:
             new = command.added
         return all(self.disk.has(piece.volume, piece.slice_id) for piece in new if piece.volume)
 
+    def stats(self) -> dict[str, Any]:
+        """Counters of the caches since the mount, for `mountfs stats`."""
+        rows, rows_stored = self.meta.rows_read
+        return {
+            "rows": rows,
+            "rows_stored": rows_stored,
+            "reads": self.chunks.reads,
+            "reads_waited": self.chunks.reads_waited,
+        }
+
     async def status(self) -> dict[str, Any]:
         """What `mountfs status` shows."""
         inodes, used = await self.meta.read(Usage())

@@ -114,6 +114,7 @@ def test_stats_counts_what_programs_do(mounted: tuple[Path, Path], run: Run) -> 
     assert code == 0
     assert said["per_s"] > 0
     assert any(rate["operation"] in ("create", "lookup") for rate in said["operations"])
+    assert 0 <= said["rows_from_memory_percent"] <= 100
 
 
 def test_fsck_and_doctor_of_a_mount_that_is_well(mounted: tuple[Path, Path], run: Run) -> None:

@@ -5,14 +5,27 @@ import pytest
 from mountfs.cli.stats import Sample, lines, rates
 
 
-def sample(at: float, cpu_s: float = 0.0, **operations: tuple[int, int, int]) -> Sample:
+def sample(
+    at: float,
+    cpu_s: float = 0.0,
+    caches: tuple[int, int, int, int] = (0, 0, 0, 0),
+    **operations: tuple[int, int, int],
+) -> Sample:
     """Operations as (calls, errors, nanoseconds in all)."""
     counts = {
         name: {"calls": calls, "errors": errors, "total_ns": total, "slowest_ns": 9_000}
         for name, (calls, errors, total) in operations.items()
     }
+    names = ("rows", "rows_stored", "reads", "reads_waited")
     return Sample(
-        at, {"operations": counts, "dirty_bytes": 4096, "unwritten_files": 1, "cpu_s": cpu_s}
+        at,
+        {
+            "operations": counts,
+            "dirty_bytes": 4096,
+            "unwritten_files": 1,
+            "cpu_s": cpu_s,
+            "caches": dict(zip(names, caches, strict=True)),
+        },
     )
 
 
@@ -43,3 +56,16 @@ def test_an_interval_as_lines() -> None:
     head, read = lines(rates(sample(0.0), sample(1.0, 0.1, read=(3, 0, 30_000))))
     assert head.startswith("3 operations/s, CPU 10 %")
     assert read.split()[:4] == ["read", "3/s", "mean", "10"]
+
+
+def test_hits_are_those_of_the_interval() -> None:
+    one = rates(sample(1.0, caches=(100, 100, 7, 7)), sample(2.0, caches=(200, 110, 7, 7)))
+    assert one.rows_from_memory_percent == pytest.approx(90)
+    assert one.reads_at_once_percent is None
+    assert next(lines(one)).endswith("from memory: 90 % of rows, - of reads")
+
+
+def test_hits_of_a_daemon_that_was_started_anew() -> None:
+    one = rates(sample(1.0, caches=(100, 0, 50, 0)), sample(2.0, caches=(10, 5, 4, 4)))
+    assert one.rows_from_memory_percent == pytest.approx(50)
+    assert one.reads_at_once_percent == 0
