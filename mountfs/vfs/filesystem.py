@@ -169,9 +169,10 @@ class Filesystem:
             listed = await self._meta.read(GetAttr(ino))
             await self._touch(ino, listed, self._directory_access_time)
         if with_attributes and (self._atimes or self.writer.unwritten):
-            return [
-                (*entry[:4], self._now(entry[4]) if entry[4] else entry[4]) for entry in listing
-            ]
+            atimes, files = self._atimes, self._files
+            for at, (position, child, type, name, attributes) in enumerate(listing):
+                if attributes and (child in atimes or child in files):
+                    listing[at] = (position, child, type, name, self._now(attributes))
         return listing
 
     async def forget(self, inos: Iterable[Ino]) -> None:

@@ -96,12 +96,12 @@ class ReadDir(Query[Listing], frozen=True, tag="readdir"):
                 listing.append((position, ino, 4, name, Attributes(b"")))
         if not directory.entries:
             return listing
+        attributes = Attributes(b"")
         for key, value in tree.scan(keys.entries(self.ino, self.after), limit=self.limit):
             ino, type, name = unpack_entry(value)
-            attributes = b""
             if self.with_attributes:
-                attributes = tree.record(ino)[:ATTRIBUTES_BYTES]
-            listing.append((keys.last_64(key), ino, type, name, Attributes(attributes)))
+                attributes = Attributes(tree.record(ino)[:ATTRIBUTES_BYTES])
+            listing.append((keys.last_64(key), ino, type, name, attributes))
         return listing
 
 
