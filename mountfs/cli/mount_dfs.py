@@ -67,6 +67,7 @@ def main(argv: list[str] | None = None) -> int:
         options = parse_options(",".join(arguments.options))
         home = Path(arguments.home or default_home()).absolute()
         mountpoint = mounting.check_mountpoint(arguments.mountpoint)
+        mounting.check_machine(mountpoint, options)
         if arguments.fake:
             return 0
         if arguments.foreground:
@@ -77,9 +78,17 @@ def main(argv: list[str] | None = None) -> int:
         return _say(error)
 
 
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        """As mount(8) documents it: 2 would be an error of the system."""
+        self.print_usage(sys.stderr)
+        self.exit(EXIT_USAGE, f"{self.prog}: {message}; see: {self.prog} --help\n")
+
+
 def _parse(argv: list[str]) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
+    parser = _Parser(
         prog="mount.dfs",
+        usage="mount.dfs [HOME] MOUNTPOINT [-o OPTIONS] [--foreground] [-v] [-f]",
         description=_DESCRIPTION,
         epilog=_EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -311,7 +320,10 @@ async def _wait_for_home(home: Path) -> None:
     """
     deadline = time.monotonic() + HANDOVER_S
     while time.monotonic() < deadline:
-        holder = holder_of(home)
+        try:
+            holder = holder_of(home)
+        except OSError:
+            return  # opening it will fail too, and says it better
         if holder is None or (
             holder.mountpoint and mounting.find_mount(holder.mountpoint, source=str(home))
         ):

@@ -33,6 +33,7 @@ _LINKS_MAX = 40
 _MNT_DETACH = 2
 _UMOUNT_NOFOLLOW = 8
 _HELPER = "fusermount3"
+_CONFIGURATION = "/etc/fuse.conf"
 _HELPER_S = 30.0
 """fusermount3 takes milliseconds; something is broken if it takes so long."""
 
@@ -99,6 +100,36 @@ def check_mountpoint(mountpoint: StrPath) -> str:
     if error is not None:
         raise _unusable(path, error, there)
     return path
+
+
+def check_machine(mountpoint: StrPath, options: MountOptions) -> None:
+    """Whether this machine lets this user mount so: what can be known before anything is made.
+
+    Raises UNSUPPORTED, DENIED or NOT_PERMITTED, as `mount` would.
+    """
+    if os.geteuid() == 0:
+        os.close(_open_device())
+        return
+    path = _resolve(mountpoint)
+    _find_helper()
+    if not os.path.exists(DEVICE):
+        raise FsError(Fault.UNSUPPORTED, _no_fuse(f"{DEVICE} is missing"))
+    if not os.access(DEVICE, os.R_OK | os.W_OK):
+        raise FsError(
+            Fault.DENIED,
+            f"no permission to open {DEVICE}; let users open it with: chmod 666 {DEVICE}",
+        )
+    if not os.access(path, os.W_OK):
+        raise FsError(
+            Fault.NOT_PERMITTED,
+            f"no write access to {path}, which {_HELPER} asks for: mount on a directory of yours",
+        )
+    if options.allow_other and not _others_allowed():
+        raise FsError(
+            Fault.NOT_PERMITTED,
+            f"allow_other is not allowed to users on this machine: mount without it, or let root "
+            f"add the line user_allow_other to {_CONFIGURATION}",
+        )
 
 
 def find_mount(mountpoint: StrPath, source: StrPath | None = None) -> MountInfo | None:
@@ -342,13 +373,7 @@ def _mount_by_helper(path: str, source: str, options: MountOptions) -> int:
 
 def _helper(path: str, arguments: list[str], channel: socket.socket | None = None) -> None:
     """Run fusermount3; it sends the connection through `channel`."""
-    program = shutil.which(_HELPER)
-    if program is None:
-        raise FsError(
-            Fault.UNSUPPORTED,
-            f"{_HELPER} is missing, which mounts for users that are not root; "
-            "install it (on Debian and Ubuntu: apt install fuse3)",
-        )
+    program = _find_helper()
     environment = dict(os.environ, LC_ALL="C")
     fds = []
     if channel is not None:
@@ -369,6 +394,28 @@ def _helper(path: str, arguments: list[str], channel: socket.socket | None = Non
         raise FsError(Fault.TIMED_OUT, f"{_HELPER} did not end within {_HELPER_S} s") from None
     if done.returncode != 0:
         raise _helper_error(path, done.stderr.decode(errors="replace").strip())
+
+
+def _find_helper() -> str:
+    program = shutil.which(_HELPER)
+    if program is None:
+        raise FsError(
+            Fault.UNSUPPORTED,
+            f"{_HELPER} is missing, which mounts for users that are not root; "
+            "install it (on Debian and Ubuntu: apt install fuse3)",
+        )
+    return program
+
+
+def _others_allowed() -> bool:
+    """Whether users may mount with allow_other; if that cannot be read, fusermount3 will tell."""
+    try:
+        text = Path(_CONFIGURATION).read_text(errors="replace")
+    except FileNotFoundError:
+        return False
+    except OSError:
+        return True
+    return any(line.partition("#")[0].strip() == "user_allow_other" for line in text.splitlines())
 
 
 _HELPER_SAYS: Final = (

@@ -24,7 +24,7 @@ from mountfs.meta.local_log import LocalLog
 from mountfs.meta.ops.session import EndSession, OpenSession, Sessions
 from mountfs.meta.ops.slices import ReserveSlices
 from mountfs.meta.state_machine import Entry, StateMachine, decode_entry, encode_entry
-from mountfs.types import ROOT
+from mountfs.types import ROOT, SUPERUSER, Cred
 
 R = TypeVar("R")
 
@@ -47,7 +47,8 @@ class Meta(Protocol):
 
 class LocalMeta:
     """`bytes_present` says in recovery whether the bytes that an entry refers to are there;
-    `cut_path` takes the entries that had to be dropped.
+    `cut_path` takes the entries that had to be dropped; a filesystem that is new belongs to
+    `owner`.
     """
 
     def __init__(
@@ -57,6 +58,7 @@ class LocalMeta:
         *,
         bytes_present: Callable[[Entry], bool],
         cut_path: Path,
+        owner: Cred = SUPERUSER,
     ) -> None:
         self._store = store
         self._log = log
@@ -72,7 +74,7 @@ class LocalMeta:
         reach the disk.
         """
         if log.last_index == 0:
-            self._begin()
+            self._begin(owner)
         elif self._rows.get(keys.inode(ROOT)) is None:
             raise FsError(
                 Fault.BAD_HOME,
@@ -174,7 +176,7 @@ class LocalMeta:
         self._store.close()
         self._log.close()
 
-    def _begin(self) -> None:
+    def _begin(self, owner: Cred) -> None:
         """The log is empty: this is a new filesystem, or a damaged one."""
         if self._machine.applied:
             raise FsError(
@@ -183,7 +185,7 @@ class LocalMeta:
                 "segments are missing; restore the home from a backup",
             )
         # The root is no command of the log, so it must be in the store before the first one is.
-        self._machine.format(time.time_ns())
+        self._machine.format(time.time_ns(), owner)
         self._store.write(self._machine.freeze(), sync=True)
         self._rows.forget_frozen()
 

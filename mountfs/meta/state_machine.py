@@ -38,7 +38,7 @@ from mountfs.meta.ops.write import Write
 from mountfs.meta.ops.xattr import RemoveXattr, SetXattr
 from mountfs.meta.records import Inode, Replies
 from mountfs.meta.tree import FIRST_POSITION, Tree
-from mountfs.types import ROOT
+from mountfs.types import ROOT, SUPERUSER, Cred
 
 R = TypeVar("R")
 
@@ -157,14 +157,15 @@ class StateMachine:
         last = {keys.session(number): _encode(kept) for number, kept in self._sessions.items()}
         return {keys.COUNTERS: self.tree.counters_row(), **last}
 
-    def format(self, time: int) -> None:
-        """Make the root directory of a new filesystem."""
+    def format(self, time: int, owner: Cred = SUPERUSER) -> None:
+        """Make the root directory of a new filesystem, which belongs to `owner`."""
         tree = self.tree
         tree.begin(Stamp(0, time, 0))
         root = Inode()
         root.ino, root.parent = ROOT, ROOT
         root.mode, root.nlink = stat.S_IFDIR | 0o755, 2
-        root.size = root.allocated = root.uid = root.gid = root.rdev = 0
+        root.size = root.allocated = root.rdev = 0
+        root.uid, root.gid = owner.uid, owner.gid
         root.atime = root.mtime = root.ctime = root.btime = time
         root.next_position, root.entries, root.version, root.marks = FIRST_POSITION, 0, 0, 0
         tree.counters.inodes = 1

@@ -99,8 +99,8 @@ async def _answer(line: bytes, answerers: dict[str, Answerer]) -> dict[str, Any]
 
 
 def ask(path: Path, question: str, *, seconds: float = 10, **args: Any) -> Any:
-    """Ask the node of a home, blocking.  Raises FsError: NOT_FOUND (nobody there), TIMED_OUT, or
-    what the node says.
+    """Ask the node of a home, blocking.  Raises FsError: NOT_FOUND (nobody there), DENIED (it is
+    another user's), TIMED_OUT, or what the node says.
     """
     client = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     client.settimeout(seconds)
@@ -117,6 +117,10 @@ def ask(path: Path, question: str, *, seconds: float = 10, **args: Any) -> Any:
     except TimeoutError:
         raise FsError(
             Fault.TIMED_OUT, f"{path}: the node did not answer within {seconds:g} s"
+        ) from None
+    except PermissionError:
+        raise FsError(
+            Fault.DENIED, f"{path.parent} is another user's: ask as that user, or as root"
         ) from None
     except OSError as error:
         raise FsError(Fault.NOT_FOUND, f"{path}: no node is running ({error.strerror})") from None

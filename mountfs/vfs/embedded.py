@@ -6,6 +6,7 @@ gets here: `durable`, and somebody who flushes, checkpoints, reclaims and compac
 """
 
 import logging
+import os
 from collections.abc import AsyncIterator, Callable, Iterable
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -28,7 +29,7 @@ from mountfs.meta.ops.slices import Garbage, Reclaimed, Rewrite, Tangles
 from mountfs.meta.ops.write import Run, Write
 from mountfs.meta.records import Slice
 from mountfs.meta.state_machine import Entry
-from mountfs.types import MIB, SLICE_BYTES_MAX
+from mountfs.types import MIB, SLICE_BYTES_MAX, Cred
 from mountfs.vfs.compactor import Compactor
 from mountfs.vfs.filesystem import Filesystem
 from mountfs.vfs.home import Home, open_home
@@ -67,7 +68,11 @@ class EmbeddedNode:
         self._index = index
         segments = LocalLog(home.log, home=home.id, segment_bytes=LOG_SEGMENT_BYTES)
         self.meta = LocalMeta(
-            store, segments, bytes_present=self._bytes_present, cut_path=home.path / "meta" / "cut"
+            store,
+            segments,
+            bytes_present=self._bytes_present,
+            cut_path=home.path / "meta" / "cut",
+            owner=Cred(os.geteuid(), os.getegid()),  # or a user could do nothing in what is his own
         )
         self._log = segments
         self._wake = trio.Event()

@@ -213,6 +213,14 @@ def test_a_mount_point_and_a_home_with_odd_names(tmp_path):
 # -- what is refused
 
 
+@pytest.mark.parametrize("call", [[], ["a", "b", "c"], ["--bogus"], ["-o"]])
+def test_a_wrong_call_is_told_as_mount_8_documents(call):
+    done = subprocess.run([*MOUNT_DFS, *call], capture_output=True, text=True)
+    assert done.returncode == 1
+    assert done.stderr.startswith("usage: mount.dfs [HOME] MOUNTPOINT")
+    assert done.stderr.endswith("see: mount.dfs --help\n")
+
+
 def test_a_second_mount_of_the_same_home_is_refused_and_disturbs_nothing(node):
     node.mount()
     (node.point / "file").write_text("before")
