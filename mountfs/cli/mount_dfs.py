@@ -41,6 +41,9 @@ home.
 """
 DETACH_S = 10
 """After SIGTERM: how long programs may go on using a mount that is already out of sight."""
+QUIET_S = 0.2
+"""They have ended their work when they ask for nothing for so long."""
+_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 LOG_BYTES = 4 << 20
 
 _DESCRIPTION = """\
@@ -254,8 +257,12 @@ async def _serve(
 async def _serve_mount(
     node: EmbeddedNode, home: Path, mountpoint: str, binding: Binding, ready: Any
 ) -> None:
+    for number in _SIGNALS:
+        # From the mount's first moment to the daemon's last: what is flushed after the mount has
+        # gone must not be interrupted by a second signal.
+        signal.signal(number, signal.SIG_IGN)
     async with trio.open_nursery() as nursery:
-        nursery.start_soon(_unmount_on_signal, mountpoint, nursery.cancel_scope)
+        nursery.start_soon(_unmount_on_signal, node, mountpoint, binding, nursery.cancel_scope)
         nursery.start_soon(control.serve, home / "control", _answers(node, binding))
         nursery.start_soon(_say_ready, mountpoint, binding, ready)
         await binding.serve()
@@ -298,20 +305,43 @@ async def _say_ready(mountpoint: str, binding: Binding, ready: Any) -> None:
     ready()
 
 
-async def _unmount_on_signal(mountpoint: str, scope: trio.CancelScope) -> None:
-    with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT, signal.SIGHUP) as signals:
+async def _unmount_on_signal(
+    node: EmbeddedNode, mountpoint: str, binding: Binding, scope: trio.CancelScope
+) -> None:
+    with trio.open_signal_receiver(*_SIGNALS) as signals:
         async for number in signals:
-            if number == signal.SIGHUP:
-                continue  # the terminal that started us is gone, and we do not need one
-            log.info("signal %d: unmounting", number)
-            try:
-                await trio.to_thread.run_sync(mounting.unmount, mountpoint)
-            except FsError as error:
-                log.warning("%s: detaching it", error)
-                await trio.to_thread.run_sync(lambda: mounting.unmount(mountpoint, lazy=True))
-                await trio.sleep(DETACH_S)
-                scope.cancel()
-            return
+            if number != signal.SIGHUP:  # the terminal that started us is gone: we need none
+                log.info("signal %d: unmounting", number)
+                break
+    try:
+        await trio.to_thread.run_sync(mounting.unmount, mountpoint)
+    except FsError as error:
+        log.warning("%s: detaching it", error)
+        try:
+            await trio.to_thread.run_sync(mounting.detach, mountpoint)
+        except FsError as worse:
+            log.error("%s", worse)
+        with trio.move_on_after(DETACH_S):
+            await _until_quiet(node, binding)
+        scope.cancel()
+
+
+async def _until_quiet(node: EmbeddedNode, binding: Binding) -> None:
+    """Until programs that still have files open have ended what they are in the middle of."""
+    before = -1
+    while (requests := _requests(binding)) != before:
+        before = requests
+        try:
+            await node.filesystem.flush_all()
+            await node.durable()
+        except FsError as error:
+            log.warning("flushing: %s", error)  # those who wrote it may yet free some space
+        await trio.sleep(QUIET_S)
+
+
+def _requests(binding: Binding) -> int:
+    operations = binding.stats()["operations"]
+    return sum(int(counts["calls"]) for counts in operations.values())
 
 
 async def _wait_for_home(home: Path) -> None:

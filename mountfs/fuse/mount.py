@@ -83,6 +83,25 @@ def unmount(mountpoint: StrPath, lazy: bool = False) -> None:
         _helper(path, ["-u", "-z"] if lazy else ["-u"])
 
 
+def detach(mountpoint: StrPath) -> None:
+    """Unmount lazily what is in use, and have the kernel send all that it has not written yet.
+
+    Only the end of the last user would make it do so, and the daemon may not live to see that.
+    """
+    try:
+        fd = os.open(mountpoint, os.O_RDONLY | os.O_DIRECTORY)
+    except PermissionError:  # a user has closed the directory to all, then it must do without
+        unmount(mountpoint, lazy=True)
+        return
+    try:
+        unmount(mountpoint, lazy=True)
+        if _libc.syncfs(fd):
+            number = ctypes.get_errno()
+            raise disk_error(OSError(number, os.strerror(number)), f"flushing {mountpoint}")
+    finally:
+        os.close(fd)
+
+
 def check_mountpoint(mountpoint: StrPath) -> str:
     """The real path of a directory that can be mounted on.
 

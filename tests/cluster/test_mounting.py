@@ -1,7 +1,9 @@
 """What mount.dfs does with right and wrong calls, and what the end of a mount leaves behind."""
 
 import contextlib
+import importlib.util
 import json
+import mmap
 import os
 import shutil
 import signal
@@ -14,6 +16,8 @@ import pytest
 from mounted import MOUNT_DFS, Node, fresh_node, is_mounted
 
 NOBODY = 65_534
+IDLE_END_S = 3.0
+"""How long SIGTERM may take when files are open and nobody does anything with them."""
 
 
 def refused(node: Node, *words: str, options: str = "") -> str:
@@ -76,17 +80,115 @@ def test_a_signal_flushes_everything_and_unmounts(node, number):
     assert (node.point / "closed").read_bytes() == b"y" * 300_000
 
 
-def test_a_signal_while_a_file_is_open_flushes_what_was_written_to_it(node):
-    node.mount()
+needs_pyfuse3 = pytest.mark.skipif(
+    importlib.util.find_spec("pyfuse3") is None, reason="pyfuse3 is not installed"
+)
+both_bindings = pytest.mark.parametrize(
+    "binding", ["native", pytest.param("pyfuse3", marks=needs_pyfuse3)]
+)
+
+
+@both_bindings
+def test_a_signal_while_a_file_is_open_flushes_what_was_written_to_it(node, binding):
+    node.mount(f"binding={binding}")
     fd = os.open(node.point / "file", os.O_CREAT | os.O_WRONLY)
     os.write(fd, b"x" * 1_000_000)
+    begun = time.monotonic()
     node.signal(signal.SIGTERM)
     node.wait()
+    took = time.monotonic() - begun
     assert not node.is_mounted
+    with pytest.raises(OSError, match="not connected"):
+        os.write(fd, b"more")
     with contextlib.suppress(OSError):  # its daemon is gone
         os.close(fd)
     node.mount()
     assert (node.point / "file").read_bytes() == b"x" * 1_000_000
+    assert took < IDLE_END_S
+
+
+@both_bindings
+def test_a_signal_flushes_what_was_written_through_a_mapping(node, binding):
+    """The kernel alone has it: nobody has told us."""
+    node.mount(f"binding={binding}")
+    size = 3_000_000
+    fd = os.open(node.point / "file", os.O_CREAT | os.O_RDWR)
+    os.ftruncate(fd, size)
+    with mmap.mmap(fd, size) as mapping:
+        mapping[:] = b"m" * size
+        node.signal(signal.SIGTERM)
+        node.wait()
+    with contextlib.suppress(OSError):
+        os.close(fd)
+    node.mount()
+    assert (node.point / "file").read_bytes() == b"m" * size
+
+
+@both_bindings
+def test_a_program_at_work_when_the_signal_comes_can_end_its_work(node, binding):
+    node.mount(f"binding={binding}")
+    writer = subprocess.Popen(
+        [sys.executable, "-c", WRITER, node.point / "file"], stdout=subprocess.PIPE, text=True
+    )
+    assert writer.stdout is not None
+    writer.stdout.readline()  # it is in the middle of it
+    node.signal(signal.SIGTERM)
+    rest, _ = writer.communicate(timeout=30)
+    assert rest == "done\n"
+    node.wait()
+    node.mount()
+    assert (node.point / "file").read_bytes() == b"".join(b"%08d" % n * 1_000 for n in range(40))
+
+
+WRITER = """
+import os, sys, time
+fd = os.open(sys.argv[1], os.O_CREAT | os.O_WRONLY)
+for number in range(40):
+    os.write(fd, b"%08d" % number * 1_000)
+    if number == 3:
+        print("begun", flush=True)
+    time.sleep(0.05)
+os.fsync(fd)
+os.close(fd)
+print("done")
+"""
+
+
+def test_more_signals_do_not_interrupt_the_flush(node):
+    node.mount()
+    contents = {f"file-{number}": os.urandom(60_000) for number in range(300)}
+    fds = []
+    for name, content in contents.items():
+        fds.append(os.open(node.point / name, os.O_CREAT | os.O_WRONLY))
+        os.write(fds[-1], content)
+    with contextlib.suppress(ProcessLookupError):
+        for _ in range(5_000):
+            node.signal(signal.SIGTERM)
+            time.sleep(0.001)
+    node.wait()
+    for fd in fds:
+        with contextlib.suppress(OSError):
+            os.close(fd)
+    node.mount()
+    assert {name: (node.point / name).read_bytes() for name in contents} == contents
+    node.unmount()
+
+
+def test_signals_while_it_is_unmounted_do_not_interrupt_the_flush(node):
+    node.mount("dirty=256MiB")
+    contents = {f"file-{number}": os.urandom(60_000) for number in range(300)}
+    for name, content in contents.items():
+        (node.point / name).write_bytes(content)
+    subprocess.run(["umount", node.point], check=True)
+    with contextlib.suppress(ProcessLookupError):
+        for _ in range(5_000):
+            node.signal(signal.SIGTERM)
+            node.signal(signal.SIGINT)
+            time.sleep(0.001)
+    node.wait()
+    node.mount()
+    assert {name: (node.point / name).read_bytes() for name in contents} == contents
+    assert "0 entries replayed" in node.said().splitlines()[-2]  # it got to its checkpoint
 
 
 def test_bytes_of_a_file_that_stays_open_are_lost_for_a_few_seconds_only(node):
