@@ -152,7 +152,10 @@ def _facts(report: Report) -> Table:
 def _door(said: dict[str, Any]) -> str:
     if "binding" not in said:
         return "no mount"
-    return f"{said['binding']} binding, FUSE {said.get('fuse_protocol', '?')}"
+    if "fuse_protocol" in said:
+        return f"{said['binding']} binding, FUSE {said['fuse_protocol']}"
+    # libfuse has agreed on a protocol with the kernel, and tells nobody which.
+    return f"pyfuse3 binding, pyfuse3 {said['pyfuse3']}"
 
 
 def _debt(said: dict[str, Any]) -> str:

@@ -22,10 +22,9 @@ Run = Callable[..., tuple[int, str, str]]
 ENDS_S = 30
 
 
-def mount_dfs(home: Path, point: Path) -> None:
-    subprocess.run(
-        [sys.executable, "-m", "mountfs.cli.mount_dfs", home, point], check=True, timeout=60
-    )
+def mount_dfs(home: Path, point: Path, options: str = "rw") -> None:
+    command = [sys.executable, "-m", "mountfs.cli.mount_dfs", home, point, "-o", options]
+    subprocess.run(command, check=True, timeout=60)
 
 
 @pytest.fixture
@@ -62,6 +61,19 @@ def test_status(mounted: tuple[Path, Path], run: Run) -> None:
         assert report["pid"] == doctor.read_pid(home)
     code, out, _ = run("status")
     assert str(point) in out
+    assert "native binding, FUSE 7." in out
+
+
+def test_status_of_the_other_binding(mounted: tuple[Path, Path], run: Run) -> None:
+    pyfuse3 = pytest.importorskip("pyfuse3")
+    home, point = mounted
+    subprocess.run(["umount", point], check=True)
+    wait_for_end(home)
+    mount_dfs(home, point, "binding=pyfuse3")
+    code, out, _ = run("status", point)
+    assert code == 0
+    assert f"pyfuse3 binding, pyfuse3 {pyfuse3.__version__}" in out
+    assert "?" not in out
 
 
 def test_info_follows_a_file_to_its_bytes(mounted: tuple[Path, Path], run: Run) -> None:
