@@ -14,7 +14,7 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, Final, NoReturn
 
 import trio
 
@@ -124,8 +124,22 @@ def _parse(argv: list[str]) -> argparse.Namespace:
 
 
 def _say(error: FsError) -> int:
-    print(f"mount.dfs: {error}", file=sys.stderr)
+    print(f"mount.dfs: {_told(error)}", file=sys.stderr)
     return EXIT_FAILED
+
+
+_NEXT_STEP: Final = {
+    Fault.NO_SPACE: "a mount needs a few MiB on the disk of its home: make room there, but not in "
+    "the home, where nothing is safe to delete",
+    Fault.READ_ONLY: "a home is written to even by a mount with -o ro: make its disk writable "
+    "(mount -o remount,rw), or copy the home to one that is",
+}
+"""What to do about a disk that does not let us mount."""
+
+
+def _told(error: FsError) -> str:
+    step = _NEXT_STEP.get(error.fault)
+    return f"{error}; {step}" if step else str(error)
 
 
 def _start(home: Path, mountpoint: str, options: MountOptions, verbose: bool) -> int:
@@ -165,7 +179,7 @@ def _become_daemon(
         with contextlib.suppress(
             OSError
         ):  # already reported, and serving since: then the log has it
-            os.write(report, str(error).encode())
+            os.write(report, _told(error).encode())
         log.error("%s", error)
     except BaseException as error:
         with contextlib.suppress(OSError):

@@ -271,6 +271,10 @@ def _unusable(path: str, error: OSError, there: MountInfo | None) -> FsError:
             f"{path} is a mount of type {there.fstype} that is {state}; "
             f"detach it first with: umount -l {path}",
         )
+    if error.errno == errno.ENAMETOOLONG:
+        return FsError(
+            Fault.NAME_TOO_LONG, f"mount point {path}: the name is too long; choose a shorter one"
+        )
     return disk_error(error, f"looking at the mount point {path}")
 
 
@@ -456,5 +460,7 @@ def _helper_error(path: str, said: str) -> FsError:
     sentence = said.splitlines()[-1] if said else f"{_HELPER} failed on {path} without saying why"
     if f"open {DEVICE}: Permission denied" in sentence:
         sentence += f"; let users open it with: chmod 666 {DEVICE}"
+    if "open /etc/mtab: No such file" in sentence:  # as in a bare container
+        sentence += "; make it with: ln -s ../proc/self/mounts /etc/mtab"
     faults = (fault for words, fault in _HELPER_SAYS if words in sentence)
     return FsError(next(faults, Fault.DEVICE), sentence)

@@ -40,6 +40,10 @@ class Meta(Protocol):
 
     session: int
 
+    def now(self) -> int:
+        """The time, in nanoseconds since 1970; it does not go back, even if the clock does."""
+        ...
+
     async def propose(self, command: Command[R]) -> R: ...
 
     async def read(self, query: Query[R]) -> R: ...
@@ -67,6 +71,8 @@ class LocalMeta:
         self._rows = self._machine._rows
         self.session = 0
         self._sequence = 0
+        self._latest = 0
+        """What `now` has said last."""
         self.replayed = 0
         """Entries that the last start took from the log."""
         self.cut = 0
@@ -83,6 +89,10 @@ class LocalMeta:
             )
         self._replay(bytes_present)
 
+    def now(self) -> int:
+        self._latest = max(time.time_ns(), self._latest, self._machine.tree.counters.last_time)
+        return self._latest
+
     async def propose(self, command: Command[R]) -> R:
         return self.propose_now(command)
 
@@ -95,7 +105,7 @@ class LocalMeta:
         """
         command.check()
         index = self._machine.applied + 1
-        now = time.time_ns()
+        now = self.now()
         self._sequence = sequence = self._sequence + 1
         self._log.append(index, encode_entry(self.session, sequence, sequence, now, command))
         try:

@@ -9,7 +9,6 @@ import math
 import os
 import stat
 import struct
-import time
 from collections.abc import Awaitable, Callable, Iterable
 from typing import TypeVar
 
@@ -429,7 +428,7 @@ class Filesystem:
     def seconds_since_write(self, ino: Ino) -> float:
         """How long ago somebody wrote to a file that is open; infinite for others."""
         file = self._files.get(ino)
-        return (time.time_ns() - file.mtime) / NS if file is not None else math.inf
+        return (self._meta.now() - file.mtime) / NS if file is not None else math.inf
 
     def moved(self, ino: Ino) -> None:
         """Compaction has put the bytes of a file elsewhere."""
@@ -517,7 +516,7 @@ class Filesystem:
     async def _touch(self, ino: Ino, attributes: Attributes, rule: AccessTime) -> None:
         if self._read_only or rule is AccessTime.NEVER:
             return
-        now = time.time_ns()
+        now = self._meta.now()
         seen = unpack_attributes(attributes)
         atime = self._atimes.get(ino, seen.atime_s * NS + seen.atime_ns)
         mtime, ctime = seen.mtime_s * NS + seen.mtime_ns, seen.ctime_s * NS + seen.ctime_ns

@@ -68,11 +68,14 @@ class Home:
         return self.path / "chunks"
 
     def hold(self, mountpoint: str) -> None:
-        """Write down who we are, for those who find the home locked."""
+        """Write down who we are, for those who find the home locked.  Raises NO_SPACE."""
         holder = msgspec.json.encode(Holder(os.getpid(), mountpoint))
-        os.ftruncate(self._lock_fd, 0)
-        os.pwrite(self._lock_fd, holder, 0)
-        (self.path / "pid").write_text(f"{os.getpid()}\n")
+        try:
+            os.ftruncate(self._lock_fd, 0)
+            os.pwrite(self._lock_fd, holder, 0)
+            (self.path / "pid").write_text(f"{os.getpid()}\n")
+        except OSError as error:
+            raise _unopened(self.path, error) from error
 
     def close(self) -> None:
         """Let others have it."""
@@ -90,11 +93,7 @@ def open_home(path: Path, *, create: bool) -> Home:
     try:
         return _open(path, create)
     except OSError as error:
-        if error.errno in (errno.EACCES, errno.EPERM):
-            raise FsError(
-                Fault.DENIED, f"{path}: permission denied; run as its owner, or choose another home"
-            ) from error
-        raise disk_error(error, str(path)) from error
+        raise _unopened(path, error) from error
 
 
 def read_format(path: Path) -> Format:
@@ -133,6 +132,20 @@ def holder_of(path: Path) -> Holder | None:
         return None
     finally:
         os.close(fd)
+
+
+def _unopened(path: Path, error: OSError) -> FsError:
+    if error.errno in (errno.EACCES, errno.EPERM):
+        return FsError(
+            Fault.DENIED, f"{path}: permission denied; run as its owner, or choose another home"
+        )
+    if error.errno == errno.ENAMETOOLONG:
+        return FsError(
+            Fault.NAME_TOO_LONG,
+            f"{path}: the name is too long; choose a home with a shorter one: "
+            "255 bytes at most between two slashes, and 4,000 in all",
+        )
+    return disk_error(error, str(path))
 
 
 def _open(path: Path, create: bool) -> Home:

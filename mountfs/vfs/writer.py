@@ -6,7 +6,6 @@ waits for it gets the error.
 """
 
 import logging
-import time
 from collections.abc import Awaitable, Callable
 
 import trio
@@ -87,7 +86,7 @@ class Writer:
         kept = dirty.write(offset, data, keep=keep)
         self.dirty_bytes += dirty.bytes - before
         file.size = max(file.size, offset + size)
-        file.mtime = time.time_ns()
+        file.mtime = self._meta.now()
         file.drop_privileges |= drop_privileges
         if file not in self.unwritten:
             self.unwritten[file] = trio.current_time()

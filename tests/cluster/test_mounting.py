@@ -5,6 +5,7 @@ import importlib.util
 import json
 import mmap
 import os
+import shlex
 import shutil
 import signal
 import subprocess
@@ -14,6 +15,7 @@ from pathlib import Path
 
 import pytest
 from mounted import MOUNT_DFS, Node, fresh_node, is_mounted
+from offline import troubles
 
 NOBODY = 65_534
 IDLE_END_S = 3.0
@@ -427,16 +429,19 @@ def test_a_home_with_a_missing_part(used, part):
     assert done.stderr.count("\n") <= 1
 
 
-def test_a_home_on_a_read_only_filesystem(used):
+@pytest.mark.parametrize("options", ["", "ro"])
+def test_a_home_on_a_read_only_filesystem(used, options):
+    before = files_of(used.home)
     place = used.top / "bound"
     place.mkdir()
     subprocess.run(["mount", "--bind", used.home, place], check=True)
     try:
         subprocess.run(["mount", "-o", "remount,bind,ro", place], check=True)
         with fresh_node(home=place) as other:
-            refused(other, str(place), "ead-only")
+            refused(other, str(place), "Read-only", "-o ro", "remount,rw", options=options)
     finally:
         subprocess.run(["umount", place], check=True)
+    assert files_of(used.home) == before
 
 
 def test_a_home_without_permission(tmp_path):
@@ -460,9 +465,102 @@ def test_a_full_home_is_refused_with_a_sentence(tmp_path):
     subprocess.run(["mount", "-t", "tmpfs", "-o", "size=256k", "none", small], check=True)
     try:
         with fresh_node(home=small / "home") as node:
-            refused(node, str(node.home), "No space left")
+            refused(node, str(node.home), "No space left", "make room")
+            subprocess.run(["mount", "-o", "remount,size=64m", small], check=True)
+            node.mount()  # what was begun is in nobody's way
+            (node.point / "file").write_bytes(b"bytes")
+            node.unmount()
     finally:
         subprocess.run(["umount", "-l", small], check=True)
+
+
+@pytest.mark.parametrize("left_kib", [0, 4, 8, 16, 64, 256, 1024])
+def test_a_home_whose_disk_is_full_is_mounted_or_refused_with_a_sentence(tmp_path, left_kib):
+    small = tmp_path / "small"
+    small.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64m", "none", small], check=True)
+    try:
+        with fresh_node(home=small / "home") as node:
+            node.mount()
+            (node.point / "small").write_bytes(b"bytes")
+            (node.point / "large").write_bytes(b"large" * 100_000)
+            node.unmount()
+            with open(small / "of others", "wb", buffering=0) as file:
+                with contextlib.suppress(OSError):
+                    while file.write(bytes(4096)):
+                        pass
+                file.truncate(file.tell() - left_kib * 1024)
+            done = node.try_mount()
+            if done.returncode == 0:
+                assert (node.point / "large").read_bytes() == b"large" * 100_000
+                node.unmount()
+            else:
+                assert done.returncode == 32
+                assert "No space left on device; a mount needs" in done.stderr
+                assert done.stderr.count("\n") == 1
+            (small / "of others").unlink()
+            node.mount()
+            assert (node.point / "small").read_bytes() == b"bytes"
+            assert (node.point / "large").read_bytes() == b"large" * 100_000
+            node.unmount()
+    finally:
+        subprocess.run(["umount", "-l", small], check=True)
+
+
+LONG = "n" * 256
+DEEP = "deep/" * 1_000
+
+
+@pytest.mark.parametrize("name", [LONG, DEEP])
+def test_names_that_are_too_long(node, name):
+    for home, point in ((node.home, node.top / name), (node.top / name, node.point)):
+        done = subprocess.run([*MOUNT_DFS, home, point], capture_output=True, text=True)
+        assert done.returncode == 32
+        assert "the name is too long; choose" in done.stderr
+        assert done.stderr.count("\n") == 1
+    assert sorted(os.listdir(node.top)) == ["mnt"]
+
+
+def test_without_a_device(node):
+    """Before a home is made."""
+    hide = "mount -t tmpfs none /dev && mknod /dev/null c 1 3 && exec"
+    call = shlex.join([*MOUNT_DFS, str(node.home), str(node.point)])
+    done = subprocess.run(
+        ["unshare", "--mount", "sh", "-c", f"{hide} {call}"], capture_output=True, text=True
+    )
+    assert done.returncode == 32
+    assert "/dev/fuse is missing" in done.stderr
+    assert "modprobe fuse" in done.stderr
+    assert os.listdir(node.top) == ["mnt"]
+
+
+YESTERDAY = """
+import sys, time
+now = time.time_ns
+time.time_ns = lambda: now() - 86_400 * 10**9
+from mountfs.cli import mount_dfs
+sys.exit(mount_dfs.main())
+"""
+
+
+def test_a_clock_that_went_back(node):
+    node.mount()
+    (node.point / "before").write_text("text")
+    (node.point / "directory").mkdir()
+    node.unmount()
+    node.mount(command=[sys.executable, "-c", YESTERDAY])
+    (node.point / "after").write_text("text")
+    (node.point / "directory" / "file").write_text("text")
+    before, after = os.stat(node.point / "before"), os.stat(node.point / "after")
+    assert after.st_mtime_ns > before.st_ctime_ns
+    assert os.stat(node.point / "directory").st_mtime_ns > before.st_ctime_ns
+    (node.point / "before").unlink()
+    node.unmount()
+    node.mount()
+    assert sorted(os.listdir(node.point)) == ["after", "directory"]
+    assert os.stat(node.point / "after").st_mtime_ns == after.st_mtime_ns
+    node.unmount()
+    assert list(troubles(node.home)) == []
 
 
 def test_a_foreground_mount_ends_with_its_mount(node):
