@@ -88,7 +88,6 @@ class Scratch:
 
 
 SCRATCH: Final = pytest.StashKey[Scratch]()
-INTERRUPTED: Final = pytest.StashKey[bool]()
 
 
 def pytest_sessionstart(session: pytest.Session) -> None:

@@ -43,6 +43,9 @@ DETACH_S = 10
 """After SIGTERM: how long programs may go on using a mount that is already out of sight."""
 QUIET_S = 0.2
 """They have ended their work when they ask for nothing for so long."""
+_NO_WORK: Final = frozenset(
+    ("flush", "getattr", "statfs", "release", "releasedir", "forget", "batch_forget", "interrupt")
+)
 _SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 LOG_BYTES = 4 << 20
 
@@ -343,8 +346,8 @@ async def _unmount_on_signal(
 async def _until_quiet(node: EmbeddedNode, binding: Binding) -> None:
     """Until programs that still have files open have ended what they are in the middle of."""
     before = -1
-    while (requests := _requests(binding)) != before:
-        before = requests
+    while (work := _work(binding)) != before:
+        before = work
         try:
             await node.filesystem.flush_all()
             await node.durable()
@@ -353,9 +356,12 @@ async def _until_quiet(node: EmbeddedNode, binding: Binding) -> None:
         await trio.sleep(QUIET_S)
 
 
-def _requests(binding: Binding) -> int:
+def _work(binding: Binding) -> int:
+    """Requests so far, without those that a process sends that only has a file open: it forks, it
+    looks whether there is more.
+    """
     operations = binding.stats()["operations"]
-    return sum(int(counts["calls"]) for counts in operations.values())
+    return sum(int(operations[name]["calls"]) for name in operations.keys() - _NO_WORK)
 
 
 async def _wait_for_home(home: Path) -> None:

@@ -17,7 +17,6 @@ import pytest
 from mounted import MOUNT_DFS, Node, fresh_node, is_mounted
 from offline import troubles
 
-NOBODY = 65_534
 IDLE_END_S = 3.0
 """How long SIGTERM may take when files are open and nobody does anything with them."""
 
@@ -442,21 +441,6 @@ def test_a_home_on_a_read_only_filesystem(used, options):
     finally:
         subprocess.run(["umount", place], check=True)
     assert files_of(used.home) == before
-
-
-def test_a_home_without_permission(tmp_path):
-    with fresh_node() as node:
-        node.home.mkdir(mode=0o700)
-        command = ["runuser", "-u", "nobody", "--", *MOUNT_DFS, str(node.home), str(node.point)]
-        if subprocess.run([*command[:4], sys.executable, "-c", ""]).returncode:
-            pytest.skip("nobody cannot run this Python")
-        os.chown(node.point, NOBODY, NOBODY)
-        done = subprocess.run(command, capture_output=True, text=True)
-        assert done.returncode == 32, done.stderr
-        assert "Traceback" not in done.stderr
-        assert "ermission denied" in done.stderr or "fusermount3 is missing" in done.stderr
-        assert os.listdir(node.home) == []
-        assert not node.is_mounted
 
 
 def test_a_full_home_is_refused_with_a_sentence(tmp_path):

@@ -156,6 +156,31 @@ def test_sigterm_unmounts_for_a_user_too(person):
     assert said == "kept\n"
 
 
+def test_sigterm_flushes_what_is_open_below_a_directory_that_is_closed(person):
+    said = well(
+        person,
+        """
+        mkdir data
+        mount_dfs home data
+        exec 3>data/file
+        echo kept >&3
+        chmod 0 data
+        daemon=$(cat home/pid)
+        kill $daemon
+        begun=$(date +%s)
+        gone $daemon  # whose children have the file open as well, and end
+        expr $(date +%s) - $begun || true
+        mount_dfs home data
+        chmod 700 data
+        cat data/file
+        fusermount3 -u data
+        """,
+    )
+    seconds, kept = said.splitlines()
+    assert kept == "kept"
+    assert int(seconds) < 5
+
+
 def test_options_reach_the_kernel(person):
     said = well(
         person,
