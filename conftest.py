@@ -36,7 +36,7 @@ class Scratch:
     def __init__(self, kept: Path) -> None:
         self.kept = kept
         """Where `tmp_path` is: of the last few sessions, pytest keeps those files to look at."""
-        self.path = Path(tempfile.mkdtemp(prefix="mountfs-session-"))
+        self.path = Path(tempfile.mkdtemp(prefix="mountfs-"))  # short: sockets go into it
         self.path.chmod(0o711)  # tests become other users, who must be able to pass
         self._before = tempfile.gettempdir()
         self._use(str(self.path))
