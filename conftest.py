@@ -87,21 +87,19 @@ class Scratch:
         return Path(path).is_relative_to(self.path) or Path(path).is_relative_to(self.kept)
 
 
+ENDING: Final = (signal.SIGTERM, signal.SIGHUP)
 SCRATCH: Final = pytest.StashKey[Scratch]()
 
 
 def pytest_sessionstart(session: pytest.Session) -> None:
     def interrupt(number: int, frame: FrameType | None) -> None:
-        """Once: a second one would interrupt the clean-up."""
-        for one in (signal.SIGTERM, signal.SIGHUP):
-            if signal.getsignal(one) is interrupt:
-                signal.signal(one, lambda *_: None)
+        _let_it_clean_up()
         # A test of trio makes of the interruption an error of its own, and the next would begin.
         session.shouldstop = signal.Signals(number).name
         # Not an exception of our own: a running trio must choose where to raise it.
         signal.raise_signal(signal.SIGINT)
 
-    for number in (signal.SIGTERM, signal.SIGHUP):
+    for number in ENDING:
         if signal.getsignal(number) is signal.SIG_DFL:  # nohup(1) ignores SIGHUP: so do we
             signal.signal(number, interrupt)
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # so starts what a script has run with &
@@ -113,13 +111,22 @@ def _scratch(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFa
     request.config.stash[SCRATCH] = Scratch(tmp_path_factory.getbasetemp())
 
 
+def _let_it_clean_up() -> None:
+    """One signal is enough: the next would interrupt the clean-up."""
+    for number in ENDING:
+        if signal.getsignal(number) is not signal.SIG_IGN:
+            signal.signal(number, lambda *_: None)  # not SIG_IGN, which programs would inherit
+
+
 def pytest_keyboard_interrupt(excinfo: pytest.ExceptionInfo[BaseException]) -> None:
+    _let_it_clean_up()
     print(f"\nThe session was interrupted ({excinfo.typename}); cleaning up.", flush=True)
 
 
 @pytest.hookimpl(trylast=True)
 def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
     """All fixtures have been torn down."""
+    _let_it_clean_up()
     scratch = session.config.stash.get(SCRATCH, None)
     if scratch is None:
         return

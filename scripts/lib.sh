@@ -139,19 +139,25 @@ ensure_venv() {
     exec 9<&-
 }
 
+# The Debian package that Python $1 needs to make virtual environments; nothing if it can already.
+venv_package() {
+    "$1" -c 'import ensurepip, venv' 2>/dev/null && return 0
+    case $1 in
+    *python3.*) say "$(basename "$1")-venv" ;;
+    *) say python3-venv ;;
+    esac
+}
+
 create_venv() {
     python=$(find_python) ||
         fail "mountfs needs Python 3.11 or newer, and none is on PATH. On Debian 12 or Ubuntu 24.04: sudo apt-get install -y python3"
-    if ! "$python" -c 'import ensurepip, venv' 2>/dev/null; then
-        # Debian keeps this part of Python in a package of its own.
-        case $python in
-        *python3.*) venv_package="$(basename "$python")-venv" ;;
-        *) venv_package=python3-venv ;;
-        esac
+    # Debian keeps this part of Python in a package of its own.
+    package=$(venv_package "$python")
+    if [ -n "$package" ]; then
         is_superuser && has apt-get ||
-            fail "This Python cannot make virtual environments yet. Run this, then try again: sudo apt-get install -y $venv_package"
-        install_packages "$venv_package" ||
-            fail "Without the package $venv_package there is no virtual environment to install mountfs into."
+            fail "This Python cannot make virtual environments yet. Run this, then try again: sudo apt-get install -y $package"
+        install_packages "$package" ||
+            fail "Without the package $package there is no virtual environment to install mountfs into."
     fi
     say "Creating .venv with $("$python" --version)."
     quietly "$python" -m venv --clear "$venv" || fail "The virtual environment $venv could not be created."

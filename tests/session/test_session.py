@@ -106,9 +106,11 @@ def test_a_signal_in_a_test_of_trio_leaves_nothing_behind(tmp_path: Path) -> Non
     assert session.left() == []
 
 
-def test_a_second_signal_does_not_interrupt_the_cleaning_up(tmp_path: Path) -> None:
+@pytest.mark.parametrize("first", [signal.SIGINT, signal.SIGTERM])
+def test_a_second_signal_does_not_interrupt_the_cleaning_up(tmp_path: Path, first: int) -> None:
     session = Session("test_that_is_interrupted", tmp_path)
     session.everything_is_there()
+    session.signal(first)
     for _ in range(20):
         session.signal(signal.SIGTERM)
         session.signal(signal.SIGHUP)
