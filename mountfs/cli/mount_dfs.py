@@ -12,7 +12,7 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import Any, Final, NoReturn
 
@@ -278,13 +278,15 @@ async def _serve_mount(
         # From the mount's first moment to the daemon's last: what is flushed after the mount has
         # gone must not be interrupted by a second signal.
         signal.signal(number, signal.SIG_IGN)
-    async with trio.open_nursery() as nursery:
-        nursery.start_soon(_unmount_on_signal, node, mountpoint, binding, nursery.cancel_scope)
-        nursery.start_soon(control.serve, home / "control", _answers(node, binding))
-        nursery.start_soon(_say_ready, mountpoint, binding, ready)
-        await binding.serve()
-        log.info("unmounted")
-        nursery.cancel_scope.cancel()
+    with trio.open_signal_receiver(*_SIGNALS) as signals:
+        async with trio.open_nursery() as nursery:
+            stop = nursery.cancel_scope
+            nursery.start_soon(_unmount_on_signal, signals, node, mountpoint, binding, stop)
+            nursery.start_soon(control.serve, home / "control", _answers(node, binding))
+            nursery.start_soon(_say_ready, mountpoint, binding, ready)
+            await binding.serve()
+            log.info("unmounted")
+            stop.cancel()
 
 
 @contextlib.contextmanager
@@ -323,13 +325,16 @@ async def _say_ready(mountpoint: str, binding: Binding, ready: Any) -> None:
 
 
 async def _unmount_on_signal(
-    node: EmbeddedNode, mountpoint: str, binding: Binding, scope: trio.CancelScope
+    signals: AsyncIterator[int],
+    node: EmbeddedNode,
+    mountpoint: str,
+    binding: Binding,
+    scope: trio.CancelScope,
 ) -> None:
-    with trio.open_signal_receiver(*_SIGNALS) as signals:
-        async for number in signals:
-            if number != signal.SIGHUP:  # the terminal that started us is gone: we need none
-                log.info("signal %d: unmounting", number)
-                break
+    async for number in signals:
+        if number != signal.SIGHUP:  # the terminal that started us is gone: we need none
+            log.info("signal %d: unmounting", number)
+            break
     try:
         await trio.to_thread.run_sync(mounting.unmount, mountpoint)
     except FsError as error:

@@ -90,7 +90,7 @@ def detach(mountpoint: StrPath) -> None:
     """
     try:
         fd = os.open(mountpoint, os.O_RDONLY | os.O_DIRECTORY)
-    except PermissionError:  # a user has closed the directory to all, then it must do without
+    except OSError:  # as where a user has closed the directory to all: it must do without
         unmount(mountpoint, lazy=True)
         return
     try:
