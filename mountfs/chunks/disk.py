@@ -283,12 +283,20 @@ class DiskStore:
         if volume is None or volume.sealed or volume.end + size > self.config.volume_bytes:
             if volume is not None:
                 self._seal(volume)
-            volume = self._active = self._reopened(size) or self._set.begin()
+            volume = self._active = self._reopened(size) or self._begin()
             volume.sealed = False
         file = self._set.file(volume)
         if volume.end + size > volume.allocated:
             self._allocate(volume, file, size)
         return volume, file
+
+    def _begin(self) -> LiveVolume:
+        volume = self._set.begin()
+        try:
+            self._index.begin(volume.id, volume.generation, volume.end)
+        except FsError as error:  # as with the rest of the table: it is written later
+            log.warning("%s: writing the index: %s", self.directory, error)
+        return volume
 
     def _reopened(self, size: int) -> LiveVolume | None:
         """A volume that has become small, to be filled again: the smallest."""
@@ -365,6 +373,7 @@ class DiskStore:
         while True:
             volume = self._volumes.get(volume_id)
             if volume is None:
+                self.is_missing(volume_id)  # then it is a trouble
                 raise self._set.missing(volume_id, slice_id)
             file = volume.file
             try:
@@ -382,8 +391,36 @@ class DiskStore:
                     if volume.generation == file.superblock.generation:
                         raise
 
-    def has(self, volume_id: VolumeId, slice_id: SliceId) -> bool:
-        """Whether a slice is in a volume, whole, with a good header."""
+    def is_missing(self, volume_id: VolumeId) -> bool:
+        """Whether a volume that somebody refers to is not there, or cannot be opened.  Then it is
+        a trouble from now on, and its number is not given to another one.
+        """
+        with self._lock:
+            if volume_id in self._volumes or volume_id in self._set.gone:
+                return False
+            self._set.note_missing(volume_id)
+            return True
+
+    def place(self, volume_id: VolumeId, slice_id: SliceId) -> tuple[Path, Place] | None:
+        """The file of a slice, and where its needle is in it, by the index.  None: nowhere."""
+        volume = self._volumes.get(volume_id)
+        if volume is None:
+            return None
+        with self._lock:  # no change of the index is under way then
+            place = self._index.get(volume_id, slice_id)
+        return None if place is None else (volume.path, place)
+
+    def has(
+        self,
+        volume_id: VolumeId,
+        slice_id: SliceId,
+        length: int | None = None,
+        crc: int | None = None,
+    ) -> bool:
+        """Whether a slice is in a volume, whole, with a good header; and is the one that has this
+        length and crc32c, where they are given.  (The payload is not read: opening the volume did
+        so with all that a crash may have torn.)
+        """
         volume = self._volumes.get(volume_id)
         if volume is None:
             return False
@@ -394,7 +431,11 @@ class DiskStore:
             head = self._reader.head(file, slice_id, 0)
         except (OSError, FsError):
             return False
-        return head is not None and head.payload + head.length <= size
+        if head is None or head.payload + head.length > size:
+            return False
+        if length is not None and head.length != length:
+            return False
+        return crc is None or needle.joined(head.sums, head.length) == crc
 
     # -- durability
 
@@ -530,6 +571,18 @@ class DiskStore:
         open_bytes_min = self.config.preallocate_bytes
         return debt(self.volumes(), self.config.garbage_ratio, open_bytes_min)
 
+    def troubles(self) -> dict[str, str]:
+        """File of a volume -> what is wrong with it, for as long as it is."""
+        with self._lock:
+            found = {
+                damage.path: f"{damage.detail}; files with bytes in it cannot be read"
+                for damage in self._set.unreadable.values()
+            }
+            for volume in self._volumes.values():
+                if why := volume.failed or volume.damaged:
+                    found[str(volume.path)] = why
+        return found
+
     # -- compaction
 
     def compact(self, volume_id: VolumeId) -> None:
@@ -560,12 +613,17 @@ class DiskStore:
     def _compact(self, volume: LiveVolume) -> None:
         with self._table:
             living = self._index.slices(volume.id)
-        with self._lock:
-            old = self._set.file(volume)
         if not living:
             with volume.deleting:
                 self._drop_if_dead(volume)
             return
+        try:
+            with self._lock:
+                old = self._set.file(volume)
+        except (OSError, FsError) as error:
+            # Not to be tried again and again; `troubles` says it.
+            volume.damaged = f"cannot compact {volume.path}: {error}"
+            raise FsError(Fault.CORRUPT, volume.damaged) from error
         size = SUPERBLOCK_BYTES + sum(needle.needle_bytes(place.length) for _, place in living)
         if size > self._disk_space()[1]:
             raise FsError(Fault.NO_SPACE, f"{volume.path}: no space for {size} bytes that live")

@@ -19,13 +19,14 @@ from typing import Final, NamedTuple
 
 from mountfs.chunks.needle import needle_bytes
 from mountfs.kv.base import Changes, Store
-from mountfs.types import SliceId, VolumeId
+from mountfs.types import FILE_BYTES_MAX, SLICE_BYTES_MAX, SliceId, VolumeId
 
 _NEEDLE_KEY = struct.Struct(">cIQ")
 _VOLUME_KEY = struct.Struct(">cI")
 _PLACE = struct.Struct("<QI")
 _STATE = struct.Struct("<IQQQ")
 
+_OFFSET_MAX: Final = FILE_BYTES_MAX - 2 * SLICE_BYTES_MAX
 _DROP_BATCH: Final = 10_000
 """Keys deleted in one batch when a volume goes."""
 
@@ -34,6 +35,13 @@ class Place(NamedTuple):
     offset: int
     length: int
     """Payload bytes."""
+
+    @property
+    def is_possible(self) -> bool:
+        """Whether any file could have a needle there.  The table is not believed: a damaged row
+        must not make the system calls overflow.
+        """
+        return 0 < self.length <= SLICE_BYTES_MAX and self.offset <= _OFFSET_MAX
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,6 +130,12 @@ class NeedleIndex:
         size = needle_bytes(old.length)
         self._add((volume, slice_id), _Change(None, at, -size, -1))
         return -size, -1
+
+    def begin(self, volume: VolumeId, generation: int, end: int) -> None:
+        """There is a new volume, empty up to `end`: were its file to go, it would be missed."""
+        state = VolumeState(generation, end, 0, 0)
+        self._store.write({_VOLUME_KEY.pack(b"v", volume): _state(state)}, sync=False)
+        self._states[volume] = state
 
     def lost(self, volume: VolumeId, durable: int) -> int:
         """How many living needles of a volume begin at or behind `durable`."""

@@ -169,10 +169,10 @@ def checksums(parts: Sequence[Buffer]) -> Checksums:
             room -= size - at
     if room < CHECKSUM_BYTES:
         sums.append(crc)
-    return Checksums(length, struct.pack(f"<{len(sums)}I", *sums), _joined(sums, length))
+    return Checksums(length, struct.pack(f"<{len(sums)}I", *sums), joined(sums, length))
 
 
-def _joined(sums: Sequence[int], length: int) -> int:
+def joined(sums: Sequence[int], length: int) -> int:
     """crc32c of a payload from those of its pieces.
 
     crc(a + b) = shifted(crc(a), len(b)) ^ crc(b), where shifting by a length is linear over the

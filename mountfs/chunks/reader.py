@@ -84,7 +84,7 @@ class NeedleReader:
             file.will_need(head.payload + low, head.payload + high)
             return
         place = self._index.get(*key)
-        if place is not None:
+        if place is not None and place.is_possible:
             begin = place.offset + HEADER_BYTES + needle.table_bytes(place.length)
             file.will_need(place.offset, begin)
             file.will_need(begin + start // CHECKSUM_BYTES * CHECKSUM_BYTES, begin + stop)
@@ -104,6 +104,8 @@ class NeedleReader:
                 place = self._index.get(*key)
         if place is None:
             raise _corrupt(file, slice_id, 0, "is not in the volume")
+        if not place.is_possible:
+            raise _corrupt(file, slice_id, place.offset, "its row in the index is damaged")
         data = bytearray(HEADER_BYTES + needle.table_bytes(place.length))
         filled = file.fill(data, place.offset, flags)
         if filled is None:

@@ -15,15 +15,24 @@ _COPY_BYTES = 4 * MIB
 """Small needles are copied many at a time."""
 
 
+class Unreadable(Exception):
+    """The disk cannot read a file.  The text is what it said."""
+
+
 def recover_file(file: VolumeFile, start: int, durable: int) -> Recovery:
     """Find out what a file holds from `start` on, and leave it ready for appending: on disk, the
     torn tail cut off, torn bytes before something whole marked as void.
+
+    Raises Unreadable, and then nothing has changed; and OSError when it cannot be written.
     """
     # What a killed process wrote may be in the page cache only, and what a disk refused to take may
     # still look good there.  So it goes to the disk first, and is then read from there.
     file.settle()
     salt = file.superblock.salt
-    found = recover(file.read, file.size, start, durable, salt)
+    try:
+        found = recover(file.read, file.size, start, durable, salt)
+    except OSError as error:
+        raise Unreadable(error.strerror or str(error)) from error
     file.cut(found.end)  # also gives back disk space that was taken and not used
     for gap in found.voids:
         if gap.stop - gap.start >= HEADER_BYTES:
@@ -56,6 +65,8 @@ class _Bad:
 
 def _load(file: VolumeFile, slice_id: SliceId, place: Place) -> tuple[Header, bytes] | _Bad:
     """A needle with everything in it, if every byte is good."""
+    if not place.is_possible:
+        return _Bad(place.offset, "its row in the index is damaged")
     data = file.read(place.offset, needle.needle_bytes(place.length))
     header = needle.decode(data, 0, place.offset, file.superblock.salt)
     if header is None or header.slice_id != slice_id or header.length != place.length:
@@ -86,7 +97,10 @@ def copy_living(
     parts: list[bytes | memoryview] = []
     start = end = SUPERBLOCK_BYTES
     for slice_id, place in living:
-        found = _load(source, slice_id, place)
+        try:
+            found = _load(source, slice_id, place)
+        except OSError as error:  # not to be mistaken for one of the target
+            found = _Bad(place.offset, f"cannot be read: {error.strerror}")
         if isinstance(found, _Bad):
             damage = damage_of(source, slice_id, found.offset, found.detail)
             raise FsError(Fault.CORRUPT, f"cannot compact {damage}")

@@ -4,6 +4,7 @@ Nothing here locks: a `LiveVolume` and the `VolumeSet` belong to whoever holds t
 store.
 """
 
+import errno
 import logging
 import os
 import threading
@@ -28,6 +29,24 @@ from mountfs.errors import Fault, FsError
 from mountfs.types import SliceId, VolumeId
 
 log = logging.getLogger(__name__)
+
+_ITS_OWN_ERRNOS = frozenset(
+    getattr(errno, name)
+    for name in (
+        "EACCES",
+        "EIO",
+        "EISDIR",
+        "ELOOP",
+        "ENODATA",
+        "ENOENT",
+        "ENXIO",
+        "EPERM",
+        "EUCLEAN",
+    )
+)
+"""What the disk may say of one file while the others are well.  Anything else (no descriptors, a
+disk that is read-only) would befall all of them, and is for the caller.
+"""
 
 
 class LiveVolume:
@@ -107,6 +126,8 @@ class VolumeSet:
         self.items: dict[VolumeId, LiveVolume] = {}
         self.unreadable: dict[VolumeId, Damage] = {}
         """Volumes that are known of, and cannot be opened."""
+        self.gone: set[VolumeId] = set()
+        """Volumes that were removed since, with all in them: nobody misses them."""
         self.dirty: set[VolumeId] = set()
         """Volumes with something that is not synced."""
         self._config = config
@@ -167,6 +188,7 @@ class VolumeSet:
     def remove(self, volume: LiveVolume) -> None:
         """Forget a volume; its file stays."""
         self.items.pop(volume.id, None)
+        self.gone.add(volume.id)
         self._open_files.pop(volume.id, None)
         self.dirty.discard(volume.id)
 
@@ -181,6 +203,12 @@ class VolumeSet:
             return FsError(Fault.CORRUPT, f"{damage.path}: {damage.detail} (slice {slice_id:#x})")
         path = self._path(volume_id)
         return FsError(Fault.CORRUPT, f"{path}: slice {slice_id:#x}: there is no such volume")
+
+    def note_missing(self, volume_id: VolumeId) -> None:
+        """Somebody knows of a volume that is not among the items."""
+        self._next_id = max(self._next_id, volume_id + 1)
+        if volume_id not in self.unreadable:
+            self._give_up(self._path(volume_id), volume_id, "the file is missing")
 
     # -- opening
 
@@ -200,11 +228,15 @@ class VolumeSet:
             volume_id = VolumeId(int(path.stem))
             self._next_id = max(self._next_id, volume_id + 1)
             volume = self._open(path, volume_id, states.pop(volume_id, None), index)
-            if volume is not None:
+            if volume is None:
+                continue
+            try:
                 self._recover(volume, index, write_table)
+            except rewrite.Unreadable as error:
+                self.remove(volume)
+                self._give_up(path, volume_id, f"the disk cannot read it: {error}")
         for volume_id in states:
-            self._next_id = max(self._next_id, volume_id + 1)
-            self._give_up(self._path(volume_id), volume_id, "the file is missing")
+            self.note_missing(volume_id)
         if self._home is None:
             self._home = os.urandom(16)
 
@@ -215,6 +247,11 @@ class VolumeSet:
             file = VolumeFile.open(path)
         except BadSuperblock as error:
             self._give_up(path, volume_id, str(error))
+            return None
+        except OSError as error:
+            if error.errno not in _ITS_OWN_ERRNOS:
+                raise
+            self._give_up(path, volume_id, f"it cannot be opened: {error.strerror}")
             return None
         superblock = file.superblock
         if superblock.volume != volume_id:
@@ -267,6 +304,7 @@ class VolumeSet:
 
     def _give_up(self, path: Path, volume_id: VolumeId, detail: str) -> None:
         log.error("%s: %s", path, detail)
+        self.gone.discard(volume_id)
         self.unreadable[volume_id] = Damage(str(path), volume_id, 0, SliceId(0), detail)
 
     def _path(self, volume_id: VolumeId) -> Path:

@@ -283,7 +283,8 @@ def check_answer(place: Place) -> Finding:
     if troubles:
         return Finding(
             "fail", "control socket", "the daemon is in trouble: " + "; ".join(troubles),
-            "it tries again by itself once the cause is gone",
+            "it tries again by itself once the cause is gone; where a volume is named, "
+            f"mountfs fsck {place.home} says which files are damaged",
         )  # fmt: skip
     if answer.get("bugs"):
         return Finding(

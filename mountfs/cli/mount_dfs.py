@@ -13,6 +13,7 @@ import signal
 import sys
 import time
 from collections.abc import AsyncIterator, Iterator
+from itertools import islice
 from pathlib import Path
 from typing import Any, Final, NoReturn
 
@@ -48,6 +49,9 @@ _NO_WORK: Final = frozenset(
 )
 _SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 LOG_BYTES = 4 << 20
+WARNINGS_MAX = 10
+"""Said on stderr by a mount; `mountfs status` has all of them."""
+_OK = "ok\n"
 
 _DESCRIPTION = """\
 Mount a mountfs filesystem.
@@ -78,7 +82,12 @@ def main(argv: list[str] | None = None) -> int:
             return 0
         if arguments.foreground:
             _log_to(None, arguments.verbose)
-            return _run(home, mountpoint, options, lambda: None)
+            return _run(
+                home,
+                mountpoint,
+                options,
+                lambda troubles: sys.stderr.write(warning_of(troubles, home)),
+            )
         return _start(home, mountpoint, options, arguments.verbose)
     except FsError as error:
         return _say(error)
@@ -145,6 +154,17 @@ def _told(error: FsError) -> str:
     return f"{error}; {step}" if step else str(error)
 
 
+def warning_of(troubles: dict[str, str], home: Path) -> str:
+    """What a mount that works, but not with everything, says on stderr; empty: all is well."""
+    if not troubles:
+        return ""
+    lines = [f"{what}: {why}" for what, why in islice(troubles.items(), WARNINGS_MAX)]
+    if len(troubles) > WARNINGS_MAX:
+        lines.append(f"{len(troubles) - WARNINGS_MAX} more: mountfs status {home}")
+    lines.append(f"it is mounted all the same; to see which files are damaged: mountfs fsck {home}")
+    return "".join(f"mount.dfs: warning: {line}\n" for line in lines)
+
+
 def _start(home: Path, mountpoint: str, options: MountOptions, verbose: bool) -> int:
     """Mount in a process of its own, and wait until it works."""
     report_read, report_write = os.pipe()
@@ -156,7 +176,8 @@ def _start(home: Path, mountpoint: str, options: MountOptions, verbose: bool) ->
     os.close(report_write)
     with os.fdopen(report_read, "rb") as report:
         said = report.read().decode("utf-8", "replace")
-    if said == "ok":
+    if said.startswith(_OK):
+        sys.stderr.write(said.removeprefix(_OK))
         return 0
     print(f"mount.dfs: {said or 'the daemon died; see ' + str(home / 'log')}", file=sys.stderr)
     return EXIT_FAILED
@@ -171,8 +192,8 @@ def _become_daemon(
     for fd in (0, 1, 2):
         os.dup2(null, fd)
 
-    def ready() -> None:
-        os.write(report, b"ok")
+    def ready(troubles: dict[str, str]) -> None:
+        os.write(report, (_OK + warning_of(troubles, home)).encode("utf-8", "backslashreplace"))
         os.close(report)
 
     code = EXIT_FAILED
@@ -283,7 +304,7 @@ async def _serve_mount(
             stop = nursery.cancel_scope
             nursery.start_soon(_unmount_on_signal, signals, node, mountpoint, binding, stop)
             nursery.start_soon(control.serve, home / "control", _answers(node, binding))
-            nursery.start_soon(_say_ready, mountpoint, binding, ready)
+            nursery.start_soon(_say_ready, node, mountpoint, binding, ready)
             await binding.serve()
             log.info("unmounted")
             stop.cancel()
@@ -306,7 +327,7 @@ def _mounted(
             mounting.unmount(mountpoint, lazy=True)
 
 
-async def _say_ready(mountpoint: str, binding: Binding, ready: Any) -> None:
+async def _say_ready(node: EmbeddedNode, mountpoint: str, binding: Binding, ready: Any) -> None:
     """One operation through the kernel and back, then the mount is worth telling of."""
     with trio.move_on_after(START_S) as waited:
         await binding.initialized.wait()
@@ -321,7 +342,7 @@ async def _say_ready(mountpoint: str, binding: Binding, ready: Any) -> None:
     if os.geteuid() == 0:
         mounting.set_readahead(mountpoint, binding.readahead_kib)
     log.info("mounted at %s", mountpoint)
-    ready()
+    ready(node.all_troubles())
 
 
 async def _unmount_on_signal(

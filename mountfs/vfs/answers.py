@@ -145,10 +145,13 @@ def _slice(node: EmbeddedNode, row: SliceRow) -> dict[str, Any]:
 
 
 def _where(node: EmbeddedNode, piece: Slice) -> dict[str, Any] | None:
-    """The file of its volume; None for what is in no volume, or should be and is not."""
+    """The file of its volume, and where its needle begins there; None for what is in no volume, or
+    should be and is not.
+    """
     if not piece.volume or not node.disk.has(piece.volume, piece.slice_id):
         return None
-    return {"file": str(node.disk.directory / f"{piece.volume:08}.vol")}
+    found = node.disk.place(piece.volume, piece.slice_id)
+    return None if found is None else {"file": str(found[0]), "offset": found[1].offset}
 
 
 def _text(name: bytes) -> str:

@@ -238,14 +238,29 @@ class EmbeddedNode:
             await self.meta.propose(Reclaimed(tuple(slice_id for slice_id, _, _ in found)))
 
     def _bytes_present(self, entry: Entry) -> bool:
-        """In recovery: whether the slices that an entry brings are whole in their volumes."""
+        """In recovery: whether the slices that an entry brings are whole in their volumes, and are
+        those that it means.
+
+        A volume that is missing or cannot be opened tells of damage, not of a crash: its directory
+        entry was on disk before anybody used it.  The entry counts, and reading its bytes is an
+        error; or else all that was done after it would be lost with them.
+        """
         command = entry.command
         new: Iterable[Run | Slice] = ()
         if isinstance(command, Write):
             new = command.runs
         elif isinstance(command, Rewrite):
             new = command.added
-        return all(self.disk.has(piece.volume, piece.slice_id) for piece in new if piece.volume)
+        return all(
+            self.disk.is_missing(piece.volume)
+            or self.disk.has(piece.volume, piece.slice_id, piece.length, piece.crc)
+            for piece in new
+            if piece.volume
+        )
+
+    def all_troubles(self) -> dict[str, str]:
+        """Work that fails at the moment, and volumes that are damaged: what, and why."""
+        return {**self.disk.troubles(), **self.troubles}
 
     def stats(self) -> dict[str, Any]:
         """Counters of the caches since the mount, for `mountfs stats`."""
@@ -285,7 +300,7 @@ class EmbeddedNode:
             "volumes_to_compact": len(debt.volumes),
             "tangled_chunks": len(tangled),
             "garbage_slices": len(garbage),
-            "troubles": dict(self.troubles),
+            "troubles": self.all_troubles(),
         }
 
 

@@ -22,9 +22,9 @@ Run = Callable[..., tuple[int, str, str]]
 ENDS_S = 30
 
 
-def mount_dfs(home: Path, point: Path, options: str = "rw") -> None:
+def mount_dfs(home: Path, point: Path, options: str = "rw") -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "mountfs.cli.mount_dfs", home, point, "-o", options]
-    subprocess.run(command, check=True, timeout=60)
+    return subprocess.run(command, check=True, timeout=60, stderr=subprocess.PIPE, text=True)
 
 
 @pytest.fixture
@@ -92,7 +92,12 @@ def test_info_follows_a_file_to_its_bytes(mounted: tuple[Path, Path], run: Run) 
     assert said["xattrs"] == ["user.colour"]
     assert len(said["slices"]) >= 2
     for one in said["slices"]:
-        assert one["where"]["file"].startswith(str(home / "chunks" / "volumes"))
+        where = one["where"]
+        assert where["file"].startswith(str(home / "chunks" / "volumes"))
+        # Where the needle of this slice begins: its name is 24 bytes behind.
+        needle = Path(where["file"]).read_bytes()[where["offset"] :][:48]
+        assert needle[:4] == b"ndl\n"
+        assert int.from_bytes(needle[24:32], "little") == one["slice"]
     code, out, _ = run("info", path)
     assert "5,242,880 bytes" in out
 
@@ -175,3 +180,29 @@ def test_after_the_daemon_was_killed(mounted: tuple[Path, Path], run: Run) -> No
     mount_dfs(home, point)
     assert (point / "kept").read_bytes() == kept
     assert run("doctor", point)[0] == 0
+
+
+def test_a_missing_volume_is_said_by_mount_status_and_doctor(
+    mounted: tuple[Path, Path], run: Run
+) -> None:
+    home, point = mounted
+    (point / "large").write_bytes(os.urandom(MIB))
+    (point / "small").write_bytes(b"kept with its inode")
+    subprocess.run(["umount", point], check=True)
+    wait_for_end(home)
+    volume = home / "chunks" / "volumes" / "00000001.vol"
+    volume.rename(home / "aside")
+    done = mount_dfs(home, point)
+    assert "00000001.vol: the file is missing" in done.stderr
+    assert f"mountfs fsck {home}" in done.stderr
+    assert (point / "small").read_bytes() == b"kept with its inode"
+    with pytest.raises(OSError, match="Input/output error"):
+        (point / "large").read_bytes()
+    (point / "new").write_bytes(os.urandom(MIB))
+    code, out, _ = run("status", "--json")
+    assert code == 1
+    assert any(str(volume) in one["troubles"] for one in json.loads(out))
+    assert "00000001.vol" in run("status")[1].replace("\n", "")
+    code, out, _ = run("doctor", str(point))
+    assert code != 0
+    assert "00000001.vol" in out.replace("\n", "")
