@@ -18,6 +18,7 @@ import trio
 from mountfs.buffers import Buffers
 from mountfs.chunks.client import LocalChunks
 from mountfs.chunks.disk import DiskStore
+from mountfs.chunks.index_store import open_index
 from mountfs.errors import FsError
 from mountfs.inline import leave, pause
 from mountfs.kv.leveldb import LevelStore
@@ -88,6 +89,8 @@ class EmbeddedNode:
         """When everything was known to be on disk, by the task that sees to it."""
         self.troubles: dict[str, str] = {}
         """Background work that fails at the moment, and why; for `mountfs status`."""
+        self.notices: dict[str, str] = {}
+        """What was damaged at the start and has been put right; said as long as the node lives."""
 
     async def durable(self) -> None:
         """All that was written and proposed before the call survives the machine.  All who wait
@@ -259,8 +262,8 @@ class EmbeddedNode:
         )
 
     def all_troubles(self) -> dict[str, str]:
-        """Work that fails at the moment, and volumes that are damaged: what, and why."""
-        return {**self.disk.troubles(), **self.troubles}
+        """Work that fails at the moment, and parts that are or were damaged: what, and why."""
+        return {**self.notices, **self.disk.troubles(), **self.troubles}
 
     def stats(self) -> dict[str, Any]:
         """Counters of the caches since the mount, for `mountfs stats`."""
@@ -317,9 +320,11 @@ async def embedded_node(
         home.hold(mountpoint)
         store = LevelStore(home.store, create=home.is_new)
         try:
-            index = LevelStore(home.chunks / "index", create=True)  # rebuilt when it is missing
+            index, told = open_index(home.chunks)
             try:
                 node = EmbeddedNode(home, store, index)
+                if told:
+                    node.notices[str(home.chunks / "index")] = told
                 async with _running(node, settings):
                     yield node
             finally:

@@ -206,3 +206,24 @@ def test_a_missing_volume_is_said_by_mount_status_and_doctor(
     code, out, _ = run("doctor", str(point))
     assert code != 0
     assert "00000001.vol" in out.replace("\n", "")
+
+
+def test_a_damaged_index_is_made_anew_and_said(mounted: tuple[Path, Path], run: Run) -> None:
+    home, point = mounted
+    data = os.urandom(MIB)
+    (point / "large").write_bytes(data)
+    for again in range(2):  # the second time LevelDB writes its log to a table
+        subprocess.run(["umount", point], check=True)
+        wait_for_end(home)
+        if again == 0:
+            assert mount_dfs(home, point).stderr == ""
+    table = max((home / "chunks" / "index").glob("*.ldb"))
+    flipped = bytearray(table.read_bytes())
+    flipped[5] ^= 4
+    table.write_bytes(flipped)
+    done = mount_dfs(home, point)
+    assert "made anew from the volumes" in done.stderr
+    assert (point / "large").read_bytes() == data
+    (said,) = json.loads(run("status", "--json")[1])
+    assert str(home / "chunks" / "index") in said["troubles"]
+    assert "chunks/index" in (home / "log").read_text()
