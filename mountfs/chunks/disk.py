@@ -410,17 +410,31 @@ class DiskStore:
             place = self._index.get(volume_id, slice_id)
         return None if place is None else (volume.path, place)
 
-    def has(
-        self,
-        volume_id: VolumeId,
-        slice_id: SliceId,
-        length: int | None = None,
-        crc: int | None = None,
-    ) -> bool:
-        """Whether a slice is in a volume, whole, with a good header; and is the one that has this
-        length and crc32c, where they are given.  (The payload is not read: opening the volume did
-        so with all that a crash may have torn.)
+    def arrived(self, volume_id: VolumeId, slice_id: SliceId, length: int, crc: int) -> bool:
+        """In recovery: whether the slice of this length and crc32c has reached the disk before the
+        crash.
+
+        What has, and was damaged since, counts: reading it is an error.  A volume that is missing
+        or cannot be opened tells of damage, for its directory entry was on disk before anybody used
+        it.  So does a needle with a bad header that the index has: it was whole when it got there.
+        (Payloads are not read: opening the volume did so with all that a crash may have torn.)
         """
+        if self.is_missing(volume_id):
+            return True
+        found = self.place(volume_id, slice_id)
+        if found is None or found[1].length != length:
+            return False
+        volume = self._volumes[volume_id]
+        try:
+            with self._lock:
+                file = self._set.file(volume)
+            head = self._reader.head(file, slice_id, 0)
+        except (OSError, FsError):
+            return True
+        return head is not None and needle.joined(head.sums, head.length) == crc
+
+    def has(self, volume_id: VolumeId, slice_id: SliceId) -> bool:
+        """Whether a slice is in a volume, whole, with a good header."""
         volume = self._volumes.get(volume_id)
         if volume is None:
             return False
@@ -431,11 +445,7 @@ class DiskStore:
             head = self._reader.head(file, slice_id, 0)
         except (OSError, FsError):
             return False
-        if head is None or head.payload + head.length > size:
-            return False
-        if length is not None and head.length != length:
-            return False
-        return crc is None or needle.joined(head.sums, head.length) == crc
+        return head is not None and head.payload + head.length <= size
 
     # -- durability
 

@@ -37,7 +37,7 @@ from mountfs.meta.invariants import violations
 from mountfs.meta.local import LocalMeta
 from mountfs.meta.local_log import LocalLog
 from mountfs.meta.ops.slices import Rewrite
-from mountfs.meta.ops.write import Write
+from mountfs.meta.ops.write import Run, Write
 from mountfs.meta.records import Slice, unpack_dentry, unpack_inode, unpack_slice
 from mountfs.meta.state_machine import Entry
 from mountfs.meta.tree import Tree
@@ -216,6 +216,7 @@ def _check_volumes(
         try:
             with closing(VolumeReader(path)) as reader:
                 homes.add(reader.superblock.home)
+                facts.volumes.add(volume)
                 survey = reader.survey(_checkpoint(index, volume, reader.superblock.generation))
                 for gap in survey.gaps:
                     _report_gap(found, path, gap.start, gap.stop)
@@ -237,6 +238,7 @@ def _check_volumes(
             found.volumes_lost[volume] = f"volume {volume}: {error}"
         except OSError as error:
             found.volumes_lost[volume] = f"volume {volume} cannot be read: {error.strerror}"
+            facts.volumes.discard(volume)
         done = before + path.stat().st_size
         step("reading volumes", done, total)
     facts.flush()
@@ -328,6 +330,8 @@ class _Facts:
         self._store = store
         self._batch: dict[bytes, bytes | None] = {}
         self._number = 0
+        self.volumes: set[VolumeId] = set()
+        """Those that could be opened."""
 
     def put_needle(self, volume: VolumeId, slice_id: SliceId, fact: _Fact) -> None:
         self._put(self._NEEDLE.pack(b"n", volume, slice_id), msgspec.msgpack.encode(fact))
@@ -339,8 +343,15 @@ class _Facts:
         )
         self._put(key, msgspec.msgpack.encode(reference))
 
-    def has(self, volume: VolumeId, slice_id: SliceId) -> bool:
-        return self._store.get(self._NEEDLE.pack(b"n", volume, slice_id)) is not None
+    def has(self, volume: VolumeId, slice_id: SliceId, length: int, crc: int) -> bool:
+        """Whether there is the needle that has this length and checksum; one that is damaged
+        counts, for a crash does not damage what was on disk.
+        """
+        found = self._store.get(self._NEEDLE.pack(b"n", volume, slice_id))
+        if found is None:
+            return False
+        fact = msgspec.msgpack.decode(found, type=_Fact)
+        return fact.length == length and (fact.crc == crc or bool(fact.why))
 
     def flush(self) -> None:
         self._store.write(self._batch, sync=False)
@@ -432,12 +443,19 @@ def _check_metadata(
 
 def _open_meta(format: Format, space: Scratch, facts: _Facts) -> LocalMeta:
     def bytes_present(entry: Entry) -> bool:
+        """As the next mount will judge (`EmbeddedNode` says why)."""
         command = entry.command
+        new: Iterable[Run | Slice] = ()
         if isinstance(command, Write):
-            return all(facts.has(run.volume, run.slice_id) for run in command.runs if run.volume)
-        if isinstance(command, Rewrite):
-            return all(facts.has(new.volume, new.slice_id) for new in command.added if new.volume)
-        return True
+            new = command.runs
+        elif isinstance(command, Rewrite):
+            new = command.added
+        return all(
+            piece.volume not in facts.volumes
+            or facts.has(piece.volume, piece.slice_id, piece.length, piece.crc)
+            for piece in new
+            if piece.volume
+        )
 
     new = not os.listdir(space.store) and not os.listdir(space.log)
     store = LevelStore(space.store, create=new)

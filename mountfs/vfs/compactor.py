@@ -10,7 +10,14 @@ from mountfs.meta import keys
 from mountfs.meta.command import Query
 from mountfs.meta.local import LocalMeta
 from mountfs.meta.ops.read import GetAttr
-from mountfs.meta.ops.slices import Discard, ReserveSlices, Rewrite, Settle, Tangles
+from mountfs.meta.ops.slices import (
+    Discard,
+    ReserveSlices,
+    Rewrite,
+    Settle,
+    Tangles,
+    crc_of_rows,
+)
 from mountfs.meta.records import Slice, size_of
 from mountfs.meta.tree import Tree
 from mountfs.types import CHUNK_BYTES, Ino
@@ -85,12 +92,13 @@ class Compactor:
                 return False
             raise
         if not rows:
-            await self._meta.propose(Settle(ino, chunk, 0))
+            await self._meta.propose(Settle(ino, chunk, 0, crc_of_rows([])))
             return False
         wanted = plan([piece for _, _, piece in rows])
         places = tuple((order, number) for order, number, _ in rows)
         if wanted is None:
-            await self._meta.propose(Settle(ino, chunk, len(rows)))
+            judged = crc_of_rows((keys.slice_(ino, chunk, *row[:2]), row[2]) for row in rows)
+            await self._meta.propose(Settle(ino, chunk, len(rows), judged))
         else:
             await self._rewrite(ino, chunk, places, wanted)
         return True

@@ -241,12 +241,9 @@ class EmbeddedNode:
             await self.meta.propose(Reclaimed(tuple(slice_id for slice_id, _, _ in found)))
 
     def _bytes_present(self, entry: Entry) -> bool:
-        """In recovery: whether the slices that an entry brings are whole in their volumes, and are
-        those that it means.
-
-        A volume that is missing or cannot be opened tells of damage, not of a crash: its directory
-        entry was on disk before anybody used it.  The entry counts, and reading its bytes is an
-        error; or else all that was done after it would be lost with them.
+        """In recovery: whether the slices that an entry brings have reached the disk before the
+        crash.  If they were damaged since, the entry counts, and reading its bytes is an error; or
+        else all that was done after it would be lost with them.
         """
         command = entry.command
         new: Iterable[Run | Slice] = ()
@@ -255,8 +252,7 @@ class EmbeddedNode:
         elif isinstance(command, Rewrite):
             new = command.added
         return all(
-            self.disk.is_missing(piece.volume)
-            or self.disk.has(piece.volume, piece.slice_id, piece.length, piece.crc)
+            self.disk.arrived(piece.volume, piece.slice_id, piece.length, piece.crc)
             for piece in new
             if piece.volume
         )

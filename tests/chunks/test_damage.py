@@ -160,13 +160,24 @@ def test_a_volume_that_cannot_be_compacted_is_asked_once(
     assert readable(store, kept) == set(rest[-2:])
 
 
-def test_a_slice_is_there_if_it_is_the_one_that_was_meant(volumes, reopen):
+def test_a_slice_has_arrived_if_it_is_the_one_that_was_meant(volumes, reopen, tmp_path):
     store = reopen()
     one = SLICES[0]
     crc = crc32c(payload(one))
-    assert store.has(ONE, one, SIZE, crc)
-    assert not store.has(ONE, one, SIZE - 1, crc)
-    assert not store.has(ONE, one, SIZE, crc ^ 1)
+    assert store.arrived(ONE, one, SIZE, crc)
+    assert not store.arrived(ONE, one, SIZE - 1, crc)
+    assert not store.arrived(ONE, one, SIZE, crc ^ 1)
+    assert not store.arrived(ONE, SliceId(999), SIZE, crc)
+    assert store.arrived(VolumeId(9), one, SIZE, crc), "a missing volume is damage"
+    found = store.place(ONE, one)
+    assert found is not None
+    store.close()
+    with open(path_of(tmp_path), "r+b") as file:
+        file.seek(found[1].offset)
+        file.write(bytes(48))
+    store = reopen()
+    assert not store.has(ONE, one)
+    assert store.arrived(ONE, one, SIZE, crc), "a header that was damaged since"
 
 
 def test_a_volume_that_metadata_knows_and_nobody_else_is_a_trouble(volumes, reopen, tmp_path):

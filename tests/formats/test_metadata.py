@@ -13,7 +13,7 @@ from mountfs.meta.locks import POSIX, Lock, Owner
 from mountfs.meta.ops.lock import TakeLock, locks_of
 from mountfs.meta.ops.make import Make
 from mountfs.meta.ops.setattr import SetAttr
-from mountfs.meta.ops.slices import Rewrite
+from mountfs.meta.ops.slices import Rewrite, Settle
 from mountfs.meta.ops.write import Run, Write
 from mountfs.meta.records import (
     ATTRIBUTES_BYTES,
@@ -254,6 +254,13 @@ def test_every_command_that_was_ever_logged_can_still_be_read():
         "reserve_slices", "rewrite", "rmdir", "setattr", "setxattr", "settle", "symlink",
         "take_lock", "tmpfile", "touch", "unlink", "write",
     }  # fmt: skip
+
+
+def test_a_settle_without_a_checksum_can_still_be_read():
+    command = msgspec.msgpack.encode(["settle", 2, 0, 5])
+    entry = decode_entry(bytes.fromhex("9503050411") + command)
+    assert entry.command == Settle(Ino(2), 0, 5)
+    assert decode_entry(encode_entry(3, 5, 4, 17, Settle(Ino(2), 0, 5, 9))).command.crc == 9
 
 
 def test_the_locks_of_a_file_are_a_list_of_locks():

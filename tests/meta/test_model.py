@@ -43,6 +43,7 @@ from mountfs.meta.ops.slices import (
     Rewrite,
     Settle,
     Tangles,
+    crc_of_rows,
 )
 from mountfs.meta.ops.symlink import Symlink
 from mountfs.meta.ops.tmpfile import Tmpfile
@@ -795,7 +796,8 @@ class Files(History):
         ]
         seen = [piece for piece in visible([piece for _, piece in rows]) if not piece.is_hole]
         if len(seen) == len(rows):
-            self.ask(Settle(ino, chunk, len(rows)), session)
+            judged = crc_of_rows(machine.state.tree.slice_rows(ino, chunk))
+            self.ask(Settle(ino, chunk, len(rows), judged), session)
             return
         added, new = [], []
         for piece in seen:

@@ -1,6 +1,9 @@
 """Names for slices, and the end of those that nobody needs: rewritten, garbage, reclaimed."""
 
+from collections.abc import Iterable
 from itertools import islice
+
+from crc32c import crc32c
 
 from mountfs.errors import Fault, FsError
 from mountfs.meta import keys
@@ -54,15 +57,29 @@ class Rewrite(Command[None], frozen=True, tag="rewrite"):
 
 
 class Settle(Command[None], frozen=True, tag="settle"):
-    """A chunk is good as it is: nothing to compact, as long as it has no more than these rows."""
+    """A chunk is good as it is: nothing to compact, as long as it has the rows that were judged."""
 
     ino: Ino
     chunk: int
     rows: int
+    """How many they were."""
+    crc: int | None = None
+    """`crc_of_rows` of them: as many other rows are not what was judged.  None in logs that were
+    written before it was compared; what these say must mean what it meant then.
+    """
 
     def apply(self, tree: Tree, stamp: Stamp) -> None:
-        if len(tree.slice_rows(self.ino, self.chunk)) == self.rows:
+        rows = tree.slice_rows(self.ino, self.chunk)
+        if len(rows) == self.rows and self.crc in (None, crc_of_rows(rows)):
             tree.put(keys.tangled(self.ino, self.chunk), None)
+
+
+def crc_of_rows(rows: Iterable[tuple[bytes, Slice]]) -> int:
+    """One number for the rows of a chunk, their places and all that they say."""
+    crc = 0
+    for key, piece in rows:
+        crc = crc32c(pack_slice(piece), crc32c(key, crc))
+    return crc
 
 
 class Discard(Command[None], frozen=True, tag="discard"):

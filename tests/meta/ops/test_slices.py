@@ -17,6 +17,7 @@ from mountfs.meta.ops.slices import (
     Rewrite,
     Settle,
     Tangles,
+    crc_of_rows,
 )
 from mountfs.meta.records import Slice
 from mountfs.types import SUPERUSER, VolumeId
@@ -133,6 +134,20 @@ def test_settling_takes_the_mark_unless_slices_came(machine, ino, tangled):
     machine.do(Settle(ino, 0, 1))
     assert machine.ask(Tangles(10)) == ((ino, 0),)
     machine.do(Settle(ino, 0, 2))
+    assert machine.ask(Tangles(10)) == ()
+
+
+def test_settling_takes_the_mark_only_of_the_rows_that_were_judged(
+    machine, ino, tangled, places, merged
+):
+    judged = crc_of_rows(machine.state.tree.slice_rows(ino, 0))
+    machine.do(Rewrite(ino, 0, places(), (merged(),)))
+    machine.write(ino, (300, b"c" * 100), slices=True)
+    now = machine.state.tree.slice_rows(ino, 0)
+    assert len(now) == 2, "as many as were judged, and others"
+    machine.do(Settle(ino, 0, 2, judged))
+    assert machine.ask(Tangles(10)) == ((ino, 0),)
+    machine.do(Settle(ino, 0, 2, crc_of_rows(now)))
     assert machine.ask(Tangles(10)) == ()
 
 
