@@ -20,10 +20,12 @@ import msgspec
 from rich.table import Table
 from rich.text import Text
 
+from mountfs.chunks.volume import BadSuperblock
 from mountfs.cli import show
 from mountfs.cli.child import NoAnswer, ask_child
 from mountfs.cli.examine import metadata_damage
 from mountfs.cli.places import Place, looks_like_home, mount_above, mount_table, mounts_in
+from mountfs.cli.volumes import VolumeReader, volume_paths
 from mountfs.errors import Fault, FsError
 from mountfs.types import MIB
 from mountfs.vfs import control
@@ -376,7 +378,9 @@ def check_connection(mountpoint: str) -> Iterator[Finding]:
 def check_home(home: Path, mounted: bool) -> Iterator[Finding]:
     checks: list[Callable[[Path], Finding]] = [check_format, check_parts, check_space, check_log]
     if mounted:
-        checks.remove(check_parts)
+        checks.remove(check_parts)  # its daemon tells of them, and of its volumes
+    else:
+        checks.append(check_volumes)
     failed = False
     for check in checks:
         try:
@@ -415,6 +419,25 @@ def check_parts(home: Path) -> Finding:
             f"restore them from a backup; mountfs fsck {home} says what else is wrong",
         )  # fmt: skip
     return Finding("ok", "parts", "all there")
+
+
+def check_volumes(home: Path) -> Finding:
+    """Whether each volume can be opened.  Which are missing, the mount and fsck know."""
+    bad = []
+    paths = volume_paths(home / "chunks" / "volumes")
+    for path in paths.values():
+        try:
+            VolumeReader(path).close()
+        except BadSuperblock as error:
+            bad.append(f"{path}: {error}")
+        except OSError as error:
+            bad.append(f"{path}: {error.strerror}")
+    if bad:
+        return Finding(
+            "fail", "volumes", "; ".join(bad),
+            f"the rest can be mounted; mountfs fsck {home} says which files are damaged",
+        )  # fmt: skip
+    return Finding("ok", "volumes", f"{len(paths)} of them, and all can be opened")
 
 
 def check_metadata(home: Path) -> Finding:

@@ -144,6 +144,15 @@ def test_a_part_that_is_missing_is_named(home: Path, run: Run, part: str, check:
     assert part in failed[-1]["what"] or check == "format"
 
 
+def test_a_volume_that_cannot_be_opened_is_named(home: Path, run: Run) -> None:
+    volume = home / "chunks" / "volumes" / "00000001.vol"
+    volume.write_bytes(b"noise" * 2000)
+    status, out, _ = run("doctor", home, "--json")
+    (failed,) = [one for one in json.loads(out) if one["check"] == "volumes"]
+    assert (status, failed["level"]) == (1, "fail")
+    assert str(volume) in failed["what"]
+
+
 def test_a_damaged_log_is_found(home: Path, run: Run, damage: Callable[..., None]) -> None:
     segment = min((home / "meta" / "log").glob("*.seg"))
     damage(segment, 4096 + 60)
