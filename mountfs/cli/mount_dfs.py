@@ -161,7 +161,7 @@ def warning_of(troubles: dict[str, str], home: Path) -> str:
     lines = [f"{what}: {why}" for what, why in islice(troubles.items(), WARNINGS_MAX)]
     if len(troubles) > WARNINGS_MAX:
         lines.append(f"{len(troubles) - WARNINGS_MAX} more: mountfs status {home}")
-    lines.append(f"it is mounted all the same; to see which files are damaged: mountfs fsck {home}")
+    lines[-1] += f" (it is mounted all the same; mountfs fsck {home} names damaged files)"
     return "".join(f"mount.dfs: warning: {line}\n" for line in lines)
 
 
