@@ -15,6 +15,7 @@ from mountfs.meta.locks import EOF, FLOCK, POSIX, Lock
 from mountfs.meta.ops.setattr import SetAttr
 from mountfs.meta.records import NS, Attributes, ino_of
 from mountfs.types import BLOCK_BYTES, MIB, NAME_BYTES_MAX, Cred, Ino
+from mountfs.vfs.access_time import AccessTime
 from mountfs.vfs.filesystem import Filesystem
 from mountfs.vfs.handles import Handle
 
@@ -38,6 +39,12 @@ class Operations:
         self._timeouts = timeouts
         self._interrupt = interrupt
         self._initialize = initialize
+        self._counts_reads = filesystem.access_time is AccessTime.STRICT
+        """Whether each read is to come to us, so that it can be seen: then the kernel may not keep
+        what it has read from one open to the next.  (Reads of one open that it has in its cache
+        stay unseen, as on every FUSE filesystem.)
+        """
+        self._counts_listings = filesystem.directory_access_time is AccessTime.STRICT
 
     # -- names
 
@@ -220,7 +227,9 @@ class Operations:
         asked = wire.parse_open(request.body)
         drop = bool(asked.open_flags & wire.OPEN_KILL_SUIDGID)
         handle = await self._fs.open(Ino(request.nodeid), asked.flags, drop_privileges=drop)
-        return wire.reply(request.unique, wire.open_out(handle.number, _open_flags(asked.flags)))
+        return wire.reply(
+            request.unique, wire.open_out(handle.number, self._open_flags(asked.flags))
+        )
 
     async def create(self, request: Request) -> Reply:
         asked, name = wire.parse_create(request.body)
@@ -298,7 +307,12 @@ class Operations:
     async def opendir(self, request: Request) -> Reply:
         # Positions need no state, so there is nothing to open: the kernel does without from now on,
         # and caches listings as if FOPEN_KEEP_CACHE and FOPEN_CACHE_DIR had been answered.
-        raise FsError(Fault.NOT_IMPLEMENTED)
+        if not self._counts_listings:
+            raise FsError(Fault.NOT_IMPLEMENTED)
+        return wire.reply(request.unique, wire.open_out(0, 0))
+
+    async def releasedir(self, request: Request) -> Reply:
+        return wire.reply(request.unique)
 
     # -- locks
 
@@ -353,7 +367,19 @@ class Operations:
         self, request: Request, attributes: Attributes, handle: Handle, flags: int
     ) -> Reply:
         entry = wire.entry_out(self._timeouts, attributes, ino_of(attributes))
-        return wire.reply(request.unique, entry + wire.open_out(handle.number, _open_flags(flags)))
+        opened = wire.open_out(handle.number, self._open_flags(flags))
+        return wire.reply(request.unique, entry + opened)
+
+    def _open_flags(self, flags: int) -> int:
+        """KEEP_CACHE: all changes come through this kernel, so what it has cached is right.
+
+        DIRECT_IO for who only writes: the bytes go straight to us instead of through the page
+        cache, and the kernel does not ask for `security.capability` before the first write.  It
+        still drops what it has cached of that range.
+        """
+        if flags & os.O_ACCMODE == os.O_WRONLY:
+            return wire.FOPEN_DIRECT_IO | wire.FOPEN_KEEP_CACHE | wire.FOPEN_PARALLEL_DIRECT_WRITES
+        return 0 if self._counts_reads else wire.FOPEN_KEEP_CACHE
 
     def table(self) -> dict[int, Handler]:
         """Opcode → handler."""
@@ -366,8 +392,8 @@ _OPCODES = (
     Opcode.RENAME, Opcode.RENAME2, Opcode.LINK, Opcode.OPEN, Opcode.READ, Opcode.WRITE,
     Opcode.STATFS, Opcode.RELEASE, Opcode.FSYNC, Opcode.SETXATTR, Opcode.GETXATTR,
     Opcode.LISTXATTR, Opcode.REMOVEXATTR, Opcode.FLUSH, Opcode.INIT, Opcode.OPENDIR,
-    Opcode.READDIR, Opcode.READDIRPLUS, Opcode.FSYNCDIR, Opcode.GETLK, Opcode.SETLK,
-    Opcode.SETLKW, Opcode.ACCESS, Opcode.CREATE, Opcode.TMPFILE, Opcode.INTERRUPT,
+    Opcode.RELEASEDIR, Opcode.READDIR, Opcode.READDIRPLUS, Opcode.FSYNCDIR, Opcode.GETLK,
+    Opcode.SETLK, Opcode.SETLKW, Opcode.ACCESS, Opcode.CREATE, Opcode.TMPFILE, Opcode.INTERRUPT,
     Opcode.DESTROY, Opcode.FALLOCATE, Opcode.LSEEK, Opcode.COPY_FILE_RANGE,
     Opcode.COPY_FILE_RANGE_64, Opcode.SYNCFS, Opcode.STATX,
 )  # fmt: skip
@@ -390,15 +416,3 @@ def _sized(request: Request, size: int, value: bytes) -> Reply:
     if len(value) > size:
         raise FsError(Fault.TOO_SMALL)
     return wire.reply(request.unique, value)
-
-
-def _open_flags(flags: int) -> int:
-    """KEEP_CACHE: all changes come through this kernel, so what it has cached is right.
-
-    DIRECT_IO for who only writes: the bytes go straight to us instead of through the page cache,
-    and the kernel does not ask for `security.capability` before the first write.  It still drops
-    what it has cached of that range.
-    """
-    if flags & os.O_ACCMODE == os.O_WRONLY:
-        return wire.FOPEN_DIRECT_IO | wire.FOPEN_KEEP_CACHE | wire.FOPEN_PARALLEL_DIRECT_WRITES
-    return wire.FOPEN_KEEP_CACHE

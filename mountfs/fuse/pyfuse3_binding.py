@@ -49,6 +49,7 @@ from mountfs.meta import acl
 from mountfs.meta.ops.setattr import SetAttr
 from mountfs.meta.records import NS, Attributes, ino_of, unpack_attributes
 from mountfs.types import BLOCK_BYTES, KIB, NAME_BYTES_MAX, ROOT, Cred, Ino
+from mountfs.vfs.access_time import AccessTime
 from mountfs.vfs.filesystem import Filesystem
 
 log = logging.getLogger(__name__)
@@ -499,7 +500,8 @@ class Handlers:
         Not direct_io, as the native binding does for those who only write: then the kernel would
         not take set-user-ID away any more.
         """
-        return self._pyfuse3.FileInfo(fh=number, keep_cache=True)
+        seen = self._fs.access_time is AccessTime.STRICT  # as in the native binding
+        return self._pyfuse3.FileInfo(fh=number, keep_cache=not seen)
 
     async def _is_outside_group(self, ino: Ino, ctx: Context) -> bool:
         """Whether the caller may not keep set-group-ID of a file, as chmod(2) decides it."""

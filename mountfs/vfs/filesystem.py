@@ -90,8 +90,8 @@ class Filesystem:
         self._durable = durable
         self._kernel = kernel
         self._read_only = read_only
-        self._access_time = access_time
-        self._directory_access_time = directory_access_time
+        self.access_time = access_time
+        self.directory_access_time = directory_access_time
         self._sync_writes = sync_writes
         """Every write is on disk when it returns: the mount option `sync`."""
         self._sync_directories = sync_directories
@@ -137,7 +137,7 @@ class Filesystem:
 
     async def readlink(self, ino: Ino) -> bytes:
         target = await self._meta.read(Readlink(ino))
-        await self._touch(ino, await self._meta.read(GetAttr(ino)), self._access_time)
+        await self._touch(ino, await self._meta.read(GetAttr(ino)), self.access_time)
         return target
 
     async def link(self, ino: Ino, parent: Ino, name: bytes, cred: Cred) -> Attributes:
@@ -166,7 +166,7 @@ class Filesystem:
         listing = await self._meta.read(ReadDir(ino, after, limit, with_attributes))
         if after == 0 and not self._read_only:
             listed = await self._meta.read(GetAttr(ino))
-            await self._touch(ino, listed, self._directory_access_time)
+            await self._touch(ino, listed, self.directory_access_time)
         if with_attributes and (self._atimes or self.writer.unwritten):
             atimes, files = self._atimes, self._files
             for at, (position, child, type, name, attributes) in enumerate(listing):
@@ -283,8 +283,9 @@ class Filesystem:
         """Up to `size` bytes; fewer only at the end of the file."""
         file = handle.file
         data = await self.reader.read(file, offset, size)
-        if file.ino not in self._atimes and not handle.flags & os.O_NOATIME:
-            await self._touch(file.ino, await self._meta.read(GetAttr(file.ino)), self._access_time)
+        noted = file.ino in self._atimes and self.access_time is not AccessTime.STRICT
+        if not noted and not handle.flags & os.O_NOATIME:
+            await self._touch(file.ino, await self._meta.read(GetAttr(file.ino)), self.access_time)
         return data
 
     async def write(

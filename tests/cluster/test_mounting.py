@@ -56,6 +56,22 @@ def test_what_was_written_is_there_after_umount_and_mount(node):
     assert (node.point / "large").read_bytes() == b"large" * 1_000_000
 
 
+@pytest.mark.parametrize("binding", ["native", "pyfuse3"])
+def test_strictatime_sees_each_reading_of_what_the_kernel_could_keep(node, binding):
+    if binding == "pyfuse3":
+        pytest.importorskip("pyfuse3")
+    node.mount(f"strictatime,binding={binding}")
+    file, directory = node.point / "file", node.point / "directory"
+    file.write_bytes(b"read again and again")
+    directory.mkdir()
+    for _ in range(3):
+        before = file.stat().st_atime_ns, directory.stat().st_atime_ns
+        file.read_bytes()
+        os.listdir(directory)
+        assert file.stat().st_atime_ns > before[0]
+        assert directory.stat().st_atime_ns > before[1] or binding == "pyfuse3"
+
+
 def test_a_new_filesystem_survives_the_death_of_its_daemon(node):
     node.mount()
     (node.point / "file").write_bytes(b"bytes")
