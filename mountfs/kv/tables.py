@@ -46,7 +46,9 @@ class Damage(NamedTuple):
 def damage(directory: str | os.PathLike[str]) -> Iterator[Damage]:
     """All damage in the database in `directory`, at most one for each file, found as it goes.
 
-    The database may be open: files that compaction removes meanwhile are passed over.
+    The database may be open: files that compaction removes meanwhile are passed over, and so are
+    tables that the manifest does not have: they are being written, or were when the machine
+    stopped.
     """
     directory = Path(directory)
     current = directory / "CURRENT"
@@ -63,7 +65,12 @@ def damage(directory: str | os.PathLike[str]) -> Iterator[Damage]:
         yield Damage(current, 0, "is not the name of a manifest")
         logs = []
     logs += sorted(directory.glob("*.log"))
-    tables = sorted([*directory.glob("*.ldb"), *directory.glob("*.sst")])
+    live = live_tables(logs[0]) if logs and logs[0].name.startswith("MANIFEST") else None
+    tables = [
+        path
+        for path in sorted([*directory.glob("*.ldb"), *directory.glob("*.sst")])
+        if live is None or not path.stem.isdigit() or int(path.stem) in live
+    ]
     for path, check in [*((log, check_log) for log in logs), *((t, check_table) for t in tables)]:
         try:
             found = check(path)
@@ -71,6 +78,85 @@ def damage(directory: str | os.PathLike[str]) -> Iterator[Damage]:
             continue
         if found is not None:
             yield found
+
+
+# The manifest.
+
+
+def live_tables(manifest: Path) -> set[int] | None:
+    """Numbers of the tables that the database consists of; None if the manifest does not say so
+    beyond doubt.
+    """
+    live: set[int] = set()
+    try:
+        for record in _records(manifest.read_bytes()):
+            _replay_edit(record, live)
+    except (OSError, IndexError, _Bad):
+        return None
+    return live
+
+
+def _records(data: bytes) -> Iterator[bytes]:
+    """The whole records of a log; ends before the first that is torn.  Raises _Bad for others."""
+    offset = 0
+    pieces: list[bytes] = []
+    while offset < len(data):
+        room = LOG_BLOCK_BYTES - offset % LOG_BLOCK_BYTES
+        if room < _LOG_HEADER_BYTES:
+            offset += room
+            continue
+        piece = _piece(data, offset)
+        if isinstance(piece, str):
+            if _resumes(data, offset):
+                raise _Bad(offset, piece)
+            return
+        kind, stop = piece
+        pieces.append(data[offset + _LOG_HEADER_BYTES : stop])
+        if kind in (_FULL, _LAST):
+            yield b"".join(pieces)
+            pieces = []
+        offset = stop
+
+
+def _replay_edit(record: bytes, live: set[int]) -> None:
+    """What a change of the set of files says about tables (VersionEdit in db/version_edit.cc)."""
+    at = 0
+
+    def number() -> int:
+        nonlocal at
+        value = shift = 0
+        while record[at] & 0x80:
+            value |= (record[at] & 0x7F) << shift
+            at, shift = at + 1, shift + 7
+        value |= record[at] << shift
+        at += 1
+        return value
+
+    def text() -> None:
+        nonlocal at
+        length = number()
+        at += length
+
+    while at < len(record):
+        match number():
+            case 1:  # name of the order of keys
+                text()
+            case 2 | 3 | 4 | 9:  # numbers of logs and files, the last sequence
+                number()
+            case 5:  # where compaction of a level goes on
+                number()
+                text()
+            case 6:
+                number()
+                live.discard(number())
+            case 7:
+                number()
+                live.add(number())
+                number()
+                text()
+                text()
+            case unknown:
+                raise _Bad(at, f"a manifest with {unknown}")
 
 
 # Tables.

@@ -224,6 +224,6 @@ def test_a_damaged_index_is_made_anew_and_said(mounted: tuple[Path, Path], run: 
     done = mount_dfs(home, point)
     assert "made anew from the volumes" in done.stderr
     assert (point / "large").read_bytes() == data
-    (said,) = json.loads(run("status", "--json")[1])
+    (said,) = json.loads(run("status", home, "--json")[1])
     assert str(home / "chunks" / "index") in said["troubles"]
     assert "chunks/index" in (home / "log").read_text()

@@ -58,7 +58,10 @@ class Node:
 
     def unmount(self) -> None:
         """umount(8), and wait until the daemon has written everything and ended."""
-        subprocess.run(["umount", str(self.point)], check=True, timeout=END_SECONDS_MAX)
+        done = subprocess.run(
+            ["umount", str(self.point)], capture_output=True, text=True, timeout=END_SECONDS_MAX
+        )
+        assert done.returncode == 0, f"{done.stderr}in use by: {users_of(self.point) or 'nobody'}"
         self.wait()
 
     def kill(self) -> None:
@@ -104,6 +107,22 @@ class Node:
         if self._pidfd is not None:
             os.close(self._pidfd)
         self._pidfd = None
+
+
+def users_of(directory: Path) -> list[str]:
+    """The processes that have something below a directory open, and what."""
+    found = []
+    for process in Path("/proc").glob("[0-9]*"):
+        links = [process / "cwd", process / "root", process / "exe"]
+        with contextlib.suppress(OSError):
+            links += (process / "fd").iterdir()
+        for link in links:
+            with contextlib.suppress(OSError):
+                target = os.readlink(link)
+                if target == str(directory) or target.startswith(f"{directory}/"):
+                    command = (process / "cmdline").read_bytes().replace(b"\0", b" ").decode()
+                    found.append(f"{process.name} ({command.strip()}): {target}")
+    return found
 
 
 @contextlib.contextmanager

@@ -1,6 +1,8 @@
 """Every byte of a real LevelDB database is covered: whichever changes, its file is named."""
 
 import random
+import re
+import shutil
 from pathlib import Path
 
 import plyvel
@@ -8,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mountfs.kv.tables import Damage, check_table, damage, read_log
+from mountfs.kv.tables import Damage, check_table, damage, live_tables, read_log
 
 BATCHES = 40
 
@@ -122,3 +124,46 @@ def test_a_log_that_goes_on_behind_damage_is_told_from_one_that_is_torn(database
         path.write_bytes(good[:position] + bytes(len(good) - position))
         state = read_log(path)
         assert (state.end <= position, state.resumes) == (True, False)
+
+
+def test_a_table_that_the_manifest_does_not_have_is_no_damage(database, tmp_path):
+    """It was being written when the machine stopped, or is just now."""
+    copy = tmp_path / "copy"
+    shutil.copytree(database, copy)
+    whole = files(copy, ".ldb")[0]
+    (copy / "999998.ldb").write_bytes(whole.read_bytes()[:-10])
+    (copy / "999999.ldb").write_bytes(b"")
+    assert list(damage(copy)) == []
+    whole.write_bytes(flipped(whole.read_bytes(), 5))
+    assert [found.path for found in damage(copy)] == [whole]
+
+
+def test_the_manifest_names_the_tables_that_leveldb_uses(tmp_path):
+    with plyvel.DB(str(tmp_path), create_if_missing=True, write_buffer_size=1 << 16) as db:
+        for number in range(20_000):  # tables come and go
+            db.put(b"%d" % number, random.Random(number).randbytes(100))
+        db.compact_range()
+        manifest = tmp_path / (tmp_path / "CURRENT").read_text().strip()
+        used = live = None
+        while used is None or used != _used(db):  # it may go on compacting by itself
+            used, live = _used(db), live_tables(manifest)
+        assert live == used
+        assert len(used) > 2
+
+
+def _used(db: plyvel.DB) -> set[int]:
+    listed = db.get_property(b"leveldb.sstables")
+    return {int(number) for number in re.findall(rb"^ (\d+):", listed, re.MULTILINE)}
+
+
+def test_an_index_is_not_taken_for_damaged_while_it_is_compacted(tmp_path):
+    """Opening a store with a log of some size makes LevelDB write tables behind our back."""
+    for attempt in range(5):
+        with plyvel.DB(str(tmp_path), create_if_missing=True, write_buffer_size=1 << 22) as db:
+            for number in range(20_000):
+                db.put(b"%d/%d" % (attempt, number), random.Random(number).randbytes(100))
+        with plyvel.DB(str(tmp_path), write_buffer_size=1 << 16) as db:
+            for number in range(2_000):
+                db.put(b"%d" % number, b"x" * 100)
+                if number % 100 == 0:
+                    assert list(damage(tmp_path)) == []

@@ -19,7 +19,9 @@ from mountfs.types import ROOT, Cred, Ino, SliceId
 
 
 class Lookup(Query[Attributes], frozen=True, tag="lookup"):
-    """Raises NOT_FOUND, NOT_DIRECTORY, DENIED.  Knows "." and ".." too."""
+    """Raises NOT_FOUND, NOT_DIRECTORY, DENIED.  Knows "." and ".." too: "." of whatever it is, for
+    the kernel asks so for the file of a handle (open_by_handle_at(2)); STALE without a name.
+    """
 
     parent: Ino
     name: bytes
@@ -28,7 +30,9 @@ class Lookup(Query[Attributes], frozen=True, tag="lookup"):
     def read(self, tree: Tree) -> Attributes:
         parent = tree.inode(self.parent)
         if not parent.is_directory:
-            raise FsError(Fault.NOT_DIRECTORY)
+            if self.name == b"." and parent.nlink:
+                return parent.attributes()
+            raise FsError(Fault.STALE if self.name == b"." else Fault.NOT_DIRECTORY)
         permit(tree, parent, self.cred, SEARCH)
         found = tree.dentry(self.parent, self.name)
         if found is not None:
