@@ -272,3 +272,14 @@ def test_looking_up_a_file_stamps_nothing(here: Path) -> None:
     after = file.stat()
     assert (after.st_atime_ns, after.st_mtime_ns) == (before.st_atime_ns, before.st_mtime_ns)
     assert after.st_ctime_ns == before.st_ctime_ns
+
+
+@pytest.mark.parametrize("seconds", [-(1 << 55), -10_000_000_000, 10_000_000_000, 1 << 55])
+def test_a_time_that_cannot_be_kept_becomes_one_near_it(here: Path, seconds: int) -> None:
+    """inode(7): what a filesystem keeps is bounded; no error is due for what lies beyond."""
+    path = make(here / "file")
+    set_times(path, (seconds, 5), (seconds, 7))
+    kept = path.stat().st_mtime_ns
+    assert abs(kept) <= abs(seconds) * SECOND + 7
+    assert (kept < 0) is (seconds < 0)
+    assert abs(kept) >= (1 << 31) * SECOND  # 2038 and 1902

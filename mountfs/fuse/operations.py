@@ -13,7 +13,7 @@ from mountfs.fuse.device import Handler, Reply, Request
 from mountfs.fuse.wire import Opcode
 from mountfs.meta.locks import EOF, FLOCK, POSIX, Lock
 from mountfs.meta.ops.setattr import SetAttr
-from mountfs.meta.records import NS, Attributes, ino_of
+from mountfs.meta.records import NS, Attributes, ino_of, nearest_time
 from mountfs.types import BLOCK_BYTES, MIB, NAME_BYTES_MAX, Cred, Ino
 from mountfs.vfs.access_time import AccessTime
 from mountfs.vfs.filesystem import Filesystem
@@ -406,7 +406,7 @@ def _cred(request: Request) -> Cred:
 def _time(valid: int, given: int, now: int, seconds: int, nanoseconds: int) -> int | None:
     if not valid & given or valid & now:
         return None
-    return seconds * NS + nanoseconds
+    return nearest_time(seconds * NS + nanoseconds)
 
 
 def _sized(request: Request, size: int, value: bytes) -> Reply:

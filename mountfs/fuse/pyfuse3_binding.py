@@ -47,7 +47,7 @@ from mountfs.fuse.operations import ENTRIES_MAX
 from mountfs.fuse.options import MountOptions
 from mountfs.meta import acl
 from mountfs.meta.ops.setattr import SetAttr
-from mountfs.meta.records import NS, Attributes, ino_of, unpack_attributes
+from mountfs.meta.records import NS, Attributes, ino_of, nearest_time, unpack_attributes
 from mountfs.types import BLOCK_BYTES, KIB, NAME_BYTES_MAX, ROOT, Cred, Ino
 from mountfs.vfs.access_time import AccessTime
 from mountfs.vfs.filesystem import Filesystem
@@ -372,8 +372,8 @@ class Handlers:
             uid=asked.st_uid if fields.update_uid else None,
             gid=asked.st_gid if fields.update_gid else None,
             size=asked.st_size if fields.update_size else None,
-            atime=asked.st_atime_ns if fields.update_atime else None,
-            mtime=asked.st_mtime_ns if fields.update_mtime else None,
+            atime=nearest_time(asked.st_atime_ns) if fields.update_atime else None,
+            mtime=nearest_time(asked.st_mtime_ns) if fields.update_mtime else None,
         )
         return self._entry(await self._fs.setattr(change))
 

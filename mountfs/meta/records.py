@@ -17,6 +17,16 @@ Attributes = NewType("Attributes", bytes)
 """88 bytes: what stat(2) tells, as `struct fuse_attr` of <linux/fuse.h>."""
 
 NS = 1_000_000_000
+_TIME_MIN, _TIME_MAX = -(1 << 63), (1 << 63) - 1
+
+
+def nearest_time(ns: int) -> int:
+    """The time that is kept for one that a program asks for: from 1677-09-21 to 2262-04-11, as
+    nanoseconds of 64 bits reach; beyond, the nearest of these (as Linux does for its filesystems).
+    """
+    return min(max(ns, _TIME_MIN), _TIME_MAX)
+
+
 ATTRIBUTES_BYTES = 88
 BLKSIZE = 4096
 
