@@ -199,10 +199,10 @@ def test_a_missing_volume_is_said_by_mount_status_and_doctor(
     with pytest.raises(OSError, match="Input/output error"):
         (point / "large").read_bytes()
     (point / "new").write_bytes(os.urandom(MIB))
-    code, out, _ = run("status", "--json")
+    code, out, _ = run("status", point, "--json")
     assert code == 1
     assert any(str(volume) in one["troubles"] for one in json.loads(out))
-    assert "00000001.vol" in run("status")[1].replace("\n", "")
+    assert "00000001.vol" in run("status", point)[1].replace("\n", "")
     code, out, _ = run("doctor", str(point))
     assert code != 0
     assert "00000001.vol" in out.replace("\n", "")
