@@ -16,15 +16,18 @@ class Network:
         self.doubled = 0.0
         self.straggling = 0.0
         """How many take a hundred times as long as the others."""
+        self.sent: Callable[[Message], None] = lambda message: None
+        """Called for each message, after it was sent."""
         self.cut: set[tuple[NodeId, NodeId]] = set()
         """(source, target) pairs between which nothing passes."""
 
     def send(self, message: Message) -> None:
-        if (message.source, message.target) in self.cut or self._world.chance(self.loss):
-            return
-        self._carry(message)
-        if self.doubled and self._world.chance(self.doubled):
+        lost = (message.source, message.target) in self.cut or self._world.chance(self.loss)
+        if not lost:
             self._carry(message)
+            if self.doubled and self._world.chance(self.doubled):
+                self._carry(message)
+        self.sent(message)
 
     def _carry(self, message: Message) -> None:
         delay = int(self._world.random.expovariate(1 / (0.5 * MS))) + 100

@@ -5,7 +5,17 @@ from collections.abc import Callable
 import msgspec
 
 from mountfs.raft.config import Config
-from mountfs.raft.messages import Membership, NodeId
+from mountfs.raft.messages import (
+    Append,
+    AppendReply,
+    EntryKind,
+    Membership,
+    Message,
+    NodeId,
+    TimeoutNow,
+    Vote,
+    VoteReply,
+)
 from mountfs.sim.checks import Broken, Checks
 from mountfs.sim.history import Operation, linearizable
 from mountfs.sim.network import Network
@@ -15,6 +25,14 @@ from mountfs.sim.world import MS, S, World
 
 CALM = 8 * S
 """After the faults: everything must be well again, and all answered."""
+
+
+def _is(message: Message, kind: type[Message] | str) -> bool:
+    if isinstance(kind, str):
+        return isinstance(message, Append) and any(
+            entry.kind is EntryKind.MEMBERSHIP for entry in message.entries
+        )
+    return isinstance(message, kind)
 
 
 class Result(msgspec.Struct, frozen=True):
@@ -71,6 +89,7 @@ class Run:
         self.network.loss = random.choice((0.0, 0.01, 0.1))
         self.network.doubled = random.choice((0.0, 0.05))
         self.network.straggling = random.choice((0.0, 0.01))
+        self.network.sent = self._choose_trigger()
         self.history: list[Operation] = []
         self.faults = 0
         self._ends = seconds * S
@@ -140,6 +159,40 @@ class Run:
         chosen = self.world.random.sample(kinds, self.world.random.randint(1, 6))
         return [*chosen, self._heal, self._heal]
 
+    def _choose_trigger(self) -> Callable[[Message], None]:
+        """Some mistakes show only when something happens at one moment: so in half of the runs it
+        happens just when a message of some kind was sent.
+        """
+        world = self.world
+        if world.chance(0.5):
+            return lambda message: None
+        kind = world.random.choice((Vote, VoteReply, Append, AppendReply, TimeoutNow, "members"))
+        action = world.random.choice((self._crash_briefly, self._pause, self._split_from))
+        likely = world.random.choice((0.01, 0.1, 0.5))
+        quiet_until = 0
+
+        def sent(message: Message) -> None:
+            nonlocal quiet_until
+            if world.now < quiet_until or world.now >= self._ends:
+                return
+            if not _is(message, kind) or not world.chance(likely):
+                return
+            quiet_until = world.now + world.random.choice((50, 500)) * MS
+            self.faults += 1
+            source = self.servers[message.source]
+            world.after(0, lambda: action(source) if source.up else None)
+
+        return sent
+
+    def _crash_briefly(self, server: Server) -> None:
+        server.crash()
+        self.world.after(1 * MS, lambda: None if server.up else server.boot())
+
+    def _split_from(self, server: Server) -> None:
+        """It and a minority, from the others."""
+        self._split()
+        self.world.after(700 * MS, self._heal)
+
     def _up(self) -> list[Server]:
         return [server for server in self.servers.values() if server.up]
 
@@ -178,7 +231,7 @@ class Run:
             self._pause(server)
 
     def _pause(self, server: Server) -> None:
-        pause = int(self.world.random.choice((50, 500, 2_000)) * MS)
+        pause = int(self.world.random.choice((20, 100, 500, 2_000)) * MS)
         server.pause(self.world.now + pause)
 
     def _isolate(self, node: NodeId) -> None:

@@ -55,7 +55,8 @@ class Server:
         self.machine = Registers()
         self._life = 0
         self._pumping = False
-        self._held: list[Callable[[], None]] = []
+        self._held: dict[str, list[Callable[[], None]]] = {}
+        """What came during a pause, by the way it came."""
         self._proposed: dict[LogIndex, tuple[Term, Answer]] = {}
         self._reads: dict[int, tuple[int, Answer]] = {}
         self._readable: list[tuple[LogIndex, int]] = []
@@ -89,7 +90,7 @@ class Server:
         self._world.note(f"{self.node} crashes")
         self.disk.crash()
         self._checks.forget(self.node)
-        self._held = []
+        self._held = {}
         for _, answer in self._proposed.values():
             answer(None, True)
         for _, answer in self._reads.values():
@@ -104,18 +105,19 @@ class Server:
 
     def _go_on(self, life: int) -> None:
         if self.up and life == self._life and self._world.now >= self.stopped_until:
-            held, self._held = self._held, []
-            self._world.random.shuffle(held)  # they came by different ways
-            for happens in held:
-                if self.up:
+            held, self._held = self._held, {}
+            ways = sorted(held)
+            self._world.random.shuffle(ways)
+            for happens in [one for way in ways for one in held[way]]:
+                if self.up and life == self._life:
                     happens()
 
-    def _when_running(self, happens: Callable[[], None]) -> None:
+    def _when_running(self, way: str, happens: Callable[[], None]) -> None:
         """A crash forgets it, a pause delays it."""
         if not self.up:
             return
         if self._world.now < self.stopped_until:
-            self._held.append(happens)
+            self._held.setdefault(way, []).append(happens)
         else:
             happens()
 
@@ -125,7 +127,8 @@ class Server:
     def _tick_later(self, life: int) -> None:
         def tick() -> None:
             if self.up and life == self._life:
-                self._when_running(self._tick)
+                if self._world.now >= self.stopped_until or "clock" not in self._held:
+                    self._when_running("clock", self._tick)
                 self._tick_later(life)
 
         self._world.after(10 * MS, tick)
@@ -138,7 +141,7 @@ class Server:
     # -- what others ask
 
     def deliver(self, message: Message) -> None:
-        self._when_running(lambda: self._step(message))
+        self._when_running(f"node {message.source}", lambda: self._step(message))
 
     def _step(self, message: Message) -> None:
         self.raft.step(message, self._clock())
@@ -160,7 +163,7 @@ class Server:
         if not self.up:
             answer(None, False)
         else:
-            self._when_running(run)
+            self._when_running(f"client {command.client}", run)
 
     def read(self, key: int, answer: Answer) -> None:
         def run() -> None:
@@ -177,7 +180,7 @@ class Server:
         if not self.up:
             answer(None, False)
         else:
-            self._when_running(run)
+            self._when_running(f"reader {key}", run)
 
     def change(self, voters: list[NodeId], learners: list[NodeId]) -> None:
         def run() -> None:
@@ -188,7 +191,7 @@ class Server:
             self._world.note(f"{self.node} changes to {voters} {learners}")
             self._pump()
 
-        self._when_running(run)
+        self._when_running("operator", run)
 
     def transfer(self, target: NodeId) -> None:
         def run() -> None:
@@ -199,7 +202,7 @@ class Server:
             self._world.note(f"{self.node} lets {target} lead")
             self._pump()
 
-        self._when_running(run)
+        self._when_running("operator", run)
 
     # -- the loop
 
@@ -250,11 +253,11 @@ class Server:
             self.machine = Registers.decoded(self.disk.snapshots[save.snapshot.index])
             self._checks.installed(self.node, save.snapshot)
             self._fail_proposals_up_to(save.snapshot.index)
-        self.disk.save(ready.save, lambda: self._when_running(written))
+        self.disk.save(ready.save, lambda: self._when_running("disk", written))
 
     def _apply(self, ready: Ready) -> None:
         for entry in ready.committed:
-            self._checks.applied(self.node, entry)
+            self._checks.applied(self.node, self.raft.term, entry)
             result = self.machine.apply(entry)
             waiting = self._proposed.pop(entry.index, None)
             if waiting is not None:
@@ -299,7 +302,7 @@ class Server:
         state = self.machine.encoded()
         term = self.raft.term
         life = self._life
-        takes = int(self._world.random.uniform(5, 60) * MS)
+        takes = int(self._world.random.choice((5, 50, 500, 3_000)) * MS)
 
         def arrive() -> None:
             other = self._servers.get(target)
@@ -313,7 +316,7 @@ class Server:
             if reached and other is not None:
                 other.receive_snapshot(self.node, term, head, state)
             if self.up and life == self._life:
-                self._when_running(lambda: self._snapshot_sent(target, reached))
+                self._when_running("snapshots", lambda: self._snapshot_sent(target, reached))
 
         self._world.after(takes, arrive)
 
