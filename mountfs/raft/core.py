@@ -152,7 +152,7 @@ class Raft:
         """Stand for election without waiting, if nobody leads: for a group of one at its start."""
         self._clock(now)
         state = self._state
-        if state.membership.votes(state.node) and not state.leader:
+        if election.may_lead(state) and not state.leader:
             election.campaign(state, pre=True)
             self._settle()
 

@@ -25,10 +25,21 @@ def tick(state: State) -> None:
     if state.is_leader:
         _lead_on(state)
     elif state.now >= state.deadline:
-        if state.membership.votes(state.node):
+        if may_lead(state):
             campaign(state, pre=True)
         else:
             state.reset_deadline()  # a learner waits to be heard of
+
+
+def may_lead(state: State) -> bool:
+    """Whether it is for us to stand: as a voter; or as one that was, until an entry that is perhaps
+    not committed.  With that entry our log may be ahead of all voters': then nobody but us, or
+    others like us, can be elected, lead the voters to that entry, and leave.
+    """
+    log = state.log
+    if log.membership.votes(state.node):
+        return True
+    return log.membership_index > log.committed and log.membership_before.votes(state.node)
 
 
 def _lead_on(state: State) -> None:
@@ -74,7 +85,7 @@ def follow(state: State, term: Term, leader: NodeId) -> None:
 def campaign(state: State, *, pre: bool, called: bool = False) -> None:
     """Stand for election; with `pre`, only ask who would vote for us."""
     assert not state.is_leader
-    assert state.membership.votes(state.node)
+    assert may_lead(state)
     if not pre:
         state.term, state.vote = Term(state.term + 1), state.node
     state.role = Role.PRE_CANDIDATE if pre else Role.CANDIDATE

@@ -16,6 +16,8 @@ class Network:
         self.doubled = 0.0
         self.straggling = 0.0
         """How many take a hundred times as long as the others."""
+        self.snapshot_ms: tuple[int, ...] = (5, 50, 500, 3_000)
+        """How long it may take to send one."""
         self.sent: Callable[[Message], None] = lambda message: None
         """Called for each message, after it was sent."""
         self.cut: set[tuple[NodeId, NodeId]] = set()

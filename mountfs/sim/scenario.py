@@ -9,6 +9,7 @@ from mountfs.raft.messages import (
     Append,
     AppendReply,
     EntryKind,
+    HeartbeatReply,
     Membership,
     Message,
     NodeId,
@@ -33,6 +34,16 @@ def _is(message: Message, kind: type[Message] | str) -> bool:
             entry.kind is EntryKind.MEMBERSHIP for entry in message.entries
         )
     return isinstance(message, kind)
+
+
+class _Plan(msgspec.Struct, frozen=True):
+    kinds: list[Callable[[], None]]
+    pause_us: int
+    """Between them, on average."""
+    when: type[Message] | str
+    then: Callable[[Server], None]
+    """Happens to the sender of such a message."""
+    likely: float
 
 
 class Result(msgspec.Struct, frozen=True):
@@ -81,15 +92,14 @@ class Run:
             server.checkpoint_entries = random.choice((20, 100, 1_000))
             server.disk.sync_us = int(random.choice((0.3, 2, 10, 50)) * MS)
             self.servers[node] = server
-        self._kinds = self._choose_kinds()
-        self._pause_us = random.choice((100, 200, 400, 1_000)) * MS
-        """Between faults."""
+        self._plan = self._choose()
+        self._quiet_until = 0
         self._power_losses = random.choice((0.0, 0.0, 0.01))
         """How often everybody crashes just when a client got its answer."""
         self.network.loss = random.choice((0.0, 0.01, 0.1))
         self.network.doubled = random.choice((0.0, 0.05))
         self.network.straggling = random.choice((0.0, 0.01))
-        self.network.sent = self._choose_trigger()
+        self.network.sent = self._sent
         self.history: list[Operation] = []
         self.faults = 0
         self._ends = seconds * S
@@ -134,13 +144,34 @@ class Run:
         if world.now >= self._ends:
             return
         self.faults += 1
-        world.random.choice(self._kinds)()
-        world.after(int(world.random.expovariate(1 / self._pause_us)), self._fault)
+        world.random.choice(self._plan.kinds)()
+        world.after(int(world.random.expovariate(1 / self._plan.pause_us)), self._fault)
 
-    def _choose_kinds(self) -> list[Callable[[], None]]:
-        """A few kinds of faults for one run (swarm testing): all of them together would hide what
-        only some of them, again and again, bring to light.
+    def _choose(self) -> "_Plan":
+        """What befalls them in this run: a few kinds of faults (swarm testing: all together would
+        hide what some of them, again and again, bring to light), and something that happens just
+        when a message of some kind was sent, for mistakes that show at one moment only.
         """
+        random = self.world.random
+        pause_us = random.choice((100, 200, 400, 1_000)) * MS
+        change, heal = self._change, self._heal
+        match random.choice(("any", "any", "membership", "reads", "votes")):
+            case "membership":
+                kinds = [change, change, change, self._split, self._crash_leader, heal]
+                then = random.choice((self._split_from, self._crash_briefly))
+                return _Plan(kinds, pause_us, "membership", then, 0.3)
+            case "reads":
+                leader = [self._pause_leader, self._cut_off_leader, self._pause_leader]
+                kinds = [*leader, self._transfer, self._one_way, heal, heal]
+                when = random.choice((TimeoutNow, HeartbeatReply))
+                return _Plan(
+                    kinds, pause_us, when, self._pause, 0.5 if when is TimeoutNow else 0.01
+                )
+            case "votes":
+                kinds = [self._crash_leader, self._cut_off_leader, self._split, heal, heal, heal]
+                likely = random.choice((0.02, 0.3))
+                when = random.choice((Vote, VoteReply, Append))
+                return _Plan(kinds, pause_us, when, self._crash_briefly, likely)
         kinds = [
             self._crash,
             self._crash_leader,
@@ -156,41 +187,33 @@ class Run:
             self._change,
             self._transfer,
         ]
-        chosen = self.world.random.sample(kinds, self.world.random.randint(1, 6))
-        return [*chosen, self._heal, self._heal]
+        chosen = random.sample(kinds, random.randint(1, 6))
+        return _Plan(
+            [*chosen, heal, heal],
+            pause_us,
+            random.choice((Vote, VoteReply, Append, AppendReply, "membership")),
+            random.choice((self._crash_briefly, self._pause, self._split_from)),
+            random.choice((0.0, 0.0, 0.01, 0.1)),
+        )
 
-    def _choose_trigger(self) -> Callable[[Message], None]:
-        """Some mistakes show only when something happens at one moment: so in half of the runs it
-        happens just when a message of some kind was sent.
-        """
-        world = self.world
-        if world.chance(0.5):
-            return lambda message: None
-        kind = world.random.choice((Vote, VoteReply, Append, AppendReply, TimeoutNow, "members"))
-        action = world.random.choice((self._crash_briefly, self._pause, self._split_from))
-        likely = world.random.choice((0.01, 0.1, 0.5))
-        quiet_until = 0
-
-        def sent(message: Message) -> None:
-            nonlocal quiet_until
-            if world.now < quiet_until or world.now >= self._ends:
-                return
-            if not _is(message, kind) or not world.chance(likely):
-                return
-            quiet_until = world.now + world.random.choice((50, 500)) * MS
+    def _sent(self, message: Message) -> None:
+        """A message was sent: is it the moment?"""
+        world, plan = self.world, self._plan
+        if world.now < self._quiet_until or world.now >= self._ends or not plan.likely:
+            return
+        if _is(message, plan.when) and world.chance(plan.likely):
+            self._quiet_until = world.now + world.random.choice((50, 500)) * MS
             self.faults += 1
             source = self.servers[message.source]
-            world.after(0, lambda: action(source) if source.up else None)
-
-        return sent
+            world.after(0, lambda: plan.then(source) if source.up else None)
 
     def _crash_briefly(self, server: Server) -> None:
         server.crash()
         self.world.after(1 * MS, lambda: None if server.up else server.boot())
 
     def _split_from(self, server: Server) -> None:
-        """It and a minority, from the others."""
-        self._split()
+        """It and some others, from the rest, for a while."""
+        self._split(server.node)
         self.world.after(700 * MS, self._heal)
 
     def _up(self) -> list[Server]:
@@ -246,9 +269,11 @@ class Run:
         for server in self._leaders():
             self._isolate(server.node)
 
-    def _split(self) -> None:
+    def _split(self, with_node: NodeId | None = None) -> None:
+        random = self.world.random
         nodes = sorted(self.servers)
-        half = set(self.world.random.sample(nodes, len(nodes) // 2))
+        half = set(random.sample(nodes, random.randint(0, len(nodes) // 2)))
+        half.add(with_node or random.choice(nodes))
         self.world.note(f"{sorted(half)} are cut off")
         self.network.cut = {
             (one, other) for one in nodes for other in nodes if (one in half) != (other in half)
@@ -298,6 +323,7 @@ class Run:
     def _make_well(self) -> None:
         self.network.heal()
         self.network.loss = self.network.doubled = self.network.straggling = 0.0
+        self.network.snapshot_ms = (5,)
         for server in self.servers.values():
             server.disk.sync_us = 1 * MS
             if not server.up:

@@ -302,7 +302,7 @@ class Server:
         state = self.machine.encoded()
         term = self.raft.term
         life = self._life
-        takes = int(self._world.random.choice((5, 50, 500, 3_000)) * MS)
+        takes = self._world.random.choice(self._network.snapshot_ms) * MS
 
         def arrive() -> None:
             other = self._servers.get(target)
