@@ -132,7 +132,10 @@ def on_vote(state: State, message: Vote) -> None:
         free = message.term > state.term
     else:
         assert message.term == state.term, (message.term, state.term)
-        free = state.vote == message.source or (not state.vote and not state.leader)
+        # The term may have come to us by another message than a vote, just after we heard the
+        # leader of the one before: its lease rests on us all the same (thesis 4.2.3, 6.4.1).
+        bound = bool(state.leader) or (hears_a_leader(state) and not message.called)
+        free = state.vote == message.source or (not state.vote and not bound)
     granted = free and state.log.is_behind(message.last_index, message.last_term)
     if granted and not message.pre:
         state.vote = message.source

@@ -42,8 +42,11 @@ class _Plan(msgspec.Struct, frozen=True):
     """Between them, on average."""
     when: type[Message] | str
     then: Callable[[Server], None]
-    """Happens to the sender of such a message."""
+    """Happens to the sender of such a message; to who gets it, if it is an answer."""
     likely: float
+    size: int | None = None
+    """Voters at first, if that matters."""
+    append_bytes: int | None = None
 
 
 class Result(msgspec.Struct, frozen=True):
@@ -67,14 +70,16 @@ class Run:
         self.checks = Checks()
         self.servers: dict[NodeId, Server] = {}
         self.network = Network(world, lambda message: self.servers[message.target].deliver(message))
-        size = random.choice((1, 3, 3, 3, 5))
+        self._plan = plan = self._choose()
+        self._quiet_until = 0
+        size = plan.size or random.choice((1, 3, 3, 3, 5))
         self._spares = 2
         voters = tuple(NodeId(number) for number in range(1, size + 1))
         config = Config(
             heartbeat_ms=50,
             election_ms=300,
             lease_reads=random.random() < 0.7,
-            append_bytes_max=random.choice((200, 2_000, 200_000)),
+            append_bytes_max=plan.append_bytes or random.choice((200, 2_000, 200_000)),
             inflight_messages_max=random.choice((1, 4, 64)),
             cached_bytes_max=random.choice((0, 5_000, 1_000_000)),
             apply_bytes_max=random.choice((100, 100_000)),
@@ -92,8 +97,6 @@ class Run:
             server.checkpoint_entries = random.choice((20, 100, 1_000))
             server.disk.sync_us = int(random.choice((0.3, 2, 10, 50)) * MS)
             self.servers[node] = server
-        self._plan = self._choose()
-        self._quiet_until = 0
         self._power_losses = random.choice((0.0, 0.0, 0.01))
         """How often everybody crashes just when a client got its answer."""
         self.network.loss = random.choice((0.0, 0.01, 0.1))
@@ -155,7 +158,11 @@ class Run:
         random = self.world.random
         pause_us = random.choice((100, 200, 400, 1_000)) * MS
         change, heal = self._change, self._heal
-        match random.choice(("any", "any", "membership", "reads", "votes")):
+        match random.choice(("any", "any", "membership", "reads", "votes", "leaders")):
+            case "leaders":  # as in figure 8 of the paper: each dies with a part of its work done
+                kinds = [self._crash_leader, self._cut_off_leader, heal, heal]
+                likely = random.choice((0.05, 0.3))
+                return _Plan(kinds, pause_us, AppendReply, self._crash_briefly, likely, 5, 1)
             case "membership":
                 kinds = [change, change, change, self._split, self._crash_leader, heal]
                 then = random.choice((self._split_from, self._crash_briefly))
@@ -170,8 +177,8 @@ class Run:
             case "votes":
                 kinds = [self._crash_leader, self._cut_off_leader, self._split, heal, heal, heal]
                 likely = random.choice((0.02, 0.3))
-                when = random.choice((Vote, VoteReply, Append))
-                return _Plan(kinds, pause_us, when, self._crash_briefly, likely)
+                moment = random.choice((Vote, VoteReply, Append))
+                return _Plan(kinds, pause_us, moment, self._crash_briefly, likely)
         kinds = [
             self._crash,
             self._crash_leader,
@@ -204,8 +211,10 @@ class Run:
         if _is(message, plan.when) and world.chance(plan.likely):
             self._quiet_until = world.now + world.random.choice((50, 500)) * MS
             self.faults += 1
-            source = self.servers[message.source]
-            world.after(0, lambda: plan.then(source) if source.up else None)
+            answer = isinstance(message, AppendReply)
+            server = self.servers[message.target if answer else message.source]
+            delay = world.random.choice((0, 1, 5)) * MS
+            world.after(delay, lambda: plan.then(server) if server.up else None)
 
     def _crash_briefly(self, server: Server) -> None:
         server.crash()
