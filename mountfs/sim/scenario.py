@@ -168,12 +168,7 @@ class Run:
                 then = random.choice((self._split_from, self._crash_briefly))
                 return _Plan(kinds, pause_us, "membership", then, 0.3)
             case "reads":
-                leader = [self._pause_leader, self._cut_off_leader, self._pause_leader]
-                kinds = [*leader, self._transfer, self._one_way, heal, heal]
-                when = random.choice((TimeoutNow, HeartbeatReply))
-                return _Plan(
-                    kinds, pause_us, when, self._pause, 0.5 if when is TimeoutNow else 0.01
-                )
+                return self._choose_for_reads(pause_us)
             case "votes":
                 kinds = [self._crash_leader, self._cut_off_leader, self._split, heal, heal, heal]
                 likely = random.choice((0.02, 0.3))
@@ -202,6 +197,22 @@ class Run:
             random.choice((self._crash_briefly, self._pause, self._split_from)),
             random.choice((0.0, 0.0, 0.01, 0.1)),
         )
+
+    def _choose_for_reads(self, pause_us: int) -> "_Plan":
+        """A leader that answers reads without knowing that it has been replaced."""
+        heal = self._heal
+        match self.world.random.randrange(4):
+            case 0:
+                leader = [self._pause_leader, self._cut_off_leader, self._pause_leader]
+                kinds = [*leader, self._transfer, self._one_way, heal, heal]
+                return _Plan(kinds, pause_us, HeartbeatReply, self._pause, 0.01)
+            case 1:
+                return _Plan([self._transfer, heal], pause_us, TimeoutNow, self._pause, 0.7)
+            case 2:
+                kinds = [self._transfer, heal]
+                return _Plan(kinds, pause_us, TimeoutNow, self._cut_off_server, 0.7)
+        kinds = [self._one_way, self._one_way, heal]
+        return _Plan(kinds, pause_us, Vote, self._cut_off_other_leader, 0.3)
 
     def _sent(self, message: Message) -> None:
         """A message was sent: is it the moment?"""
@@ -263,7 +274,7 @@ class Run:
             self._pause(server)
 
     def _pause(self, server: Server) -> None:
-        pause = int(self.world.random.choice((20, 100, 500, 2_000)) * MS)
+        pause = int(self.world.random.choice((20, 100, 500, 700, 2_000)) * MS)
         server.pause(self.world.now + pause)
 
     def _isolate(self, node: NodeId) -> None:
@@ -273,6 +284,12 @@ class Run:
 
     def _cut_off(self) -> None:
         self._isolate(self.world.random.choice(sorted(self.servers)))
+
+    def _cut_off_server(self, server: Server) -> None:
+        self._isolate(server.node)
+
+    def _cut_off_other_leader(self, server: Server) -> None:
+        self._cut_off_leader()
 
     def _cut_off_leader(self) -> None:
         for server in self._leaders():

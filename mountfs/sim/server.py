@@ -108,6 +108,8 @@ class Server:
             held, self._held = self._held, {}
             ways = sorted(held)
             self._world.random.shuffle(ways)
+            if self._world.chance(0.5):  # clients first: what they get then may be out of date
+                ways.sort(key=lambda way: not way.startswith(("reader", "client")))
             for happens in [one for way in ways for one in held[way]]:
                 if self.up and life == self._life:
                     happens()

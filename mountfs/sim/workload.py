@@ -10,7 +10,7 @@ from mountfs.sim.register import Command
 from mountfs.sim.server import Server
 from mountfs.sim.world import MS, World
 
-PATIENCE = 500 * MS
+PATIENCE_MS = (100, 300, 500)
 
 
 class Client:
@@ -34,6 +34,7 @@ class Client:
         self._keys = keys
         self._ends = ends
         self._answered = answered
+        self._patience = world.random.choice(PATIENCE_MS) * MS
         self._sequence = 0
         self._attempt = 0
         self._server = self._anyone()
@@ -79,8 +80,10 @@ class Client:
                 self._attempt += 1
                 self._again(operation, 0)
 
+        if operation.kind == "read":
+            operation.called = self._world.now  # earlier attempts had no effect
         server = self._servers[self._server]
-        self._world.after(PATIENCE, patience_ends)
+        self._world.after(self._patience, patience_ends)
         if operation.kind == "read":
             server.read(operation.key, answer)
         else:
