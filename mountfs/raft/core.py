@@ -149,10 +149,14 @@ class Raft:
         replication.transfer(self._state, target)
 
     def campaign(self, now: int) -> None:
-        """Stand for election without waiting, if nobody leads: for a group of one at its start."""
+        """Stand for election without waiting, if nobody leads: for a group of one at its start.
+
+        Others wait as long as a leader that was heard, perhaps before a restart, may hold a lease.
+        """
         self._clock(now)
         state = self._state
-        if state.membership.votes(state.node) and not state.leader:
+        free = state.is_alone or not election.hears_a_leader(state)
+        if state.membership.votes(state.node) and not state.leader and free:
             election.campaign(state, pre=True)
             self._settle()
 

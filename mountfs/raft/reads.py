@@ -44,7 +44,7 @@ def _take(state: State, read: Read) -> None:
         raise FsError(Fault.BUSY, "too many reads wait for a majority; try again later")
     if not state.proven:
         state.unproven.append(read)
-    elif _is_alone(state) or has_lease(state):
+    elif state.is_alone or has_lease(state):
         _answer(state, read, state.log.committed)
     else:
         _wait(state, read)
@@ -70,10 +70,6 @@ def _answer(state: State, read: Read, index: LogIndex) -> None:
         state.reads.append((read.request, index))
     else:
         state.send(ReadIndexReply(state.node, read.source, state.term, read.request, index))
-
-
-def _is_alone(state: State) -> bool:
-    return not state.membership.is_joint and state.membership.voters == (state.node,)
 
 
 # -- rounds of heartbeats

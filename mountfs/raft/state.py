@@ -98,6 +98,11 @@ class State:
         return self.role is Role.LEADER
 
     @property
+    def is_alone(self) -> bool:
+        """Whether we are a quorum by ourselves."""
+        return not self.membership.is_joint and self.membership.voters == (self.node,)
+
+    @property
     def hard(self) -> HardState:
         return HardState(self.term, self.vote, self.log.committed)
 

@@ -131,7 +131,7 @@ def counts_only_the_new_voters_of_a_joint_membership(patch: Patch) -> None:
 
 def answers_reads_without_asking_anybody(patch: Patch) -> None:
     """Thesis 6.4: a leader may have been replaced without knowing it."""
-    patch.setattr(reads, "_is_alone", lambda state: True)
+    patch.setattr(State, "is_alone", True)
 
 
 def reads_before_it_has_committed_in_its_term(patch: Patch) -> None:
