@@ -197,8 +197,6 @@ class Raft:
         save = self._take_save()
         now, after = self._sort(state.outbox)
         committed = state.log.take_committed(state.config.apply_bytes_max)
-        if state.is_leader:
-            replication.make_room(state, committed)
         ready = Ready(
             save,
             now,

@@ -68,6 +68,8 @@ def follow(state: State, term: Term, leader: NodeId) -> None:
     state.votes = {}
     state.peers = {}
     state.transferee = NOBODY
+    state.uncommitted.clear()
+    state.uncommitted_bytes = 0
     reads.give_up(state)
 
 
@@ -106,7 +108,6 @@ def _lead(state: State) -> None:
     state.peers = {}
     state.leased = True
     state.rounds_sent = []
-    state.uncommitted_bytes = 0
     replication.track_peers(state, LogIndex(state.log.last_index + 1))
     replication.append(state, EntryKind.EMPTY, [b""])
     reads.begin_round(state)

@@ -50,8 +50,10 @@ def propose(state: State, commands: Sequence[bytes]) -> LogIndex:
         raise FsError(
             Fault.BUSY, f"{state.uncommitted_bytes} bytes wait for a majority; try again later"
         )
+    first = append(state, EntryKind.COMMAND, commands)
+    state.uncommitted.append((state.log.last_index, size))
     state.uncommitted_bytes += size
-    return append(state, EntryKind.COMMAND, commands)
+    return first
 
 
 def append(state: State, kind: EntryKind, data: Sequence[bytes]) -> LogIndex:
@@ -211,14 +213,8 @@ def commit(state: State) -> None:
     )
     if log.term(index) == state.term:
         log.commit_to(index)
-    if log.committed == log.last_index:
-        state.uncommitted_bytes = 0
-
-
-def make_room(state: State, entries: Sequence[Entry]) -> None:
-    """These are committed: as much may be proposed anew."""
-    size = sum(len(entry.data) + ENTRY_OVERHEAD_BYTES for entry in entries)
-    state.uncommitted_bytes = max(state.uncommitted_bytes - size, 0)
+    while state.uncommitted and state.uncommitted[0][0] <= log.committed:
+        state.uncommitted_bytes -= state.uncommitted.popleft()[1]
 
 
 def transfer(state: State, target: NodeId) -> None:
