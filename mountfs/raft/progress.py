@@ -4,6 +4,7 @@ from collections import deque
 from enum import Enum
 
 from mountfs.raft.config import Config
+from mountfs.raft.log import ENTRY_OVERHEAD_BYTES
 from mountfs.raft.messages import Entry, NodeId
 from mountfs.types import LogIndex
 
@@ -58,7 +59,7 @@ class Progress:
         elif entries:
             last = entries[-1].index
             self.next = LogIndex(last + 1)
-            size = sum(len(entry.data) for entry in entries)
+            size = sum(len(entry.data) + ENTRY_OVERHEAD_BYTES for entry in entries)
             self._inflight.append((last, size))
             self._inflight_bytes += size
 
