@@ -101,10 +101,12 @@ def _send_append(state: State, peer: Progress) -> bool:
 
 
 def _ask(state: State, peer: Progress) -> None:
-    """Whether all that was sent has arrived: an Append of nothing."""
+    """Whether all that was sent has arrived: an Append of nothing, so the window has room for it."""
     previous = LogIndex(peer.next - 1)
     term = state.log.term(previous)
-    if term is not None:
+    if term is None:
+        _need_snapshot(state, peer)
+    else:
         committed = state.log.committed
         state.send(Append(state.node, peer.node, state.term, previous, term, (), committed))
 
@@ -151,11 +153,12 @@ def nudge(state: State, node: NodeId) -> None:
         return
     if peer.flow is Flow.SNAPSHOT or peer.retry_snapshot_at > state.now:
         return
-    peer.probing = False
-    if peer.flow is Flow.PROBE or not peer.may_send(state.config):
+    if peer.flow is Flow.PROBE:
+        peer.probing = False
         _send_append(state, peer)
-    else:
-        _send_all(state, peer)
+        return
+    _send_all(state, peer)
+    if peer.flow is Flow.REPLICATE:
         _ask(state, peer)
 
 
