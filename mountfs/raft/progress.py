@@ -30,6 +30,8 @@ class Progress:
         """The next entry to send."""
         self.heard = now
         """When it last answered, by our clock; a new leader gives everybody the benefit."""
+        self.nudged = now
+        """When it was last asked whether something was lost."""
         self.answered_round = 0
         """The last round of heartbeats that it answered."""
         self.committed_sent = LogIndex(0)

@@ -101,7 +101,7 @@ def _send_append(state: State, peer: Progress) -> bool:
 
 
 def _ask(state: State, peer: Progress) -> None:
-    """Whether all that was sent has arrived: an Append of nothing, so the window has room for it."""
+    """Whether all that was sent has arrived: an empty Append, for which a full window has room."""
     previous = LogIndex(peer.next - 1)
     term = state.log.term(previous)
     if term is None:
@@ -153,6 +153,9 @@ def nudge(state: State, node: NodeId) -> None:
         return
     if peer.flow is Flow.SNAPSHOT or peer.retry_snapshot_at > state.now:
         return
+    if state.now < peer.nudged + state.config.heartbeat_ms // 2:
+        return  # rounds for reads may be many, and its disk slow
+    peer.nudged = state.now
     if peer.flow is Flow.PROBE:
         peer.probing = False
         _send_append(state, peer)
