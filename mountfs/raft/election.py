@@ -25,10 +25,18 @@ def tick(state: State) -> None:
     if state.is_leader:
         _lead_on(state)
     elif state.now >= state.deadline:
-        if state.membership.votes(state.node):
+        if may_stand(state):
             campaign(state, pre=True)
         else:
             state.reset_deadline()  # a learner waits to be heard of
+
+
+def may_stand(state: State) -> bool:
+    """A voter may; and who was one, until the membership without it is known to be committed: its
+    log may be the only one that can win (thesis 4.2.2).  It does not count itself then.
+    """
+    log = state.log
+    return log.membership.votes(state.node) or log.membership_at(log.committed).votes(state.node)
 
 
 def _lead_on(state: State) -> None:
@@ -76,7 +84,7 @@ def follow(state: State, term: Term, leader: NodeId) -> None:
 def campaign(state: State, *, pre: bool, called: bool = False) -> None:
     """Stand for election; with `pre`, only ask who would vote for us."""
     assert not state.is_leader
-    assert state.membership.votes(state.node)
+    assert may_stand(state), state.membership
     if not pre:
         state.term, state.vote = Term(state.term + 1), state.node
     state.role = Role.PRE_CANDIDATE if pre else Role.CANDIDATE
