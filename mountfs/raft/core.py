@@ -156,7 +156,7 @@ class Raft:
         self._clock(now)
         state = self._state
         free = state.is_alone or not election.hears_a_leader(state)
-        if election.may_lead(state) and not state.leader and free:
+        if election.may_stand(state) and not state.leader and free:
             election.campaign(state, pre=True)
             self._settle()
 
@@ -197,8 +197,6 @@ class Raft:
         save = self._take_save()
         now, after = self._sort(state.outbox)
         committed = state.log.take_committed(state.config.apply_bytes_max)
-        if state.is_leader:
-            replication.make_room(state, committed)
         ready = Ready(
             save,
             now,

@@ -25,21 +25,18 @@ def tick(state: State) -> None:
     if state.is_leader:
         _lead_on(state)
     elif state.now >= state.deadline:
-        if may_lead(state):
+        if may_stand(state):
             campaign(state, pre=True)
         else:
             state.reset_deadline()  # a learner waits to be heard of
 
 
-def may_lead(state: State) -> bool:
-    """Whether it is for us to stand: as a voter; or as one that was, until an entry that is perhaps
-    not committed.  With that entry our log may be ahead of all voters': then nobody but us, or
-    others like us, can be elected, lead the voters to that entry, and leave.
+def may_stand(state: State) -> bool:
+    """A voter may; and who was one, until the membership without it is known to be committed: its
+    log may be the only one that can win (thesis 4.2.2).  It does not count itself then.
     """
     log = state.log
-    if log.membership.votes(state.node):
-        return True
-    return log.membership_index > log.committed and log.membership_before.votes(state.node)
+    return log.membership.votes(state.node) or log.membership_at(log.committed).votes(state.node)
 
 
 def _lead_on(state: State) -> None:
@@ -79,13 +76,15 @@ def follow(state: State, term: Term, leader: NodeId) -> None:
     state.votes = {}
     state.peers = {}
     state.transferee = NOBODY
+    state.uncommitted.clear()
+    state.uncommitted_bytes = 0
     reads.give_up(state)
 
 
 def campaign(state: State, *, pre: bool, called: bool = False) -> None:
     """Stand for election; with `pre`, only ask who would vote for us."""
     assert not state.is_leader
-    assert may_lead(state)
+    assert may_stand(state), state.membership
     if not pre:
         state.term, state.vote = Term(state.term + 1), state.node
     state.role = Role.PRE_CANDIDATE if pre else Role.CANDIDATE
@@ -117,7 +116,6 @@ def _lead(state: State) -> None:
     state.peers = {}
     state.leased = True
     state.rounds_sent = []
-    state.uncommitted_bytes = 0
     replication.track_peers(state, LogIndex(state.log.last_index + 1))
     replication.append(state, EntryKind.EMPTY, [b""])
     reads.begin_round(state)

@@ -122,11 +122,6 @@ class Log:
         """The entry that says so."""
         return self._memberships[-1][0]
 
-    @property
-    def membership_before(self) -> Membership:
-        """Who counted before that; the same if that is not known any more."""
-        return self._memberships[-2 if len(self._memberships) > 1 else -1][1]
-
     def membership_at(self, index: LogIndex) -> Membership:
         """Who counted after that entry; `index` >= base."""
         at = bisect_right(self._memberships, index, key=_index_of) - 1

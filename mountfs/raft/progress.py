@@ -4,6 +4,7 @@ from collections import deque
 from enum import Enum
 
 from mountfs.raft.config import Config
+from mountfs.raft.log import ENTRY_OVERHEAD_BYTES
 from mountfs.raft.messages import Entry, NodeId
 from mountfs.types import LogIndex
 
@@ -29,6 +30,8 @@ class Progress:
         """The next entry to send."""
         self.heard = now
         """When it last answered, by our clock; a new leader gives everybody the benefit."""
+        self.nudged = now
+        """When it was last asked whether something was lost."""
         self.answered_round = 0
         """The last round of heartbeats that it answered."""
         self.committed_sent = LogIndex(0)
@@ -58,7 +61,7 @@ class Progress:
         elif entries:
             last = entries[-1].index
             self.next = LogIndex(last + 1)
-            size = sum(len(entry.data) for entry in entries)
+            size = sum(len(entry.data) + ENTRY_OVERHEAD_BYTES for entry in entries)
             self._inflight.append((last, size))
             self._inflight_bytes += size
 

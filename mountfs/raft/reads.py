@@ -77,6 +77,7 @@ def _answer(state: State, read: Read, index: LogIndex) -> None:
 
 def begin_round(state: State) -> None:
     """Ask everybody whether we still lead."""
+    _forget_answered(state)
     state.round += 1
     state.rounds_sent.append((state.round, state.now))
     state.heartbeat_at = state.now + state.config.heartbeat_ms
@@ -95,10 +96,8 @@ def on_heartbeat_reply(state: State, message: HeartbeatReply) -> None:
         return
     peer.heard = state.now
     peer.answered_round = max(peer.answered_round, message.round)
+    _forget_answered(state)
     answered = _answered_round(state)
-    sent = state.rounds_sent
-    while len(sent) > 1 and sent[1][0] <= answered:
-        del sent[0]
     ready = [one for one in state.waiting if one[0] <= answered]
     if ready:
         state.waiting = [one for one in state.waiting if one[0] > answered]
@@ -106,6 +105,13 @@ def on_heartbeat_reply(state: State, message: HeartbeatReply) -> None:
             _answer(state, read, index)
         if state.waiting and state.waiting[-1][0] > state.round:
             begin_round(state)
+
+
+def _forget_answered(state: State) -> None:
+    """All but the last: that is what a lease runs from."""
+    answered, sent = _answered_round(state), state.rounds_sent
+    while len(sent) > 1 and sent[1][0] <= answered:
+        del sent[0]
 
 
 def _answered_round(state: State) -> int:

@@ -50,8 +50,10 @@ def propose(state: State, commands: Sequence[bytes]) -> LogIndex:
         raise FsError(
             Fault.BUSY, f"{state.uncommitted_bytes} bytes wait for a majority; try again later"
         )
+    first = append(state, EntryKind.COMMAND, commands)
+    state.uncommitted.append((state.log.last_index, size))
     state.uncommitted_bytes += size
-    return append(state, EntryKind.COMMAND, commands)
+    return first
 
 
 def append(state: State, kind: EntryKind, data: Sequence[bytes]) -> LogIndex:
@@ -99,10 +101,12 @@ def _send_append(state: State, peer: Progress) -> bool:
 
 
 def _ask(state: State, peer: Progress) -> None:
-    """Whether all that was sent has arrived: an Append of nothing."""
+    """Whether all that was sent has arrived: an empty Append, for which a full window has room."""
     previous = LogIndex(peer.next - 1)
     term = state.log.term(previous)
-    if term is not None:
+    if term is None:
+        _need_snapshot(state, peer)
+    else:
         committed = state.log.committed
         state.send(Append(state.node, peer.node, state.term, previous, term, (), committed))
 
@@ -149,11 +153,15 @@ def nudge(state: State, node: NodeId) -> None:
         return
     if peer.flow is Flow.SNAPSHOT or peer.retry_snapshot_at > state.now:
         return
-    peer.probing = False
-    if peer.flow is Flow.PROBE or not peer.may_send(state.config):
+    if state.now < peer.nudged + state.config.heartbeat_ms // 2:
+        return  # rounds for reads may be many, and its disk slow
+    peer.nudged = state.now
+    if peer.flow is Flow.PROBE:
+        peer.probing = False
         _send_append(state, peer)
-    else:
-        _send_all(state, peer)
+        return
+    _send_all(state, peer)
+    if peer.flow is Flow.REPLICATE:
         _ask(state, peer)
 
 
@@ -211,14 +219,8 @@ def commit(state: State) -> None:
     )
     if log.term(index) == state.term:
         log.commit_to(index)
-    if log.committed == log.last_index:
-        state.uncommitted_bytes = 0
-
-
-def make_room(state: State, entries: Sequence[Entry]) -> None:
-    """These are committed: as much may be proposed anew."""
-    size = sum(len(entry.data) + ENTRY_OVERHEAD_BYTES for entry in entries)
-    state.uncommitted_bytes = max(state.uncommitted_bytes - size, 0)
+    while state.uncommitted and state.uncommitted[0][0] <= log.committed:
+        state.uncommitted_bytes -= state.uncommitted.popleft()[1]
 
 
 def transfer(state: State, target: NodeId) -> None:

@@ -1,5 +1,6 @@
 """What a server knows: the figures that elections, replication, membership and reads work on."""
 
+from collections import deque
 from collections.abc import Callable
 from enum import Enum
 
@@ -77,8 +78,10 @@ class State:
         """Reads that wait for the first entry of our term to be committed."""
         self.transferee = NOBODY
         self.transfer_deadline = 0
+        self.uncommitted: deque[tuple[LogIndex, int]] = deque()
+        """Proposals: the last entry of each, and its size."""
         self.uncommitted_bytes = 0
-        """Of proposals; an upper bound."""
+        """Of those."""
 
         # What is to be told outside:
         self.outbox: list[Message] = []

@@ -43,9 +43,7 @@ def forgets_its_vote_in_a_crash(patch: Patch) -> None:
         if save is None or save.hard is None:
             return save
         hard = core.HardState(save.hard.term, core.NOBODY, save.hard.committed)
-        return core.Save(
-            hard, save.entries, save.snapshot, save.synced, save.last_index, save.cuts
-        )
+        return core.Save(hard, save.entries, save.snapshot, save.synced, save.last_index, save.cuts)
 
     patch.setattr(core.Raft, "_take_save", without_vote)
 
@@ -125,7 +123,9 @@ def counts_only_the_new_voters_of_a_joint_membership(patch: Patch) -> None:
     def new_only(found: Membership) -> Membership:
         return Membership(found.voters, (), found.learners)
 
-    patch.setattr(quorum, "agreed", lambda m, value, nothing: agreed(new_only(m), value, nothing=nothing))
+    patch.setattr(
+        quorum, "agreed", lambda m, value, nothing: agreed(new_only(m), value, nothing=nothing)
+    )
     patch.setattr(quorum, "election", lambda m, votes: vote(new_only(m), votes))
 
 
