@@ -12,6 +12,8 @@ class Network:
     def __init__(self, world: World, deliver: Callable[[Message], None]) -> None:
         self._world = world
         self._deliver = deliver
+        self.delay_us = MS // 2
+        """On average."""
         self.loss = 0.0
         self.doubled = 0.0
         self.straggling = 0.0
@@ -32,7 +34,7 @@ class Network:
         self.sent(message)
 
     def _carry(self, message: Message) -> None:
-        delay = int(self._world.random.expovariate(1 / (0.5 * MS))) + 100
+        delay = int(self._world.random.expovariate(1 / self.delay_us)) + 100
         if self.straggling and self._world.chance(self.straggling):
             delay *= 100
         self._world.after(delay, lambda: self._arrive(message))

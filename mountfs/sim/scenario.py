@@ -103,6 +103,8 @@ class Run:
         self.network.doubled = random.choice((0.0, 0.05))
         self.network.straggling = random.choice((0.0, 0.01))
         self.network.sent = self._sent
+        # Slow enough, two stand for election before they hear of each other.
+        self.network.delay_us = random.choice((MS // 2, MS // 2, 5 * MS, 20 * MS))
         self.history: list[Operation] = []
         self.faults = 0
         self._ends = seconds * S
@@ -350,6 +352,7 @@ class Run:
         self.network.heal()
         self.network.loss = self.network.doubled = self.network.straggling = 0.0
         self.network.snapshot_ms = (5,)
+        self.network.delay_us = MS // 2
         for server in self.servers.values():
             server.disk.sync_us = 1 * MS
             if not server.up:

@@ -50,6 +50,8 @@ class Client:
         if world.now >= self._ends:
             return
         self._sequence += 1
+        if world.chance(0.15):  # or all would wait for one that has just been replaced
+            self._server = self._anyone()
         key = world.random.randrange(self._keys)
         kind = world.random.choice(("read", "write", "write", "compare"))
         expected = None

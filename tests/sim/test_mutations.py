@@ -46,6 +46,8 @@ def forgets_its_vote_in_a_crash(patch: Patch) -> None:
         return core.Save(hard, save.entries, save.snapshot, save.synced, save.last_index, save.cuts)
 
     patch.setattr(core.Raft, "_take_save", without_vote)
+    # A server that was just started votes for nobody, which would hide it.
+    patch.setattr(election, "hears_a_leader", lambda state: False)
 
 
 def answers_before_the_disk_has_it(patch: Patch) -> None:
