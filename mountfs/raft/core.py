@@ -192,11 +192,13 @@ class Raft:
     # -- what to do
 
     def ready(self) -> Ready:
-        """All that is to be done now.  Each thing is said once."""
+        """All that is to be done now.  Each thing is said once.  Raises CORRUPT or DEVICE if what
+        is to be applied cannot be read back: then nothing has been said.
+        """
         state = self._state
+        committed = state.log.take_committed(state.config.apply_bytes_max)
         save = self._take_save()
         now, after = self._sort(state.outbox)
-        committed = state.log.take_committed(state.config.apply_bytes_max)
         ready = Ready(
             save,
             now,

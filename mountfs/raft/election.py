@@ -76,6 +76,7 @@ def follow(state: State, term: Term, leader: NodeId) -> None:
     state.votes = {}
     state.peers = {}
     state.transferee = NOBODY
+    state.snapshots = []  # they would go out in the name of a term that is not ours to lead
     state.uncommitted.clear()
     state.uncommitted_bytes = 0
     reads.give_up(state)

@@ -259,6 +259,8 @@ class Log:
         return found
 
     def applied_to(self, index: LogIndex) -> None:
+        if index <= self.base:
+            return  # a snapshot has arrived meanwhile
         assert self.applied <= index <= self.applying, (self.applied, index, self.applying)
         self.applied = index
 
@@ -270,7 +272,9 @@ class Log:
 
     def compacted(self, index: LogIndex) -> None:
         """Entries up to `index` are no longer kept."""
-        assert self.base <= index <= self.applied, (self.base, index, self.applied)
+        if index <= self.base:
+            return  # a snapshot has arrived meanwhile
+        assert index <= self.applied, (index, self.applied)
         term = self.term(index)
         assert term is not None, index
         membership = self.membership_at(index)

@@ -103,8 +103,8 @@ def on_heartbeat_reply(state: State, message: HeartbeatReply) -> None:
         state.waiting = [one for one in state.waiting if one[0] > answered]
         for _, index, read in ready:
             _answer(state, read, index)
-        if state.waiting and state.waiting[-1][0] > state.round:
-            begin_round(state)
+    if state.waiting and state.waiting[-1][0] > state.round and answered == state.round:
+        begin_round(state)
 
 
 def _forget_answered(state: State) -> None:

@@ -381,13 +381,13 @@ def members(membership: Membership) -> str:
 
 
 def entry_words(one: Entry) -> str:
-    what = {
-        EntryKind.COMMAND: repr(one.data.decode()),
-        EntryKind.EMPTY: "nothing",
-        EntryKind.MEMBERSHIP: "",
-    }[one.kind]
-    if one.kind is EntryKind.MEMBERSHIP:
-        what = f"members {members(decode_membership(one.data))}"
+    match one.kind:
+        case EntryKind.COMMAND:
+            what = f"'{one.data.decode()}'"
+        case EntryKind.EMPTY:
+            what = "nothing"
+        case EntryKind.MEMBERSHIP:
+            what = f"members {members(decode_membership(one.data))}"
     return f"{one.index}/{one.term} {what}"
 
 
