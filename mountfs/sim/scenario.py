@@ -47,6 +47,8 @@ class _Plan(msgspec.Struct, frozen=True):
     size: int | None = None
     """Voters at first, if that matters."""
     append_bytes: int | None = None
+    reads: bool = False
+    """Whether clients read more than they write."""
 
 
 class Result(msgspec.Struct, frozen=True):
@@ -114,8 +116,9 @@ class Run:
         world = self.world
         for server in self.servers.values():
             server.boot()
-        keys = world.random.choice((1, 4, 10))
-        for number in range(1, world.random.choice((2, 5, 8)) + 1):
+        reads = self._plan.reads
+        keys = 1 if reads else world.random.choice((1, 4, 10))
+        for number in range(1, (8 if reads else world.random.choice((2, 5, 8))) + 1):
             Client(
                 world,
                 self.servers,
@@ -124,6 +127,7 @@ class Run:
                 keys=keys,
                 ends=self._ends + CALM // 2,
                 answered=self.answered,
+                reads=reads,
             ).start()
         world.after(world.random.randrange(1 * S), self._fault)
         world.run(self._ends)
@@ -203,18 +207,24 @@ class Run:
     def _choose_for_reads(self, pause_us: int) -> "_Plan":
         """A leader that answers reads without knowing that it has been replaced."""
         heal = self._heal
+        size = self.world.random.choice((3, 3, 5))
         match self.world.random.randrange(4):
             case 0:
                 leader = [self._pause_leader, self._cut_off_leader, self._pause_leader]
                 kinds = [*leader, self._transfer, self._one_way, heal, heal]
-                return _Plan(kinds, pause_us, HeartbeatReply, self._pause, 0.01)
+                return _Plan(kinds, pause_us, HeartbeatReply, self._pause, 0.01, size, None, True)
             case 1:
-                return _Plan([self._transfer, heal], pause_us, TimeoutNow, self._pause, 0.7)
+                kinds = [self._transfer, heal]
+                return _Plan(
+                    kinds, 150 * MS, TimeoutNow, self._pause_briefly, 0.9, size, None, True
+                )
             case 2:
                 kinds = [self._transfer, heal]
-                return _Plan(kinds, pause_us, TimeoutNow, self._cut_off_server, 0.7)
+                return _Plan(
+                    kinds, 150 * MS, TimeoutNow, self._cut_off_server, 0.9, size, None, True
+                )
         kinds = [self._one_way, self._one_way, heal]
-        return _Plan(kinds, pause_us, Vote, self._cut_off_other_leader, 0.3)
+        return _Plan(kinds, pause_us, Vote, self._cut_off_other_leader, 0.3, size, None, True)
 
     def _sent(self, message: Message) -> None:
         """A message was sent: is it the moment?"""
@@ -274,6 +284,9 @@ class Run:
     def _pause_leader(self) -> None:
         for server in self._leaders():
             self._pause(server)
+
+    def _pause_briefly(self, server: Server) -> None:
+        server.pause(self.world.now + self.world.random.randrange(30, 250) * MS)
 
     def _pause(self, server: Server) -> None:
         pause = int(self.world.random.choice((20, 100, 500, 700, 2_000)) * MS)
@@ -344,7 +357,8 @@ class Run:
 
     def _transfer(self) -> None:
         for server in self._leaders():
-            server.transfer(self.world.random.choice(sorted(self.servers)))
+            voters = server.raft.log.membership.voters
+            server.transfer(self.world.random.choice(voters))
 
     # -- the end
 

@@ -26,6 +26,7 @@ class Client:
         keys: int,
         ends: int,
         answered: Callable[[], None],
+        reads: bool = False,
     ) -> None:
         self._world = world
         self._servers = servers
@@ -34,6 +35,7 @@ class Client:
         self._keys = keys
         self._ends = ends
         self._answered = answered
+        self._kinds = ("read",) * (6 if reads else 1) + ("write", "write", "compare")
         self._patience = world.random.choice(PATIENCE_MS) * MS
         self._sequence = 0
         self._attempt = 0
@@ -53,7 +55,7 @@ class Client:
         if world.chance(0.15):  # or all would wait for one that has just been replaced
             self._server = self._anyone()
         key = world.random.randrange(self._keys)
-        kind = world.random.choice(("read", "write", "write", "compare"))
+        kind = world.random.choice(self._kinds)
         expected = None
         if kind == "compare":
             known = [one.value for one in self._history[-20:] if one.key == key]
