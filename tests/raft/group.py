@@ -322,10 +322,9 @@ class Group:
         self.post(*after)
 
     def _take(self, server: Server, ready: Ready) -> None:
-        for one in ready.committed:
-            server.applied.append(one)
-            self.tell(f"{server.node} applies {entry_words(one)}")
         if ready.committed:
+            server.applied += ready.committed
+            self.tell(f"{server.node} applies {', '.join(map(entry_words, ready.committed))}")
             server.raft.applied(ready.committed[-1].index)
         for request, index in ready.reads:
             server.answers.setdefault(request, []).append(index)
@@ -403,7 +402,9 @@ def _what(message: Message) -> str:
             called = ", called" if message.called else ""
             return f"{pre} for {message.source} at {message.last_index}/{message.last_term}{called}"
         case VoteReply():
-            return ("would " if message.pre else "") + ("granted" if message.granted else "refused")
+            if message.pre:
+                return "would" if message.granted else "would not"
+            return "granted" if message.granted else "refused"
         case Append():
             inside = ", ".join(map(entry_words, message.entries)) or "-"
             before = f"{message.prev_index}/{message.prev_term}"
