@@ -36,7 +36,7 @@ from mountfs.sim.disk import Image
 from mountfs.types import LogIndex
 
 CONFIG = Config(heartbeat_ms=100, election_ms=1_000, lease_reads=False)
-ROUNDS_MAX = 1_000
+ROUNDS_MAX = 20_000
 """So many deliveries without coming to rest are a livelock."""
 
 
@@ -54,8 +54,8 @@ class Server:
         self.applied: list[Entry] = []
         self.answers: dict[int, list[LogIndex]] = {}
         """What was said to reads: the index; nothing if it was refused."""
-        self.wanted: list[NodeId] = []
-        """Who needs a snapshot from here."""
+        self.wanted: dict[NodeId, Term] = {}
+        """Who needs a snapshot from here, and in which term that was said: it goes out in that."""
         self.seen: tuple[object, ...] = ()
 
     @property
@@ -121,7 +121,7 @@ class Group:
             now=self.now,
         )
         server.up = True
-        server.applied, server.answers, server.wanted = [], {}, []
+        server.applied, server.answers, server.wanted = [], {}, {}
         server.seen = _look(server.raft)
         self._pump(server)
 
@@ -284,11 +284,11 @@ class Group:
     def send_snapshot(self, source: int, target: int, *, whole: bool = True) -> SnapshotHead:
         """What `wanted` asks for: carry the state over, and say so on both sides."""
         server = self.servers[source]
-        server.wanted.remove(NodeId(target))
+        term = server.wanted.pop(NodeId(target))
         raft = server.raft
         head = raft.log.head_at(raft.log.applied)
         if whole:
-            self.post(InstallSnapshot(raft.node, NodeId(target), raft.term, head))
+            self.post(InstallSnapshot(raft.node, NodeId(target), term, head))
             self.deliver(InstallSnapshot, source=source, target=target)
         raft.snapshot_sent(NodeId(target), whole=whole, now=self.now)
         self._pump(server)
@@ -333,7 +333,7 @@ class Group:
             server.answers[request] = []
             self.tell(f"{server.node} refuses read {request}")
         for node in ready.snapshots:
-            server.wanted.append(node)
+            server.wanted[node] = server.raft.term
             self.tell(f"{server.node} must send {node} a snapshot")
 
     # -- telling
