@@ -398,6 +398,22 @@ def test_too_much_that_is_not_committed_is_refused() -> None:
     group.propose(1, b"x")
 
 
+def test_who_leads_again_counts_from_nothing() -> None:
+    """What it had proposed before is another leader's business."""
+    group = Group(1, 2, 3, config=limits(uncommitted_bytes_max=1_000))
+    group.elect(1)
+    group.isolate(1)
+    group.propose(1, b"x" * 900)
+    group.run(2 * ELECTION)
+    group.heal()
+    group.run(2 * ELECTION)
+    assert group.leader != 1
+    group.transfer(group.leader, 1)
+    group.settle()
+    assert group.leader == 1
+    group.propose(1, b"y" * 900)
+
+
 def test_one_proposal_may_be_larger_than_the_limit() -> None:
     group = Group(1, 2, 3, config=limits(uncommitted_bytes_max=10))
     group.elect(1)
