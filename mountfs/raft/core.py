@@ -65,7 +65,9 @@ class Ready(msgspec.Struct, frozen=True):
     refused: tuple[int, ...]
     """Reads that must be asked again."""
     snapshots: tuple[NodeId, ...]
-    """Who needs a snapshot; `snapshot_sent` says how it went."""
+    """Who needs a snapshot; `snapshot_sent` says how it went.  The `InstallSnapshot` at its end has
+    the term of now, when we lead, not that of when it is sent.
+    """
 
 
 _PROMISES = (Vote, VoteReply, AppendReply)
@@ -130,6 +132,9 @@ class Raft:
     def read(self, request: int, now: int) -> None:
         """A read wants to know how far the state must be: `Ready.reads` has the answer, or
         `Ready.refused`; neither may come, if a message is lost.  Raises NOT_LEADER or BUSY.
+
+        `request`: a number that this server has not used before, not before a restart either: the
+        answer to an older one may come late, with an index that is too low.
         """
         self._clock(now)
         reads.ask(self._state, request)

@@ -77,13 +77,14 @@ def _answer(state: State, read: Read, index: LogIndex) -> None:
 
 def begin_round(state: State) -> None:
     """Ask everybody whether we still lead."""
-    _forget_answered(state)
+    _forget(state, _answered_round(state))
     state.round += 1
     state.rounds_sent.append((state.round, state.now))
     state.heartbeat_at = state.now + state.config.heartbeat_ms
     for peer in state.peers.values():
         known = min(peer.match, state.log.committed)
         state.send(Heartbeat(state.node, peer.node, state.term, known, state.round))
+    _answer_waiting(state, _answered_round(state))  # nobody else may be left to confirm them
 
 
 def answer_round(state: State, message: Heartbeat) -> None:
@@ -96,20 +97,24 @@ def on_heartbeat_reply(state: State, message: HeartbeatReply) -> None:
         return
     peer.heard = state.now
     peer.answered_round = max(peer.answered_round, message.round)
-    _forget_answered(state)
     answered = _answered_round(state)
+    _forget(state, answered)
+    _answer_waiting(state, answered)
+    if answered == state.round and state.waiting:  # for the next one
+        begin_round(state)
+
+
+def _answer_waiting(state: State, answered: int) -> None:
     ready = [one for one in state.waiting if one[0] <= answered]
     if ready:
         state.waiting = [one for one in state.waiting if one[0] > answered]
         for _, index, read in ready:
             _answer(state, read, index)
-    if state.waiting and state.waiting[-1][0] > state.round and answered == state.round:
-        begin_round(state)
 
 
-def _forget_answered(state: State) -> None:
-    """All but the last: that is what a lease runs from."""
-    answered, sent = _answered_round(state), state.rounds_sent
+def _forget(state: State, answered: int) -> None:
+    """The rounds before: a lease runs from the last that was answered."""
+    sent = state.rounds_sent
     while len(sent) > 1 and sent[1][0] <= answered:
         del sent[0]
 

@@ -197,7 +197,8 @@ def _probe(state: State, peer: Progress) -> None:
 
 def _advance(state: State, peer: Progress, index: LogIndex) -> None:
     news = peer.matched(index)
-    if peer.flow is Flow.PROBE or (peer.flow is Flow.SNAPSHOT and index >= state.log.base):
+    enough = state.log.base if peer.flow is Flow.SNAPSHOT else peer.match
+    if peer.flow is not Flow.REPLICATE and index >= enough:
         peer.replicate()
     if news:
         commit(state)

@@ -36,7 +36,7 @@ from mountfs.sim.disk import Image
 from mountfs.types import LogIndex
 
 CONFIG = Config(heartbeat_ms=100, election_ms=1_000, lease_reads=False)
-ROUNDS_MAX = 1_000
+ROUNDS_MAX = 20_000
 """So many deliveries without coming to rest are a livelock."""
 
 
@@ -54,8 +54,8 @@ class Server:
         self.applied: list[Entry] = []
         self.answers: dict[int, list[LogIndex]] = {}
         """What was said to reads: the index; nothing if it was refused."""
-        self.wanted: list[NodeId] = []
-        """Who needs a snapshot from here."""
+        self.wanted: dict[NodeId, Term] = {}
+        """Who needs a snapshot from here, and in which term that was said: it goes out in that."""
         self.seen: tuple[object, ...] = ()
 
     @property
@@ -121,7 +121,7 @@ class Group:
             now=self.now,
         )
         server.up = True
-        server.applied, server.answers, server.wanted = [], {}, []
+        server.applied, server.answers, server.wanted = [], {}, {}
         server.seen = _look(server.raft)
         self._pump(server)
 
@@ -284,11 +284,11 @@ class Group:
     def send_snapshot(self, source: int, target: int, *, whole: bool = True) -> SnapshotHead:
         """What `wanted` asks for: carry the state over, and say so on both sides."""
         server = self.servers[source]
-        server.wanted.remove(NodeId(target))
+        term = server.wanted.pop(NodeId(target))
         raft = server.raft
         head = raft.log.head_at(raft.log.applied)
         if whole:
-            self.post(InstallSnapshot(raft.node, NodeId(target), raft.term, head))
+            self.post(InstallSnapshot(raft.node, NodeId(target), term, head))
             self.deliver(InstallSnapshot, source=source, target=target)
         raft.snapshot_sent(NodeId(target), whole=whole, now=self.now)
         self._pump(server)
@@ -322,10 +322,9 @@ class Group:
         self.post(*after)
 
     def _take(self, server: Server, ready: Ready) -> None:
-        for one in ready.committed:
-            server.applied.append(one)
-            self.tell(f"{server.node} applies {entry_words(one)}")
         if ready.committed:
+            server.applied += ready.committed
+            self.tell(f"{server.node} applies {', '.join(map(entry_words, ready.committed))}")
             server.raft.applied(ready.committed[-1].index)
         for request, index in ready.reads:
             server.answers.setdefault(request, []).append(index)
@@ -334,7 +333,7 @@ class Group:
             server.answers[request] = []
             self.tell(f"{server.node} refuses read {request}")
         for node in ready.snapshots:
-            server.wanted.append(node)
+            server.wanted[node] = server.raft.term
             self.tell(f"{server.node} must send {node} a snapshot")
 
     # -- telling
@@ -403,7 +402,9 @@ def _what(message: Message) -> str:
             called = ", called" if message.called else ""
             return f"{pre} for {message.source} at {message.last_index}/{message.last_term}{called}"
         case VoteReply():
-            return ("would " if message.pre else "") + ("granted" if message.granted else "refused")
+            if message.pre:
+                return "would" if message.granted else "would not"
+            return "granted" if message.granted else "refused"
         case Append():
             inside = ", ".join(map(entry_words, message.entries)) or "-"
             before = f"{message.prev_index}/{message.prev_term}"

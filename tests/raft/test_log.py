@@ -62,9 +62,13 @@ class Model(RuleBasedStateMachine):
         self.entries: list[Entry] = []
         self.pending: list[tuple[SnapshotHead | None, tuple[Entry, ...], LogIndex, int]] = []
         self.restored: SnapshotHead | None = None
+        self.out = 0
+        """Up to here it was handed out to be saved."""
         self.handed = 0
         """Up to here it was handed out to be applied."""
         self._open()
+        self.append(0, [b"x"] * 4)
+        self.append(1, [FIRST] * 4)
 
     def _open(self) -> None:
         self.log = Log(self.disk.stored(), self.disk, cached_bytes_max=self.cached)
@@ -98,30 +102,38 @@ class Model(RuleBasedStateMachine):
 
     @rule(
         back=st.integers(0, 6),
-        wrong=st.booleans(),
-        kept=st.integers(0, 4),
-        found=st.lists(payloads, max_size=4),
+        kept=st.integers(0, 2),
+        found=st.lists(payloads, min_size=1, max_size=4),
     )
-    def take(self, back: int, wrong: bool, kept: int, found: list[bytes | Membership]) -> None:
+    def take(self, back: int, kept: int, found: list[bytes | Membership]) -> None:
         """From another leader: some that we have, and then new ones of a later term."""
         prev = max(self.last - back, self.log.committed)
-        prev_term = self.term(prev)
-        assert prev_term is not None
-        if wrong:
-            before = self._seen()
-            assert self.log.take(LogIndex(prev), Term(prev_term + 50), ()) is None
-            assert self.log.take(LogIndex(self.last + 1), Term(prev_term), ()) is None
-            assert self._seen() == before
-            return
         at = prev - self.base.index
         same = self.entries[at : at + kept]
         start = prev + len(same) + 1
         term = (self.term(self.last) or 0) + 1
         new = [made(start + at, term, one) for at, one in enumerate(found)]
-        got = self.log.take(LogIndex(prev), Term(prev_term), [*same, *new])
+        got = self.log.take(LogIndex(prev), Term(self.term(prev) or 0), [*same, *new])
         assert got == prev + len(same) + len(new)
-        if new:
-            self.entries[start - self.base.index - 1 :] = new
+        self.entries[start - self.base.index - 1 :] = new
+        self.out = min(self.out, start - 1)
+
+    @rule(back=st.integers(0, 6), count=st.integers(0, 4))
+    def take_again(self, back: int, count: int) -> None:
+        """A message that came late."""
+        prev = max(self.last - back, self.log.committed)
+        at = prev - self.base.index
+        before = self._seen()
+        same = self.entries[at : at + count]
+        got = self.log.take(LogIndex(prev), Term(self.term(prev) or 0), same)
+        assert (got, self._seen()) == (prev + len(same), before)
+
+    @rule(back=st.integers(-1, 6))
+    def take_what_does_not_fit(self, back: int) -> None:
+        prev = max(self.last - back, self.base.index)
+        before = self._seen()
+        assert self.log.take(LogIndex(prev), Term(99_999), ()) is None
+        assert self._seen() == before
 
     def _seen(self) -> tuple[object, ...]:
         log = self.log
@@ -131,9 +143,9 @@ class Model(RuleBasedStateMachine):
 
     @rule()
     def hand_out(self) -> None:
-        before = self.log.saving
         unsaved = self.log.take_unsaved()
-        assert list(unsaved) == self.entries[before - self.base.index :]
+        assert list(unsaved) == self.entries[self.out - self.base.index :]
+        self.out = self.last
         if unsaved or self.restored:
             self.pending.append((self.restored, unsaved, self.log.last_index, self.log.cuts))
             self.restored = None
@@ -184,6 +196,14 @@ class Model(RuleBasedStateMachine):
         self.log.applied_to(index)
         assert self.log.applied == index
 
+    @rule(back=st.integers(0, 3))
+    def all_is_well(self, back: int) -> None:
+        """Saved, committed and applied, but for the last few."""
+        self.save_all()
+        self.log.commit_to(LogIndex(max(self.last - back, self.log.committed)))
+        self.apply(HUGE)
+        self.log.applied_to(LogIndex(self.handed))
+
     # -- its beginning goes
 
     @precondition(lambda self: not self.restored and not self.pending)
@@ -207,7 +227,7 @@ class Model(RuleBasedStateMachine):
         self.log.restore(head)
         self.base = self.restored = head
         self.entries = []
-        self.handed = index
+        self.out = self.handed = index
 
     @rule(ahead=st.integers(0, 3))
     def restart(self, ahead: int) -> None:
@@ -220,7 +240,7 @@ class Model(RuleBasedStateMachine):
         self.pending, self.restored = [], None
         self._open()
         self.log.start_at(committed, applied)
-        self.handed = applied
+        self.out, self.handed = self.last, applied
         assert self.log.committed == max(min(committed, self.last), applied)
         assert self.log.saved == self.log.saving == self.last
 

@@ -355,6 +355,19 @@ def test_a_round_that_is_answered_late_answers_no_read_after_it() -> None:
     assert answers(group) == {1: [1]}
 
 
+def test_a_read_is_answered_when_nobody_else_is_left_to_confirm_it() -> None:
+    """The others are removed while it waits for their answers."""
+    group = Group(1, 2)
+    group.elect(1)
+    group.read(1, 7)
+    group.drop(Heartbeat)
+    group.change(1, [1])
+    group.settle(Append, AppendReply)
+    assert group[1].log.membership.voters == (1,)
+    group.run(300)
+    assert answers(group) == {7: [1]}
+
+
 def test_a_read_that_was_asked_before_stepping_down_is_refused_once() -> None:
     group = with_leader()
     group.read(1, 7)

@@ -398,6 +398,22 @@ def test_too_much_that_is_not_committed_is_refused() -> None:
     group.propose(1, b"x")
 
 
+def test_who_leads_again_counts_from_nothing() -> None:
+    """What it had proposed before is another leader's business."""
+    group = Group(1, 2, 3, config=limits(uncommitted_bytes_max=1_000))
+    group.elect(1)
+    group.isolate(1)
+    group.propose(1, b"x" * 900)
+    group.run(2 * ELECTION)
+    group.heal()
+    group.run(2 * ELECTION)
+    assert group.leader != 1
+    group.transfer(group.leader, 1)
+    group.settle()
+    assert group.leader == 1
+    group.propose(1, b"y" * 900)
+
+
 def test_one_proposal_may_be_larger_than_the_limit() -> None:
     group = Group(1, 2, 3, config=limits(uncommitted_bytes_max=10))
     group.elect(1)
@@ -558,7 +574,7 @@ def test_what_was_lost_and_is_no_longer_in_the_log_is_found_out(window: int) -> 
     group.settle()
     group.compact(1, 12)
     group.run(300)
-    assert group.servers[1].wanted == [2]
+    assert list(group.servers[1].wanted) == [2]
 
 
 def test_probes_are_not_repeated_faster_than_heartbeats() -> None:
@@ -593,6 +609,27 @@ def test_a_peer_that_cannot_be_reached_is_probed() -> None:
     group.run(300)
     assert peer.flow is Flow.REPLICATE
     assert group.servers[2].commands == [b"x"]
+
+
+def test_a_late_answer_ends_no_probe() -> None:
+    """Only what answers the probe, or says more, shows that the pipeline may run again: otherwise
+    each late answer has the whole window sent anew.
+    """
+    group = Group(1, 2, 3)
+    group.elect(1)
+    for _ in range(5):
+        group.propose(1, b"x")
+    group.settle()
+    raft = group[1]
+    raft.unreachable(NodeId(2))
+    for _ in range(5):
+        group.propose(1, b"y")
+    group.drop()
+    group.step(AppendReply(NodeId(2), NodeId(1), raft.term, LogIndex(3)))
+    assert raft.state.peers[NodeId(2)].flow is Flow.PROBE
+    assert group.find(Append, target=2) == []
+    group.run(300)
+    assert group[2].log.last_index == 11
 
 
 def test_a_dead_peer_costs_a_bounded_window() -> None:

@@ -54,7 +54,7 @@ def lagging() -> Group:
     group.compact(1, 8)
     group.heal()
     group.run(300)
-    assert group.servers[1].wanted == [3]
+    assert list(group.servers[1].wanted) == [3]
     return group
 
 
@@ -189,7 +189,7 @@ def test_nothing_is_sent_to_a_peer_while_its_snapshot_is_under_way() -> None:
     group.run(300)
     group.pass_time(100, 1)
     assert group.find(Append, target=3) == []
-    assert group.servers[1].wanted == [3]  # once
+    assert list(group.servers[1].wanted) == [3]  # once
 
 
 def test_a_snapshot_that_failed_is_sent_again_later() -> None:
@@ -198,9 +198,9 @@ def test_a_snapshot_that_failed_is_sent_again_later() -> None:
     failed = group.now
     group.propose(1, b"y")
     group.run(RETRY - 100)
-    assert group.servers[1].wanted == []
+    assert not group.servers[1].wanted
     group.run(300)
-    assert group.servers[1].wanted == [3]
+    assert list(group.servers[1].wanted) == [3]
     assert group.now - failed >= RETRY
     group.send_snapshot(1, 3)
     group.run(300)
@@ -224,7 +224,7 @@ def test_a_snapshot_that_is_said_to_be_there_and_is_not_is_sent_again() -> None:
     group.crash(3)
     group.start(3)
     group.run(300)
-    assert group.servers[1].wanted == [3]
+    assert list(group.servers[1].wanted) == [3]
 
 
 def test_an_answer_that_overtakes_the_end_of_the_transfer() -> None:
@@ -342,7 +342,7 @@ def test_retries_are_per_peer() -> None:
     group.run(300)
     assert group[3].log.last_index == group[1].log.last_index
     group.run(600)
-    assert group.servers[1].wanted == [2]
+    assert list(group.servers[1].wanted) == [2]
 
 
 @pytest.mark.parametrize("further", [0, 5])
