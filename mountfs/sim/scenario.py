@@ -36,6 +36,10 @@ def _is(message: Message, kind: type[Message] | str) -> bool:
     return isinstance(message, kind)
 
 
+KINDS = ("any", "any", "membership", "reads", "votes", "leaders")
+"""Of runs, by what they look for most."""
+
+
 class _Plan(msgspec.Struct, frozen=True):
     kinds: list[Callable[[], None]]
     pause_us: int
@@ -62,7 +66,10 @@ class Result(msgspec.Struct, frozen=True):
 
 
 class Run:
-    def __init__(self, seed: int, *, seconds: int = 20, trace: bool = False) -> None:
+    def __init__(
+        self, seed: int, *, seconds: int = 20, trace: bool = False, kind: str = ""
+    ) -> None:
+        """`kind`: one of KINDS instead of any."""
         self.seed = seed
         self.world = world = World(seed)
         if trace:
@@ -72,7 +79,7 @@ class Run:
         self.checks = Checks()
         self.servers: dict[NodeId, Server] = {}
         self.network = Network(world, lambda message: self.servers[message.target].deliver(message))
-        self._plan = plan = self._choose()
+        self._plan = plan = self._choose(kind or random.choice(KINDS))
         self._quiet_until = 0
         size = plan.size or random.choice((1, 3, 3, 3, 5))
         self._spares = 2
@@ -156,7 +163,7 @@ class Run:
         world.random.choice(self._plan.kinds)()
         world.after(int(world.random.expovariate(1 / self._plan.pause_us)), self._fault)
 
-    def _choose(self) -> "_Plan":
+    def _choose(self, kind: str) -> "_Plan":
         """What befalls them in this run: a few kinds of faults (swarm testing: all together would
         hide what some of them, again and again, bring to light), and something that happens just
         when a message of some kind was sent, for mistakes that show at one moment only.
@@ -164,7 +171,7 @@ class Run:
         random = self.world.random
         pause_us = random.choice((100, 200, 400, 1_000)) * MS
         change, heal = self._change, self._heal
-        match random.choice(("any", "any", "membership", "reads", "votes", "leaders")):
+        match kind:
             case "leaders":  # as in figure 8 of the paper: each dies with a part of its work done
                 kinds = [self._crash_leader, self._cut_off_leader, heal, heal]
                 likely = random.choice((0.05, 0.3))
