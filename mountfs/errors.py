@@ -54,6 +54,7 @@ class Fault(enum.Enum):
     TIMED_OUT = _Row(errno.ETIMEDOUT, "DEADLINE_EXCEEDED", "RequestTimeout", 504)
     CORRUPT = _Row(errno.EIO, "DATA_LOSS", "InternalError", 500)
     DEVICE = _Row(errno.EIO, "INTERNAL", "InternalError", 500)
+    NOT_LEADER = _Row(errno.EAGAIN, "UNAVAILABLE", "ServiceUnavailable", 503)
     BAD_HOME = _Row(errno.EINVAL, "FAILED_PRECONDITION", "InternalError", 500)
 
 

@@ -1,0 +1,54 @@
+"""Simulated time, and what happens in it."""
+
+import hashlib
+from collections.abc import Callable
+from heapq import heappop, heappush
+from random import Random
+
+import msgspec
+
+MS = 1_000
+S = 1_000 * MS
+"""Simulated time is counted in microseconds."""
+
+
+class World:
+    def __init__(self, seed: int) -> None:
+        self.random = Random(seed)
+        self.now = 0
+        self._events: list[tuple[int, int, Callable[[], None]]] = []
+        self._numbered = 0
+        self._digest = hashlib.blake2b(digest_size=16)
+        self.lines: list[str] | None = None
+        """The trace in words, if somebody wants to read it."""
+
+    def after(self, delay: int, happens: Callable[[], None]) -> None:
+        """What happens at the same time happens in the order in which it was asked for."""
+        assert delay >= 0, delay
+        self._numbered += 1
+        heappush(self._events, (self.now + delay, self._numbered, happens))
+
+    def run(self, until: int) -> None:
+        while self._events and self._events[0][0] <= until:
+            self.now, _, happens = heappop(self._events)
+            happens()
+        self.now = until
+
+    def chance(self, probability: float) -> bool:
+        return self.random.random() < probability
+
+    def note(self, line: str) -> None:
+        """Something worth telling: a part of the trace."""
+        self._digest.update(f"{self.now} {line}\n".encode())
+        if self.lines is not None:
+            self.lines.append(f"{self.now / S:9.4f} {line}")
+
+    def note_message(self, message: msgspec.Struct) -> None:
+        self._digest.update(b"%d %s" % (self.now, msgspec.msgpack.encode(message)))
+        if self.lines is not None:
+            self.lines.append(f"{self.now / S:9.4f} {message}")
+
+    @property
+    def digest(self) -> str:
+        """Two runs are the same if this is."""
+        return self._digest.hexdigest()
