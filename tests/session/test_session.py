@@ -44,7 +44,7 @@ class Session:
                 "PYTHONPATH": str(CHECKOUT),
             },
             stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
-            preexec_fn=before,
+            preexec_fn=before or _hears_of_a_hangup,
         )  # fmt: skip
 
     def everything_is_there(self) -> None:
@@ -62,8 +62,10 @@ class Session:
         """(exit status, output)"""
         try:
             output, _ = self._process.communicate(timeout=ENDS_S)
-        finally:
+        except subprocess.TimeoutExpired:
             self._process.kill()
+            self._process.communicate()
+            raise
         return self._process.returncode, output
 
     def left(self) -> list[str]:
@@ -76,6 +78,11 @@ class Session:
             found += [path for path in [file.read_text().strip()] if path.startswith(top)]
         found += [top] if os.path.exists(top) else []
         return found
+
+
+def _hears_of_a_hangup() -> None:
+    """Even when these tests run under nohup(1), and so do not."""
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 
 def _runs(pid: int) -> bool:
