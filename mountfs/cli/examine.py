@@ -28,6 +28,7 @@ from mountfs.cli.show import count_of, size
 from mountfs.cli.volumes import Range, VolumeFound, VolumeReader, volume_paths
 from mountfs.errors import FsError
 from mountfs.inline import attempt
+from mountfs.kv.journal import Journal
 from mountfs.kv.leveldb import LevelStore
 from mountfs.kv.tables import damage, read_log
 from mountfs.meta import keys
@@ -35,7 +36,6 @@ from mountfs.meta.command import Query
 from mountfs.meta.extents import visible
 from mountfs.meta.invariants import violations
 from mountfs.meta.local import LocalMeta
-from mountfs.meta.local_log import LocalLog
 from mountfs.meta.ops.slices import Rewrite
 from mountfs.meta.ops.write import Run, Write
 from mountfs.meta.records import Slice, unpack_dentry, unpack_inode, unpack_slice
@@ -60,7 +60,7 @@ def metadata_damage(home: Path, format: Format) -> str | None:
             return str(one)
     with scratch(home) as space, space.originals():
         try:
-            log = LocalLog(
+            log = Journal(
                 space.log, home=bytes.fromhex(format.id), segment_bytes=_LOG_SEGMENT_BYTES
             )
         except FsError as error:
@@ -460,7 +460,7 @@ def _open_meta(format: Format, space: Scratch, facts: _Facts) -> LocalMeta:
     new = not os.listdir(space.store) and not os.listdir(space.log)
     store = LevelStore(space.store, create=new)
     try:
-        log = LocalLog(space.log, home=bytes.fromhex(format.id), segment_bytes=_LOG_SEGMENT_BYTES)
+        log = Journal(space.log, home=bytes.fromhex(format.id), segment_bytes=_LOG_SEGMENT_BYTES)
         try:
             return LocalMeta(
                 store, log, bytes_present=bytes_present, cut_path=space.log.parent / "cut"

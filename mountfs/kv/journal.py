@@ -1,4 +1,4 @@
-"""The write-ahead log behind `propose` on one machine.
+"""The journal: a write-ahead log of records, with one sync for all who wait.
 
 `append` hands a record to the kernel: it survives the death of the process at once, and the loss of
 power from the next `sync` on.  Segments are written full of zeros before they take their first
@@ -7,7 +7,7 @@ and nothing else about it, and fdatasync has one write to wait for and no journa
 beneath.
 
 After a crash the log holds all that was synced and a prefix of the rest.  Missing or damaged
-records that had been synced are `FsError(CORRUPT)`, which names file and offset; `log_format` says
+records that had been synced are `FsError(CORRUPT)`, which names file and offset; `journal_format` says
 how the two are told apart.  One case cannot be: damage to what the very last sync before a crash
 wrote looks like a torn tail.
 
@@ -27,7 +27,7 @@ from typing import Final
 from crc32c import crc32c
 
 from mountfs.errors import Fault, FsError, disk_error
-from mountfs.meta.log_format import (
+from mountfs.kv.journal_format import (
     HEADER_BYTES,
     RECORD_HEADER_BYTES,
     BadHeader,
@@ -54,7 +54,7 @@ PAGE_BYTES: Final = 4096
 """What the kernel and the disk are taken to replace as a whole."""
 
 
-class LocalLog:
+class Journal:
     """Records of bytes with indices that ascend by one, in `directory`, which must exist.
 
     `home`: 16 bytes that all files of one filesystem share.  `keep_spare`: how many segments wait
@@ -552,10 +552,10 @@ class _Segment:
         self.end = HEADER_BYTES
         """Where the next record goes."""
 
-    def last_of(self, log: LocalLog) -> int:
+    def last_of(self, log: Journal) -> int:
         return log.last_index if self is log._segments[-1] else self.last
 
-    def write(self, data: bytes, offset: int, log: LocalLog) -> None:
+    def write(self, data: bytes, offset: int, log: Journal) -> None:
         """All of `data`, or an error and nothing that could be taken for a record."""
         try:
             written = os.pwrite(self.fd, data, offset)

@@ -1,4 +1,4 @@
-"""How the metadata log lies on disk, and what can be concluded from what is found there.  No I/O.
+"""How a journal lies on disk, and what can be concluded from what is found there.  No I/O.
 
 A log is a row of segments.  A segment begins with a page of its own, the header, and holds records
 one behind the other.  A segment is used again and again; each use has its own random `salt`, which

@@ -17,10 +17,10 @@ import msgspec
 
 from mountfs.errors import Fault, FsError
 from mountfs.kv.base import Store
+from mountfs.kv.journal import Journal
 from mountfs.kv.overlay import Overlay, Rows
 from mountfs.meta import keys
 from mountfs.meta.command import Command, Query
-from mountfs.meta.local_log import LocalLog
 from mountfs.meta.ops.session import EndSession, OpenSession, Sessions
 from mountfs.meta.ops.slices import ReserveSlices
 from mountfs.meta.state_machine import Entry, StateMachine, decode_entry, encode_entry
@@ -58,7 +58,7 @@ class LocalMeta:
     def __init__(
         self,
         store: Store,
-        log: LocalLog,
+        log: Journal,
         *,
         bytes_present: Callable[[Entry], bool],
         cut_path: Path,

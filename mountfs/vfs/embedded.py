@@ -21,9 +21,9 @@ from mountfs.chunks.disk import DiskStore
 from mountfs.chunks.index_store import open_index
 from mountfs.errors import FsError
 from mountfs.inline import leave, pause
+from mountfs.kv.journal import Journal
 from mountfs.kv.leveldb import LevelStore
 from mountfs.meta.local import LocalMeta
-from mountfs.meta.local_log import LocalLog
 from mountfs.meta.ops.read import Usage
 from mountfs.meta.ops.reap import Orphans, Reap
 from mountfs.meta.ops.slices import Garbage, Reclaimed, Rewrite, Tangles
@@ -67,7 +67,7 @@ class EmbeddedNode:
         self.disk = DiskStore(home.chunks, index, home=home.id, buffers=self.buffers)
         self.chunks = LocalChunks(self.disk)
         self._index = index
-        segments = LocalLog(home.log, home=home.id, segment_bytes=LOG_SEGMENT_BYTES)
+        segments = Journal(home.log, home=home.id, segment_bytes=LOG_SEGMENT_BYTES)
         self.meta = LocalMeta(
             store,
             segments,

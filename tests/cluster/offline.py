@@ -8,11 +8,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from mountfs.chunks.disk import DiskStore
+from mountfs.kv.journal import Journal
 from mountfs.kv.leveldb import LevelStore
 from mountfs.meta import keys
 from mountfs.meta.invariants import violations
 from mountfs.meta.local import LocalMeta
-from mountfs.meta.local_log import LocalLog
 from mountfs.meta.records import unpack_slice
 from mountfs.vfs.home import open_home
 
@@ -27,7 +27,7 @@ def troubles(path: Path) -> Iterator[str]:
         stack.callback(index.close)
         disk = DiskStore(home.chunks, index)
         stack.callback(disk.close)
-        log = LocalLog(home.log, home=home.id)
+        log = Journal(home.log, home=home.id)
         meta = LocalMeta(store, log, bytes_present=lambda _: True, cut_path=path / "cut")
         stack.callback(meta.close)
         tree = meta._machine.tree

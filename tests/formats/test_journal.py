@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from mountfs.meta.log_format import (
+from mountfs.kv.journal_format import (
     HEADER_BYTES,
     BadHeader,
     Header,
@@ -83,7 +83,7 @@ def test_any_bit_of_a_record_that_flips_is_noticed():
 
 
 def test_a_newer_version_is_told_from_damage(monkeypatch):
-    monkeypatch.setattr("mountfs.meta.log_format.VERSION", 2)
+    monkeypatch.setattr("mountfs.kv.journal_format.VERSION", 2)
     newer = HEADER.encode()
     monkeypatch.undo()
     with pytest.raises(NewerVersion, match="log format 2"):

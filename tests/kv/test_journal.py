@@ -18,22 +18,22 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mountfs.errors import Fault, FsError
-from mountfs.meta.local_log import LocalLog
-from mountfs.meta.log_format import HEADER_BYTES, RECORD_HEADER_BYTES, run
+from mountfs.kv.journal import Journal
+from mountfs.kv.journal_format import HEADER_BYTES, RECORD_HEADER_BYTES, run
 
 PAGE = 4096
 SEGMENT = 5 * PAGE  # a page of header, four of records
 
 
-def small(directory: Path, **options: int) -> LocalLog:
-    return LocalLog(directory, segment_bytes=SEGMENT, **options)
+def small(directory: Path, **options: int) -> Journal:
+    return Journal(directory, segment_bytes=SEGMENT, **options)
 
 
-def contents(log: LocalLog) -> dict[int, bytes]:
+def contents(log: Journal) -> dict[int, bytes]:
     return dict(log.replay(log.first_index - 1))
 
 
-def fill(log: LocalLog, count: int, size: int = 1000) -> None:
+def fill(log: Journal, count: int, size: int = 1000) -> None:
     for _ in range(count):
         log.append(log.last_index + 1, payload(log.last_index + 1, size))
 
@@ -199,7 +199,7 @@ def test_another_segment_size_applies_from_the_next_segment_on(tmp_path):
     with closing(small(tmp_path)) as log:
         fill(log, 20)
         log.prepare()
-    with closing(LocalLog(tmp_path, segment_bytes=3 * SEGMENT)) as log:
+    with closing(Journal(tmp_path, segment_bytes=3 * SEGMENT)) as log:
         fill(log, 20)
         log.append(41, bytes(2 * SEGMENT))
         expected = contents(log)
@@ -209,7 +209,7 @@ def test_another_segment_size_applies_from_the_next_segment_on(tmp_path):
 
 
 def test_a_sync_runs_while_others_append(tmp_path):
-    with closing(LocalLog(tmp_path, segment_bytes=1 << 20)) as log:
+    with closing(Journal(tmp_path, segment_bytes=1 << 20)) as log:
         done = threading.Event()
         seen = []
 
@@ -232,7 +232,7 @@ def test_a_sync_runs_while_others_append(tmp_path):
         log.prepare()
         assert log.first_index > 1
         expected = contents(log)
-    with closing(LocalLog(tmp_path, segment_bytes=1 << 20)) as log:
+    with closing(Journal(tmp_path, segment_bytes=1 << 20)) as log:
         assert {i: r for i, r in contents(log).items() if i in expected} == expected
 
 
@@ -375,7 +375,7 @@ def test_a_shortened_segment_is_named(tmp_path):
 def test_the_log_of_another_filesystem_is_refused(tmp_path):
     small(tmp_path).close()
     with fails(Fault.BAD_HOME, "belongs to the filesystem 0000"):
-        LocalLog(tmp_path, home=b"sixteen bytes...", segment_bytes=SEGMENT)
+        Journal(tmp_path, home=b"sixteen bytes...", segment_bytes=SEGMENT)
 
 
 def test_a_missing_directory_is_refused(tmp_path):
@@ -445,7 +445,7 @@ class Disk:
         self.syncs_left = None
 
 
-def check_recovery(log: LocalLog, model: dict[int, bytes], durable: int) -> None:
+def check_recovery(log: Journal, model: dict[int, bytes], durable: int) -> None:
     """The log is a prefix of `model` that has at least what was durable; the model becomes that.
 
     Released records may be there or not.

@@ -5,9 +5,9 @@ from pathlib import Path
 import pytest
 
 from mountfs.errors import Fault, FsError
+from mountfs.kv.journal import Journal
 from mountfs.kv.memory import MemoryStore
 from mountfs.meta.local import LocalMeta
-from mountfs.meta.local_log import LocalLog
 from mountfs.meta.ops.make import Make
 from mountfs.meta.ops.mkdir import Mkdir
 from mountfs.meta.ops.read import Lookup
@@ -26,7 +26,7 @@ class Disk:
         (path / "log").mkdir()
 
     def open(self) -> LocalMeta:
-        log = LocalLog(self.path / "log", segment_bytes=MIB)
+        log = Journal(self.path / "log", segment_bytes=MIB)
         meta = LocalMeta(
             self.store,
             log,

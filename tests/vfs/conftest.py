@@ -8,9 +8,9 @@ from crc32c import crc32c
 
 from mountfs.chunks.base import Stored
 from mountfs.errors import Fault, FsError
+from mountfs.kv.journal import Journal
 from mountfs.kv.memory import MemoryStore
 from mountfs.meta.local import LocalMeta
-from mountfs.meta.local_log import LocalLog
 from mountfs.types import MIB, SliceId, VolumeId
 from mountfs.vfs.filesystem import Filesystem
 
@@ -55,7 +55,7 @@ def chunks() -> FakeChunks:
 @pytest.fixture
 def meta(tmp_path: Path) -> LocalMeta:
     (tmp_path / "log").mkdir()
-    log = LocalLog(tmp_path / "log", segment_bytes=MIB)
+    log = Journal(tmp_path / "log", segment_bytes=MIB)
     local = LocalMeta(
         MemoryStore(), log, bytes_present=lambda entry: True, cut_path=tmp_path / "cut"
     )
