@@ -7,9 +7,9 @@ and nothing else about it, and fdatasync has one write to wait for and no journa
 beneath.
 
 After a crash the log holds all that was synced and a prefix of the rest.  Missing or damaged
-records that had been synced are `FsError(CORRUPT)`, which names file and offset; `journal_format` says
-how the two are told apart.  One case cannot be: damage to what the very last sync before a crash
-wrote looks like a torn tail.
+records that had been synced are `FsError(CORRUPT)`, which names file and offset; `journal_format`
+says how the two are told apart.  One case cannot be: damage to what the very last sync before a
+crash wrote looks like a torn tail.
 
 Threads: one owner calls `append`, `append_many`, `replay`, `cut`, `restart` and `close`.  `sync`,
 `prepare` and `release` may be called from any thread meanwhile.
@@ -18,6 +18,7 @@ Threads: one owner calls `append`, `append_many`, `replay`, `cut`, `restart` and
 import os
 import re
 import threading
+from bisect import bisect_right
 from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
@@ -50,6 +51,8 @@ RECORD_BYTES_MAX: Final = 16 * MIB
 _NAME = re.compile(r"log-(\d{16})\.seg")
 _UNFINISHED = "new.seg"
 _ZEROS = bytes(MIB)
+_WINDOW_BYTES: Final = RECORD_BYTES_MAX + RECORD_HEADER_BYTES
+"""What is read at once to find a large record."""
 PAGE_BYTES: Final = 4096
 """What the kernel and the disk are taken to replace as a whole."""
 
@@ -239,6 +242,16 @@ class Journal:
             )
         return self._replay(after, last)
 
+    def read(self, first: int, stop: int, bytes_max: int) -> list[bytes]:
+        """The records from `first` on, until `stop` or until they are `bytes_max` together; at
+        least one.  CORRUPT if it is not as it was written.
+
+        For records of the past that somebody needs after all: the first look into a segment reads
+        all of it before that place.
+        """
+        segment = next(s for s in reversed(self._segments) if s.first and s.first <= first)
+        return segment.find(first, min(stop, segment.last_of(self) + 1), bytes_max)
+
     def _replay(self, after: int, last: int) -> Iterator[tuple[int, bytes]]:
         for segment in list(self._segments):
             if not segment.first or segment.last_of(self) <= after:
@@ -412,6 +425,7 @@ class Journal:
         for record in run(segment.read(segment.end), segment.salt):
             if record.index <= after:
                 segment.end = record.stop
+        segment.places = [place for place in segment.places if place[1] <= segment.end]
         for page in reversed(range(segment.end & -PAGE_BYTES, stop, PAGE_BYTES)):
             start = max(page, segment.end)
             _write_zeros(segment.fd, start, min(page + PAGE_BYTES, stop))
@@ -537,7 +551,7 @@ class Journal:
 class _Segment:
     """One file of the log, open."""
 
-    __slots__ = ("end", "fd", "first", "header", "last", "path", "salt", "size")
+    __slots__ = ("end", "fd", "first", "header", "last", "path", "places", "salt", "size")
 
     def __init__(self, path: Path, fd: int, header: Header) -> None:
         self.path = path
@@ -551,6 +565,8 @@ class _Segment:
         """Index of the last record, known once the log has gone on to the next segment."""
         self.end = HEADER_BYTES
         """Where the next record goes."""
+        self.places = [(0, HEADER_BYTES)]
+        """(index, offset) of a record here and there, as far as somebody has looked for one."""
 
     def last_of(self, log: Journal) -> int:
         return log.last_index if self is log._segments[-1] else self.last
@@ -580,6 +596,36 @@ class _Segment:
             offset += len(part)
         return b"".join(parts)
 
+    def find(self, first: int, stop: int, bytes_max: int) -> list[bytes]:
+        """The records from `first` on, until `stop`, or so many bytes; at least one."""
+        found: list[bytes] = []
+        size = 0
+        index, offset = self.places[bisect_right(self.places, first, key=_index_of) - 1]
+        index = index or self.first
+        window = MIB
+        while True:
+            data = os.pread(self.fd, min(window, self.end - offset), offset)
+            end = 0
+            for record in run(data, self.salt, 0):
+                if record.index != index:
+                    break
+                if index >= first:
+                    if index == stop or (found and size + record.stop - record.start > bytes_max):
+                        return found
+                    found.append(data[record.start : record.stop])
+                    size += record.stop - record.start
+                index, end = index + 1, record.stop
+            if index == stop:
+                return found
+            if not end and window < _WINDOW_BYTES:
+                window = _WINDOW_BYTES
+                continue
+            if not end:
+                raise _corrupt(self.path, offset, f"record {index} is damaged")
+            offset += end
+            if index > self.places[-1][0]:
+                self.places.append((index, offset))
+
     def begin(self, header: Header) -> None:
         """Start over under another header, durably."""
         _write_all(self.fd, header.encode(), 0)
@@ -587,12 +633,17 @@ class _Segment:
         self.header, self.salt = header, header.salt
         self.first = self.last = 0
         self.end = HEADER_BYTES
+        self.places = [(0, HEADER_BYTES)]
 
     def mark(self, durable: int) -> None:
         """Note in the header that all up to `durable` is on disk."""
         self.header = replace(self.header, durable=durable)
         _write_all(self.fd, self.header.encode(), 0)
         os.fdatasync(self.fd)
+
+
+def _index_of(place: tuple[int, int]) -> int:
+    return place[0]
 
 
 def _corrupt(path: Path, offset: int, what: str) -> FsError:

@@ -20,6 +20,7 @@ from hypothesis import strategies as st
 from mountfs.errors import Fault, FsError
 from mountfs.kv.journal import Journal
 from mountfs.kv.journal_format import HEADER_BYTES, RECORD_HEADER_BYTES, run
+from mountfs.types import MIB
 
 PAGE = 4096
 SEGMENT = 5 * PAGE  # a page of header, four of records
@@ -603,3 +604,35 @@ def _places(images: list[bytes], last: int) -> Iterator[tuple[int, int]]:
             if record.index <= last:
                 for position in range(record.start - RECORD_HEADER_BYTES, record.stop):
                     yield number, position
+
+
+def test_records_of_the_past_are_read_back(tmp_path: Path) -> None:
+    sizes = [10, MIB, 3, 2 * MIB, 100_000]
+    with closing(Journal(tmp_path, segment_bytes=4 * MIB)) as log:
+        for index in range(1, 41):
+            log.append(index, payload(index, sizes[index % 5]))
+        for first in (1, 40, 17, 16, 18, 39, 2):
+            wanted = [payload(index, sizes[index % 5]) for index in range(first, 41)]
+            found: list[bytes] = []
+            while first + len(found) < 41:  # as far as the segment goes
+                found += log.read(first + len(found), 41, 64 * MIB)
+            assert found == wanted
+        assert log.read(3, 41, 1) == [payload(3, sizes[3])]
+        assert log.read(3, 5, 64 * MIB)[0] == payload(3, sizes[3])
+        log.cut(38)
+        log.append(39, b"another")
+        assert log.read(38, 100, 64 * MIB)[-1] in (payload(38, sizes[3]), b"another")
+        assert log.read(39, 100, 1) == [b"another"]
+
+
+def test_a_damaged_record_of_the_past_is_not_read_back(tmp_path: Path) -> None:
+    with closing(small(tmp_path)) as log:
+        fill(log, 12)
+        (segment,) = (path for path in tmp_path.iterdir() if path.name.endswith("1.seg"))
+        data = bytearray(segment.read_bytes())
+        data[HEADER_BYTES + 2 * (1000 + RECORD_HEADER_BYTES) + 500] ^= 1
+        segment.write_bytes(data)
+        assert log.read(1, 2, 10_000) == [payload(1, 1000)]
+        for first in (3, 12):  # what lies behind it cannot be found any more
+            with fails(Fault.CORRUPT, "record 3"):
+                log.read(first, first + 1, 10_000)
