@@ -127,6 +127,13 @@ class Journal:
         return self._last
 
     @property
+    def oldest_stop(self) -> int:
+        """The index behind the last record of the oldest segment: to be let go, it must be released
+        so far.  0 when there is one segment only, which stays.
+        """
+        return self._segments[0].last + 1 if len(self._segments) > 1 else 0
+
+    @property
     def synced_index(self) -> int:
         """Highest index that a loss of power cannot take away."""
         return self._synced
