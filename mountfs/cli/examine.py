@@ -41,8 +41,10 @@ from mountfs.meta.ops.write import Run, Write
 from mountfs.meta.records import Slice, unpack_dentry, unpack_inode, unpack_slice
 from mountfs.meta.state_machine import Entry
 from mountfs.meta.tree import Tree
+from mountfs.meta.upgrade import bring_to_format_2
+from mountfs.raft.messages import NodeId
 from mountfs.types import CHUNK_BYTES, MIB, ROOT, Ino, SliceId, VolumeId
-from mountfs.vfs.home import Format
+from mountfs.vfs.home import BEFORE, Format
 
 Step = Callable[[str, int, int | None], None]
 """Progress: (what is being done, so much of it, of so much in all if that is known)."""
@@ -461,9 +463,16 @@ def _open_meta(format: Format, space: Scratch, facts: _Facts) -> LocalMeta:
     store = LevelStore(space.store, create=new)
     try:
         log = Journal(space.log, home=bytes.fromhex(format.id), segment_bytes=_LOG_SEGMENT_BYTES)
+        cut_path = space.log.parent / "cut"
         try:
+            if format.format == BEFORE:
+                bring_to_format_2(store, log, bytes_present=bytes_present, cut_path=cut_path)
             return LocalMeta(
-                store, log, bytes_present=bytes_present, cut_path=space.log.parent / "cut"
+                store,
+                log,
+                bytes_present=bytes_present,
+                cut_path=cut_path,
+                node=NodeId(format.node),
             )
         except BaseException:
             log.close()

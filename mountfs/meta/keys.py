@@ -24,6 +24,7 @@ The values are in `records.py`, both formats in docs/formats.md.
 | 0   | 0x05 | slice u64                          | number of references, where more than one  |
 | 0   | 0x06 | ino u64, chunk u64                 | tangled: this chunk has covered slices     |
 | 0   | 0x07 | session u64, ino u64               | this session holds locks on this file      |
+| 0   | 0x08 |                                    | head: where in the log this state stands   |
 """
 
 import struct
@@ -41,6 +42,7 @@ XATTR, LOCKS = 0x40, 0x50
 ORPHAN, SESSION, GARBAGE, SHARED, TANGLED, LOCKED = range(2, 8)
 
 COUNTERS = _INO_KIND.pack(0, 1)
+HEAD = _INO_KIND.pack(0, 8)
 
 Range = tuple[bytes, bytes]
 

@@ -1,13 +1,12 @@
-"""The metadata of one machine: a log, a state machine, a store, behind `propose` and `read`.
+"""The metadata of one machine: a group of one, behind `propose` and `read`.
 
-The contract is the one that a replicated metaserver will have.  A command is ordered and in the log
-before it has an effect; `sync` makes all that was proposed before it durable; the log is replayed
-from the last checkpoint on; a command that is proposed twice under the same session and sequence
-acts once.
+Its log is that of a Raft group with a single voter, byte for byte: a node can open the same home
+and let others join.  But a voter that is alone has nobody to wait for.  A command is in the log,
+which survives the process, before it has an effect, and that commits it; `sync` makes all that was
+proposed before it survive a loss of power.
 """
 
 import os
-import time
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
@@ -18,21 +17,31 @@ import msgspec
 from mountfs.errors import Fault, FsError
 from mountfs.kv.base import Store
 from mountfs.kv.journal import Journal
-from mountfs.kv.overlay import Overlay, Rows
-from mountfs.meta import keys
 from mountfs.meta.command import Command, Query
 from mountfs.meta.ops.session import EndSession, OpenSession, Sessions
 from mountfs.meta.ops.slices import ReserveSlices
-from mountfs.meta.state_machine import Entry, StateMachine, decode_entry, encode_entry
-from mountfs.types import ROOT, SUPERUSER, Cred
+from mountfs.meta.replica import META_GROUP, Checkpoint, Replica, refuse_without_root
+from mountfs.meta.state_machine import Entry, decode_entry, encode_entry
+from mountfs.raft.messages import (
+    NOBODY,
+    EntryKind,
+    HardState,
+    Membership,
+    NodeId,
+    SnapshotHead,
+    Term,
+)
+from mountfs.raft.storage import GroupLog, Storage
+from mountfs.types import MIB, SUPERUSER, Cred, LogIndex
 
 R = TypeVar("R")
 
 SLICES_SKIPPED = 1 << 20
 """At every start; more than can be written between two commits of the log."""
-CHECKPOINT_ROWS = 24_000
-CHECKPOINT_BYTES = 12 << 20
-"""When so much has gathered in memory, a checkpoint is due."""
+REPLAY_BYTES = 4 * MIB
+"""Read from the log at once."""
+FIRST_NODE = NodeId(1)
+"""Who a new home is."""
 
 
 class Meta(Protocol):
@@ -53,22 +62,26 @@ class LocalMeta:
     """`bytes_present` says in recovery whether the bytes that an entry refers to are there;
     `cut_path` takes the entries that had to be dropped; a filesystem that is new belongs to
     `owner`.
+
+    Raises BAD_HOME where the home is one of several machines', or parts of it are missing.
     """
 
     def __init__(
         self,
         store: Store,
-        log: Journal,
+        journal: Journal,
         *,
         bytes_present: Callable[[Entry], bool],
         cut_path: Path,
         owner: Cred = SUPERUSER,
+        node: NodeId = FIRST_NODE,
     ) -> None:
-        self._store = store
-        self._log = log
+        self._journal = journal
+        self._node = node
         self._cut_path = cut_path
-        self._machine = StateMachine(Overlay(store))
-        self._rows = self._machine._rows
+        self._storage = Storage(journal)
+        self._replica = Replica(store)
+        self._machine = self._replica.machine
         self.session = 0
         self._sequence = 0
         self._latest = 0
@@ -79,18 +92,28 @@ class LocalMeta:
         """Entries at the end of the log that were dropped: never synced, and their bytes did not
         reach the disk.
         """
-        if log.last_index == 0:
+        if META_GROUP not in self._storage.groups:
             self._begin(owner)
-        elif self._rows.get(keys.inode(ROOT)) is None:
-            raise FsError(
-                Fault.BAD_HOME,
-                "the metadata has a log but no root directory: its tables are missing; restore the "
-                "home from a backup",
-            )
+        refuse_without_root(self._replica)
+        stored = self._storage.stored(META_GROUP)
+        memberships = [stored.base.membership, *(one for _, one in stored.memberships)]
+        self._membership = memberships[-1]
+        self._refuse_if_not_alone()
         self._replay(bytes_present)
+        self._term = Term(self._log.hard.term + 1)
+        """Of all entries from now on; a group of one elects itself at its start."""
+        self._last_term = stored.terms[-1][1] if stored.terms else stored.base.term
+        """Of the entry that was applied last, as long as there is none of this term."""
+        self._begins = self._machine.applied
+        hard = HardState(self._term, self._node, LogIndex(self._begins))
+        self._storage.save_hard(META_GROUP, hard)
+
+    @property
+    def _log(self) -> GroupLog:
+        return self._storage.groups[META_GROUP]
 
     def now(self) -> int:
-        self._latest = max(time.time_ns(), self._latest, self._machine.tree.counters.last_time)
+        self._latest = max(self._replica.now(), self._latest)
         return self._latest
 
     async def propose(self, command: Command[R]) -> R:
@@ -104,17 +127,18 @@ class LocalMeta:
         cannot be written.
         """
         command.check()
-        index = self._machine.applied + 1
+        index = LogIndex(self._machine.applied + 1)
         now = self.now()
         self._sequence = sequence = self._sequence + 1
-        self._log.append(index, encode_entry(self.session, sequence, sequence, now, command))
+        data = encode_entry(self.session, sequence, sequence, now, command)
+        self._storage.append_command(META_GROUP, self._term, index, data)
         try:
             return self._machine.apply(index, self.session, sequence, sequence, now, command)
         except FsError:
             raise
         except BaseException:
             # A bug.  It must not be in the log, where it would strike again at every start.
-            self._log.cut(index - 1)
+            self._storage.cut(META_GROUP, LogIndex(index - 1))
             raise
 
     def open_session(self) -> tuple[int, ...]:
@@ -126,7 +150,7 @@ class LocalMeta:
         # Slices that an earlier session wrote just before the machine died may be in the volumes
         # while the command that reserved their names is lost: those names are not given out again.
         self.propose_now(ReserveSlices(SLICES_SKIPPED))
-        self._log.sync()
+        self._journal.sync()
         return left
 
     @property
@@ -135,56 +159,62 @@ class LocalMeta:
 
     @property
     def synced(self) -> int:
-        """Index of the last entry that is known to be on disk."""
-        return self._log.synced_index
+        """Up to this entry at least all are known to be on disk."""
+        journal = self._journal
+        return self._machine.applied - (journal.last_index - journal.synced_index)
 
     def sync_log(self) -> None:
         """Put all that was proposed on disk.  Blocks; for a worker thread."""
-        self._log.sync()
+        self._journal.sync()
 
     @property
     def checkpoint_due(self) -> bool:
-        return self._rows.pending_rows > CHECKPOINT_ROWS or (
-            self._rows.pending_bytes > CHECKPOINT_BYTES
-        )
+        return self._replica.checkpoint_due
 
     @property
     def pending_rows(self) -> int:
-        return self._rows.pending_rows
+        return self._replica.pending_rows
 
     @property
     def rows_read(self) -> tuple[int, int]:
         """Rows that commands and queries asked for by key, and those that were not in memory."""
-        return self._rows.gets, self._rows.store_gets
+        return self._replica.rows_read
 
     @property
     def owed_bytes(self) -> int:
         """Disk space that the next checkpoint takes: in LevelDB, first a log and then a table."""
-        return 2 * self._rows.pending_bytes
+        return 2 * self._replica.pending_bytes
 
     @property
     def log_bytes(self) -> int:
-        return self._log.size_bytes
+        return self._journal.size_bytes
 
-    def begin_checkpoint(self) -> "Checkpoint":
-        return Checkpoint(self._machine.applied, self._machine.freeze())
+    def begin_checkpoint(self) -> Checkpoint:
+        applied = self._machine.applied
+        term = self._term if applied > self._begins else self._last_term
+        head = SnapshotHead(LogIndex(applied), term, self._membership)
+        return self._replica.begin_checkpoint(head)
 
-    def write_checkpoint(self, checkpoint: "Checkpoint") -> None:
+    def write_checkpoint(self, checkpoint: Checkpoint) -> None:
         """Blocks; for a worker thread.  Volumes must have been synced since `begin_checkpoint`."""
-        self._log.sync()
-        self._store.write(checkpoint.rows, sync=True)
+        self._journal.sync()
+        self._replica.write_checkpoint(checkpoint)
 
-    def end_checkpoint(self, checkpoint: "Checkpoint") -> None:
-        self._rows.forget_frozen()
-        self._log.release(checkpoint.applied)
+    def end_checkpoint(self, checkpoint: Checkpoint) -> None:
+        self._replica.end_checkpoint()
+        self._storage.compact(META_GROUP, checkpoint.head)
 
     def abandon_checkpoint(self) -> None:
         """It could not be written: what it held is pending again."""
-        self._rows.unfreeze()
+        self._replica.abandon_checkpoint()
+
+    def release_log(self) -> None:
+        """Let go of what checkpoints have made unneeded, as soon as that is safe."""
+        self._storage.release()
 
     def close(self) -> None:
-        self._store.close()
-        self._log.close()
+        self._replica.close()
+        self._journal.close()
 
     def _begin(self, owner: Cred) -> None:
         """The log is empty: this is a new filesystem, or a damaged one."""
@@ -194,42 +224,92 @@ class LocalMeta:
                 f"the metadata log is empty, but {self._machine.applied} commands were stored: its "
                 "segments are missing; restore the home from a backup",
             )
-        # The root is no command of the log, so it must be in the store before the first one is.
-        self._machine.format(time.time_ns(), owner)
-        self._store.write(self._machine.freeze(), sync=True)
-        self._rows.forget_frozen()
+        self._replica.format(owner)
+        create_alone(self._storage, LogIndex(0))
+
+    def _refuse_if_not_alone(self) -> None:
+        membership = self._membership
+        if membership == Membership((self._node,)):
+            return
+        if self._node not in membership.everyone:
+            raise FsError(
+                Fault.BAD_HOME,
+                f"node {self._node} was removed from its cluster, so what is in this home is out "
+                "of date: mount the cluster, or name another home",
+            )
+        nodes = ", ".join(map(str, sorted(membership.everyone)))
+        raise FsError(
+            Fault.BAD_HOME,
+            f"this home is that of one machine of several (nodes {nodes}), which have to agree on "
+            "what is in it: start it with  mountfs node --home HOME",
+        )
 
     def _replay(self, bytes_present: Callable[[Entry], bool]) -> None:
-        machine = self._machine
-        for index, record in self._log.replay(machine.applied):
-            entry = decode_entry(record)
-            if index > self._log.durable_before and not bytes_present(entry):
-                self._set_aside(index)
-                return
-            self.replayed += 1
-            with suppress(FsError):  # it was refused then, too
-                machine.apply(
-                    index, entry.session, entry.sequence, entry.answered, entry.time, entry.command
-                )
+        machine, log = self._machine, self._log
+        check_place(log, machine.applied)
+        index = LogIndex(machine.applied + 1)
+        while index <= log.last_index:
+            for found in log.read(index, LogIndex(log.last_index + 1), REPLAY_BYTES):
+                index = LogIndex(found.index + 1)
+                if found.kind is not EntryKind.COMMAND:
+                    machine.skip(found.index)
+                    continue
+                entry = decode_entry(found.data)
+                unsure = log.record_of(found.index) > self._journal.durable_before
+                if unsure and not bytes_present(entry):
+                    self._set_aside(found.index)
+                    return
+                self.replayed += 1
+                with suppress(FsError):  # it was refused then, too
+                    machine.apply(
+                        found.index,
+                        entry.session,
+                        entry.sequence,
+                        entry.answered,
+                        entry.time,
+                        entry.command,
+                    )
 
-    def _set_aside(self, index: int) -> None:
+    def _set_aside(self, index: LogIndex) -> None:
         """End the log before `index`, whose bytes are not there.
 
         They are synced before the log is, so nobody was promised this entry or a later one, unless
         the bytes were damaged since.  For that case the entries are kept in a file of their own.
         """
-        self.cut = self._log.last_index - index + 1
-        records = [record for _, record in self._log.replay(index - 1)]
+        log = self._log
+        stop = LogIndex(log.last_index + 1)
+        self.cut = stop - index
+        records: list[bytes] = []
+        while index + len(records) < stop:
+            rest = LogIndex(index + len(records))
+            records += [found.data for found in log.read(rest, stop, REPLAY_BYTES)]
         with open(self._cut_path, "ab") as file:
             file.write(msgspec.msgpack.encode((index, records)))
             file.flush()
             os.fsync(file.fileno())
-        self._log.cut(index - 1)
+        self._storage.cut(META_GROUP, LogIndex(index - 1))
+        self._journal.sync()
 
 
-class Checkpoint:
-    """The state as of `applied`, on its way to the store."""
+def create_alone(storage: Storage, applied: LogIndex) -> None:
+    """The group of a home that is on its own, durably, behind what was applied already."""
+    term = Term(1 if applied else 0)
+    head = SnapshotHead(applied, term, Membership((FIRST_NODE,)))
+    storage.create(META_GROUP, head, HardState(term, NOBODY, applied))
+    storage.journal.sync()
 
-    def __init__(self, applied: int, rows: Rows) -> None:
-        self.applied = applied
-        self.rows = rows
+
+def check_place(log: GroupLog, applied: int) -> None:
+    """The stored state must lie within the log.  Raises BAD_HOME."""
+    if applied < log.base.index:
+        raise FsError(
+            Fault.BAD_HOME,
+            f"the log begins behind command {log.base.index}, but only {applied} commands were "
+            "stored: tables or segments are older than the rest; restore the home from a backup",
+        )
+    if applied > log.last_index:
+        raise FsError(
+            Fault.BAD_HOME,
+            f"the log ends with command {log.last_index}, but {applied} commands were stored: "
+            "segments are missing; restore the home from a backup",
+        )

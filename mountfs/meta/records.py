@@ -310,7 +310,8 @@ class Replies(msgspec.Struct, array_like=True):
 class Counters(msgspec.Struct):
     """Numbers of the filesystem as a whole."""
 
-    format: int = 1
+    format: int = 2
+    """1: the log that belongs to this state may be one of format 1."""
     next_ino: int = 2
     next_slice: int = 1
     next_session: int = 1

@@ -143,6 +143,12 @@ class StateMachine:
             self._sessions.pop(command.number, None)
         return reply
 
+    def skip(self, index: int) -> None:
+        """An entry of the log that is no command."""
+        counters = self.tree.counters
+        assert index == counters.applied + 1, (index, counters.applied)
+        counters.applied = index
+
     def read(self, query: Query[R]) -> R:
         """The answer to a question about the state as of the last applied entry."""
         return query.read(self.tree)

@@ -36,12 +36,15 @@ SNAPSHOT: Final = 4
 """As BASE, but a snapshot took the place of the whole log: nothing of it is left."""
 GONE: Final = 5
 """The group is no longer here."""
+CUT: Final = 6
+"""The log ends with an entry: what came after it is dropped, and nothing takes its place."""
 
-# kind, group; then what the kind has
+# all: kind, group
 _ITEM = struct.Struct("<BI")
 _ENTRIES = struct.Struct("<BIQQI")  # ..., term, index of the first, count
 _ENTRY = struct.Struct("<BI")  # kind, length; then the data
 _HARD = struct.Struct("<BIQQQ")  # ..., term, vote, committed
+_CUT = struct.Struct("<BIQ")  # ..., index
 _HEAD = struct.Struct("<BIQQI")  # ..., index, term, length; then the membership
 
 _ONE_ENTRY = struct.Struct("<BIQQIBI")
@@ -71,7 +74,12 @@ class Gone(msgspec.Struct, frozen=True):
     group: GroupId
 
 
-Item = Entries | Hard | Base | Gone
+class Cut(msgspec.Struct, frozen=True):
+    group: GroupId
+    last: LogIndex
+
+
+Item = Entries | Hard | Base | Gone | Cut
 
 
 def one_command(group: GroupId, term: Term, index: LogIndex, data: bytes) -> bytes:
@@ -108,6 +116,10 @@ def encode_base(group: GroupId, head: SnapshotHead, *, restored: bool) -> bytes:
 
 def encode_gone(group: GroupId) -> bytes:
     return _ITEM.pack(GONE, group)
+
+
+def encode_cut(group: GroupId, last: LogIndex) -> bytes:
+    return _CUT.pack(CUT, group, last)
 
 
 def decode(record: bytes) -> Iterator[Item]:
@@ -159,4 +171,11 @@ def _gone(record: bytes, offset: int) -> tuple[Item, int]:
     return Gone(GroupId(group)), offset + _ITEM.size
 
 
-_ITEMS: Final = {ENTRIES: _entries, HARD: _hard, BASE: _head, SNAPSHOT: _head, GONE: _gone}
+def _cut(record: bytes, offset: int) -> tuple[Item, int]:
+    _, group, last = _CUT.unpack_from(record, offset)
+    return Cut(GroupId(group), LogIndex(last)), offset + _CUT.size
+
+
+_ITEMS: Final = {
+    ENTRIES: _entries, HARD: _hard, BASE: _head, SNAPSHOT: _head, GONE: _gone, CUT: _cut,
+}  # fmt: skip

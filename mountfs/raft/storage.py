@@ -21,12 +21,14 @@ from mountfs.raft.log import StoredLog
 from mountfs.raft.log_record import (
     ENTRIES_OVERHEAD_BYTES,
     ENTRY_OVERHEAD_BYTES,
+    Cut,
     Entries,
     Gone,
     GroupId,
     Hard,
     decode,
     encode_base,
+    encode_cut,
     encode_entries,
     encode_gone,
     encode_hard,
@@ -129,6 +131,16 @@ class GroupLog:
         self._records.append(record)
         self.last_index = index
 
+    def note_cut(self, last: LogIndex) -> None:
+        while self._firsts and self._firsts[-1] > last:
+            self._firsts.pop()
+            self._records.pop()
+        self.last_index = min(last, self.last_index)
+
+    def record_of(self, index: LogIndex) -> int:
+        """The record that has an entry."""
+        return self._records[bisect_right(self._firsts, index) - 1]
+
     def note_hard(self, record: int, hard: HardState) -> None:
         self.hard = hard
         self._hard_at = record
@@ -196,6 +208,9 @@ class Storage:
             found = self._found[group]
             if isinstance(item, Hard):
                 log.note_hard(number, item.state)
+            elif isinstance(item, Cut):
+                log.note_cut(item.last)
+                found.cut(LogIndex(item.last + 1))
             elif isinstance(item, Entries):
                 # What lies before the base, when the journal begins in the middle of a log, is not
                 # in the log; and neither is what follows a gap that this makes.
@@ -262,6 +277,16 @@ class Storage:
         self.journal.append(number, one_command(group, term, index, data))
         self.groups[group].note_next(number, index)
 
+    def save_hard(self, group: GroupId, hard: HardState) -> None:
+        self.groups[group].note_hard(self._append(encode_hard(group, hard)), hard)
+
+    def cut(self, group: GroupId, last: LogIndex) -> None:
+        """Drop the entries behind `last`: for a group of one, whose entries nobody else has."""
+        log = self.groups[group]
+        assert log.base.index <= last, (log.base, last)
+        self._append(encode_cut(group, last))
+        log.note_cut(last)
+
     def compact(self, group: GroupId, head: SnapshotHead) -> None:
         """The state up to `head` is on disk, and entries up to it are not needed any more."""
         self._anchor(self.groups[group], head)
@@ -318,12 +343,14 @@ class _Found:
         self.terms.clear()
         self.memberships.clear()
 
-    def note(self, entries: Sequence[Entry]) -> None:
-        first = entries[0].index
+    def cut(self, first: LogIndex) -> None:
         while self.terms and self.terms[-1][0] >= first:
             self.terms.pop()
         while self.memberships and self.memberships[-1][0] >= first:
             self.memberships.pop()
+
+    def note(self, entries: Sequence[Entry]) -> None:
+        self.cut(entries[0].index)
         for entry in entries:
             if not self.terms or self.terms[-1][1] != entry.term:
                 self.terms.append((entry.index, entry.term))

@@ -30,6 +30,8 @@ from mountfs.meta.ops.slices import Garbage, Reclaimed, Rewrite, Tangles
 from mountfs.meta.ops.write import Run, Write
 from mountfs.meta.records import Slice
 from mountfs.meta.state_machine import Entry
+from mountfs.meta.upgrade import bring_to_format_2
+from mountfs.raft.messages import NodeId
 from mountfs.types import MIB, SLICE_BYTES_MAX, Cred
 from mountfs.vfs.compactor import Compactor
 from mountfs.vfs.filesystem import Filesystem
@@ -67,15 +69,21 @@ class EmbeddedNode:
         self.disk = DiskStore(home.chunks, index, home=home.id, buffers=self.buffers)
         self.chunks = LocalChunks(self.disk)
         self._index = index
-        segments = Journal(home.log, home=home.id, segment_bytes=LOG_SEGMENT_BYTES)
+        self._journal = Journal(home.log, home=home.id, segment_bytes=LOG_SEGMENT_BYTES)
+        cut_path = home.path / "meta" / "cut"
+        if home.is_of_before:
+            bring_to_format_2(
+                store, self._journal, bytes_present=self._bytes_present, cut_path=cut_path
+            )
+            home.brought_further()
         self.meta = LocalMeta(
             store,
-            segments,
+            self._journal,
             bytes_present=self._bytes_present,
-            cut_path=home.path / "meta" / "cut",
+            cut_path=cut_path,
+            node=NodeId(home.format.node),
             owner=Cred(os.geteuid(), os.getegid()),  # or a user could do nothing in what is his own
         )
-        self._log = segments
         self._wake = trio.Event()
         self._syncing = False
         self._sync_done = trio.Event()
@@ -212,8 +220,9 @@ class EmbeddedNode:
         self.meta.write_checkpoint(checkpoint)
 
     async def _prepare_log(self) -> None:
-        if self._log.wants_prepare:
-            await trio.to_thread.run_sync(self._log.prepare)
+        self.meta.release_log()
+        if self._journal.wants_prepare:
+            await trio.to_thread.run_sync(self._journal.prepare)
 
     async def _reclaim_if_due(self) -> None:
         """Give back what was deleted, not so often that the checkpoints for it would be felt."""

@@ -11,7 +11,6 @@ HOME/chunks/        volumes, and the index of their needles
 
 import errno
 import fcntl
-import json
 import os
 import uuid
 from pathlib import Path
@@ -20,7 +19,9 @@ import msgspec
 
 from mountfs.errors import Fault, FsError, disk_error
 
-FORMAT = 1
+FORMAT = 2
+BEFORE = 1
+"""The format that is brought to FORMAT when a home is mounted."""
 
 
 class Format(msgspec.Struct, frozen=True):
@@ -29,6 +30,8 @@ class Format(msgspec.Struct, frozen=True):
     format: int
     id: str
     """32 hex digits that name this filesystem."""
+    node: int = 1
+    """Which of its machines this is the home of; 1 where there is one only."""
 
 
 class Holder(msgspec.Struct, frozen=True):
@@ -77,6 +80,16 @@ class Home:
         except OSError as error:
             raise _unopened(self.path, error) from error
 
+    @property
+    def is_of_before(self) -> bool:
+        """Its log has to be brought to FORMAT; then call `brought_further`."""
+        return self.format.format == BEFORE
+
+    def brought_further(self) -> None:
+        """What is in it is of FORMAT now.  Raises OSError."""
+        self.format = msgspec.structs.replace(self.format, format=FORMAT)
+        _write_format(self.path, self.format)
+
     def close(self) -> None:
         """Let others have it."""
         os.ftruncate(self._lock_fd, 0)
@@ -107,7 +120,7 @@ def read_format(path: Path) -> Format:
         raise FsError(
             Fault.BAD_HOME, f"{file} is damaged ({error}); restore it from a backup"
         ) from None
-    if format.format != FORMAT:
+    if format.format not in (FORMAT, BEFORE):
         raise FsError(
             Fault.BAD_HOME,
             f"{path} has format {format.format}, this mountfs reads format {FORMAT}: "
@@ -190,14 +203,18 @@ def _make(path: Path) -> None:
     """Make the directories of an empty home; format.json, which makes it one, comes last."""
     for part in ("meta/store", "meta/log", "chunks/volumes", "chunks/index"):
         (path / part).mkdir(parents=True, exist_ok=True, mode=0o700)
-    text = json.dumps({"format": FORMAT, "id": uuid.uuid4().hex}, indent=1) + "\n"
-    new = path / "format.json.new"
-    with open(new, "w") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
     for part in ("meta", "chunks", "."):
         _sync_directory(path / part)
+    _write_format(path, Format(FORMAT, uuid.uuid4().hex))
+
+
+def _write_format(path: Path, format: Format) -> None:
+    """Durably, and in one step."""
+    new = path / "format.json.new"
+    with open(new, "wb") as file:
+        file.write(msgspec.json.format(msgspec.json.encode(format)) + b"\n")
+        file.flush()
+        os.fsync(file.fileno())
     os.rename(new, path / "format.json")
     _sync_directory(path)
 

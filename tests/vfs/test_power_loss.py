@@ -471,7 +471,7 @@ def small_node(disk: Disk, chance: random.Random) -> Iterator[None]:
             "mountfs.vfs.embedded.LevelStore": disk.store,
             "mountfs.vfs.embedded.LOG_SEGMENT_BYTES": 256 * KIB,
             "mountfs.vfs.embedded.QUICK_SYNC_S": chance.choice([0.0, 1e9]),
-            "mountfs.meta.local.CHECKPOINT_ROWS": 60,
+            "mountfs.meta.replica.CHECKPOINT_ROWS": 60,
             "mountfs.vfs.writer.SLICES_RESERVED": 4,
             "mountfs.chunks.disk.ChunkConfig": lambda: SMALL,
             "trio.to_thread.run_sync": at_once,

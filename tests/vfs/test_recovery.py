@@ -44,7 +44,7 @@ async def test_a_damaged_volume_does_not_take_what_was_done_after_it(
         await put(node, b"large", large, synced=synced)
         await put(node, b"small", small, synced=synced)
         # Nothing may be made in the directory while it is copied.
-        await trio.to_thread.run_sync(node._log.prepare)
+        await trio.to_thread.run_sync(node._journal.prepare)
         shutil.copytree(home, crashed, ignore=shutil.ignore_patterns("control"))
     volume = crashed / "chunks" / "volumes" / "00000001.vol"
     if how == "missing":
