@@ -18,9 +18,10 @@ from mountfs.errors import Fault, FsError
 from mountfs.kv.base import Store
 from mountfs.kv.journal import Journal
 from mountfs.meta.command import Command, Query
+from mountfs.meta.ops.make_root import MakeRoot
 from mountfs.meta.ops.session import EndSession, OpenSession, Sessions
 from mountfs.meta.ops.slices import ReserveSlices
-from mountfs.meta.replica import META_GROUP, Checkpoint, Replica, refuse_without_root
+from mountfs.meta.replica import META_GROUP, Checkpoint, Replica
 from mountfs.meta.state_machine import Entry, decode_entry, encode_entry
 from mountfs.raft.messages import (
     NOBODY,
@@ -93,8 +94,7 @@ class LocalMeta:
         reach the disk.
         """
         if META_GROUP not in self._storage.groups:
-            self._begin(owner)
-        refuse_without_root(self._replica)
+            self._begin()
         stored = self._storage.stored(META_GROUP)
         memberships = [stored.base.membership, *(one for _, one in stored.memberships)]
         self._membership = memberships[-1]
@@ -105,8 +105,18 @@ class LocalMeta:
         self._last_term = stored.terms[-1][1] if stored.terms else stored.base.term
         """Of the entry that was applied last, as long as there is none of this term."""
         self._begins = self._machine.applied
+        self._stored = self._replica.stored_head or stored.base
+        """Where the last checkpoint stands."""
         hard = HardState(self._term, self._node, LogIndex(self._begins))
         self._storage.save_hard(META_GROUP, hard)
+        if not self._replica.is_formatted:
+            if self._begins:
+                raise FsError(
+                    Fault.BAD_HOME,
+                    "the metadata has a log but no root directory: its tables are missing; "
+                    "restore the home from a backup",
+                )
+            self.propose_now(MakeRoot(owner.uid, owner.gid))
 
     @property
     def _log(self) -> GroupLog:
@@ -202,7 +212,10 @@ class LocalMeta:
 
     def end_checkpoint(self, checkpoint: Checkpoint) -> None:
         self._replica.end_checkpoint()
-        self._storage.compact(META_GROUP, checkpoint.head)
+        # Should the store lose its newest batch (LevelDB drops what is damaged at the end of its
+        # log), the one before and our log still have everything.
+        self._storage.compact(META_GROUP, self._stored)
+        self._stored = checkpoint.head
 
     def abandon_checkpoint(self) -> None:
         """It could not be written: what it held is pending again."""
@@ -216,7 +229,7 @@ class LocalMeta:
         self._replica.close()
         self._journal.close()
 
-    def _begin(self, owner: Cred) -> None:
+    def _begin(self) -> None:
         """The log is empty: this is a new filesystem, or a damaged one."""
         if self._machine.applied:
             raise FsError(
@@ -224,7 +237,6 @@ class LocalMeta:
                 f"the metadata log is empty, but {self._machine.applied} commands were stored: its "
                 "segments are missing; restore the home from a backup",
             )
-        self._replica.format(owner)
         create_alone(self._storage, LogIndex(0))
 
     def _refuse_if_not_alone(self) -> None:

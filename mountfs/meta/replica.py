@@ -9,14 +9,13 @@ import time
 
 import msgspec
 
-from mountfs.errors import Fault, FsError
 from mountfs.kv.base import Store
 from mountfs.kv.overlay import Overlay, Rows
 from mountfs.meta import keys
 from mountfs.meta.state_machine import StateMachine
 from mountfs.raft.log_record import GroupId
 from mountfs.raft.messages import SnapshotHead
-from mountfs.types import ROOT, SUPERUSER, Cred
+from mountfs.types import ROOT
 
 META_GROUP = GroupId(1)
 """The group that has the metadata."""
@@ -52,14 +51,6 @@ class Replica:
     def is_formatted(self) -> bool:
         """It has a root directory."""
         return self._rows.get(keys.inode(ROOT)) is not None
-
-    def format(self, owner: Cred = SUPERUSER) -> None:
-        """Make the root directory of a new filesystem, durably: it is no command of the log, so it
-        must be in the store before the first one is.
-        """
-        self.machine.format(time.time_ns(), owner)
-        self._store.write(self.machine.freeze(), sync=True)
-        self._rows.forget_frozen()
 
     @property
     def stored_head(self) -> SnapshotHead | None:
@@ -108,12 +99,3 @@ class Replica:
 
     def close(self) -> None:
         self._store.close()
-
-
-def refuse_without_root(replica: Replica) -> None:
-    if not replica.is_formatted:
-        raise FsError(
-            Fault.BAD_HOME,
-            "the metadata has a log but no root directory: its tables are missing; restore the "
-            "home from a backup",
-        )

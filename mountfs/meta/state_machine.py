@@ -7,7 +7,6 @@ same again without an effect.  Session 0 is nobody's and nothing is remembered o
 sessions are opened.
 """
 
-import stat
 from functools import reduce
 from operator import or_
 from typing import Any, TypeVar, get_args
@@ -23,6 +22,7 @@ from mountfs.meta.ops.copy_range import CopyRange
 from mountfs.meta.ops.link import Link
 from mountfs.meta.ops.lock import ReleaseLock, TakeLock
 from mountfs.meta.ops.make import Make
+from mountfs.meta.ops.make_root import MakeRoot
 from mountfs.meta.ops.mkdir import Mkdir
 from mountfs.meta.ops.reap import Reap
 from mountfs.meta.ops.rename import Rename
@@ -36,16 +36,15 @@ from mountfs.meta.ops.touch import Touch
 from mountfs.meta.ops.unlink import Unlink
 from mountfs.meta.ops.write import Write
 from mountfs.meta.ops.xattr import RemoveXattr, SetXattr
-from mountfs.meta.records import Inode, Replies
-from mountfs.meta.tree import FIRST_POSITION, Tree
-from mountfs.types import ROOT, SUPERUSER, Cred
+from mountfs.meta.records import Replies
+from mountfs.meta.tree import Tree
 
 R = TypeVar("R")
 
 COMMANDS: tuple[type[Command[Any]], ...] = (
-    Allocate, CopyRange, Discard, EndSession, Link, Make, Mkdir, OpenSession, Reap, Reclaimed,
-    ReleaseLock, RemoveXattr, Rename, ReserveSlices, Rewrite, Rmdir, SetAttr, SetXattr, Settle,
-    Symlink, TakeLock, Tmpfile, Touch, Unlink, Write,
+    Allocate, CopyRange, Discard, EndSession, Link, Make, MakeRoot, Mkdir, OpenSession, Reap,
+    Reclaimed, ReleaseLock, RemoveXattr, Rename, ReserveSlices, Rewrite, Rmdir, SetAttr, SetXattr,
+    Settle, Symlink, TakeLock, Tmpfile, Touch, Unlink, Write,
 )  # fmt: skip
 """Everything that can be in the log.  A command that was ever written must stay readable."""
 
@@ -162,21 +161,6 @@ class StateMachine:
         """The rows that change with every entry: only checkpoints bring them up to date."""
         last = {keys.session(number): _encode(kept) for number, kept in self._sessions.items()}
         return {keys.COUNTERS: self.tree.counters_row(), **last}
-
-    def format(self, time: int, owner: Cred = SUPERUSER) -> None:
-        """Make the root directory of a new filesystem, which belongs to `owner`."""
-        tree = self.tree
-        tree.begin(Stamp(0, time, 0))
-        root = Inode()
-        root.ino, root.parent = ROOT, ROOT
-        root.mode, root.nlink = stat.S_IFDIR | 0o755, 2
-        root.size = root.allocated = root.rdev = 0
-        root.uid, root.gid = owner.uid, owner.gid
-        root.atime = root.mtime = root.ctime = root.btime = time
-        root.next_position, root.entries, root.version, root.marks = FIRST_POSITION, 0, 0, 0
-        tree.counters.inodes = 1
-        tree.put(keys.inode(ROOT), root.pack())
-        tree.commit()
 
     def _settle(
         self, index: int, time: int, replies: Replies | None, sequence: int, reply: Any

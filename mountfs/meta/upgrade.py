@@ -11,11 +11,11 @@ from pathlib import Path
 
 import msgspec
 
-from mountfs.errors import FsError
+from mountfs.errors import Fault, FsError
 from mountfs.kv.base import Store
 from mountfs.kv.journal import Journal
 from mountfs.meta.local import create_alone
-from mountfs.meta.replica import Replica, refuse_without_root
+from mountfs.meta.replica import Replica
 from mountfs.meta.state_machine import Entry, decode_entry
 from mountfs.raft.storage import Storage
 from mountfs.types import LogIndex
@@ -31,10 +31,17 @@ def bring_to_format_2(
     replica = Replica(store)
     counters = replica.machine.tree.counters
     if counters.format < DONE:
-        if journal.last_index == 0 and counters.applied == 0:
+        if journal.last_index == 0 and counters.applied == 0 and not replica.is_formatted:
             return  # nothing was ever stored in it
-        refuse_without_root(replica)
+        if not replica.is_formatted:
+            raise FsError(
+                Fault.BAD_HOME,
+                "the metadata has a log but no root directory: its tables are missing; restore "
+                "the home from a backup",
+            )
         _replay(replica, journal, bytes_present, cut_path)
+        if counters.applied == 0:
+            replica.machine.skip(1)  # as if a command had made the root directory
         counters.format = DONE
         rows = replica.machine.freeze()
         journal.sync()

@@ -44,8 +44,7 @@ GOLDEN: list[tuple[bytes, Item, str]] = [
     (
         encode_entries(GROUP, [entry(5, 2, b"ab"), entry(6, 2, b"", EntryKind.EMPTY)]),
         Entries(GROUP, (entry(5, 2, b"ab"), entry(6, 2, b"", EntryKind.EMPTY))),
-        "01 04030201 0200000000000000 0500000000000000 02000000"
-        " 00 02000000 6162 01 00000000",
+        "01 04030201 0200000000000000 0500000000000000 02000000 00 02000000 6162 01 00000000",
     ),
     (
         encode_hard(GROUP, HardState(Term(7), NodeId(3), LogIndex(5))),

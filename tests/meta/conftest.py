@@ -18,6 +18,7 @@ from mountfs.meta.command import Command, Query
 from mountfs.meta.extents import visible, within
 from mountfs.meta.invariants import violations
 from mountfs.meta.ops.make import Make
+from mountfs.meta.ops.make_root import MakeRoot
 from mountfs.meta.ops.mkdir import Mkdir
 from mountfs.meta.ops.read import GetAttr, GetLayout, GetPiece, Lookup, ReadDir
 from mountfs.meta.ops.session import OpenSession
@@ -40,14 +41,15 @@ class Machine:
         self.store = MemoryStore()
         self.overlay = Overlay(self.store)
         self.state = StateMachine(self.overlay)
-        self.state.format(BIRTH_NS)
-        self.checkpoint()
         self.log: dict[int, bytes] = {}
         self.slices: dict[SliceId, bytes] = {}
         """What the volumes hold."""
         self.unanswered = 0
         """So many replies a session may be waiting for."""
-        self._sequences: dict[int, int] = {0: 0}
+        self._sequences: dict[int, int] = {0: 1}
+        self.log[1] = encode_entry(0, 1, 1, BIRTH_NS, MakeRoot(0, 0))
+        self._apply(1, self.entry(1))
+        self.checkpoint()
         self.session = self.open_session()
 
     # -- commands and queries

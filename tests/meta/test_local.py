@@ -1,5 +1,6 @@
 """The metadata of one machine: what its log and its store hold after the process is gone."""
 
+import copy
 from pathlib import Path
 
 import pytest
@@ -13,7 +14,10 @@ from mountfs.meta.ops.mkdir import Mkdir
 from mountfs.meta.ops.read import Lookup
 from mountfs.meta.ops.write import Run, Write
 from mountfs.meta.records import ino_of
-from mountfs.types import MIB, ROOT, SUPERUSER, SliceId, VolumeId
+from mountfs.meta.replica import META_GROUP
+from mountfs.raft.core import Save
+from mountfs.raft.messages import Entry, EntryKind, Membership, NodeId, encode_membership
+from mountfs.types import MIB, ROOT, SUPERUSER, LogIndex, SliceId, VolumeId
 
 
 class Disk:
@@ -103,9 +107,47 @@ def test_missing_log_segments_are_not_taken_for_a_new_filesystem(disk: Disk) -> 
     assert caught.value.fault is Fault.BAD_HOME
 
 
+def checkpoint(meta: LocalMeta) -> None:
+    begun = meta.begin_checkpoint()
+    meta.write_checkpoint(begun)
+    meta.end_checkpoint(begun)
+
+
 def test_missing_tables_are_not_taken_for_a_new_filesystem(disk: Disk) -> None:
+    meta = disk.open()
+    mkdir(meta, b"a")
+    checkpoint(meta)
+    checkpoint(meta)
+    disk.store = MemoryStore()
+    with pytest.raises(FsError, match="tables") as caught:
+        disk.open()
+    assert caught.value.fault is Fault.BAD_HOME
+
+
+async def test_a_store_that_lost_its_last_checkpoint_is_brought_up_to_date(disk: Disk) -> None:
+    meta = disk.open()
+    mkdir(meta, b"a")
+    checkpoint(meta)
+    before = copy.deepcopy(disk.store)
+    mkdir(meta, b"b")
+    checkpoint(meta)
+    mkdir(meta, b"c")
+    disk.store = before
+    assert await names(disk.open(), b"a", b"b", b"c") == [b"a", b"b", b"c"]
+
+
+async def test_a_log_from_its_begin_on_is_all_that_is_needed(disk: Disk) -> None:
     mkdir(disk.open(), b"a")
     disk.store = MemoryStore()
-    with pytest.raises(FsError) as caught:
+    assert await names(disk.open(), b"a") == [b"a"]
+
+
+def test_the_home_of_one_of_several_machines_is_not_for_one(disk: Disk) -> None:
+    meta = disk.open()
+    three = encode_membership(Membership((NodeId(1), NodeId(2), NodeId(3))))
+    storage, index = meta._storage, LogIndex(meta.applied + 1)
+    entry = Entry(index, meta._term, EntryKind.MEMBERSHIP, three)
+    storage.save(META_GROUP, Save(None, (entry,), None, True, index, 0))
+    with pytest.raises(FsError, match=r"nodes 1, 2, 3.*mountfs node") as caught:
         disk.open()
     assert caught.value.fault is Fault.BAD_HOME

@@ -9,7 +9,9 @@ import pytest
 from mountfs.kv.journal import Journal
 from mountfs.kv.memory import MemoryStore
 from mountfs.meta import keys
+from mountfs.meta.command import Stamp
 from mountfs.meta.local import LocalMeta
+from mountfs.meta.ops.make_root import MakeRoot
 from mountfs.meta.ops.mkdir import Mkdir
 from mountfs.meta.ops.read import Lookup
 from mountfs.meta.replica import Replica
@@ -27,7 +29,12 @@ def old(path: Path, *, stored: int, logged: int) -> MemoryStore:
     store = MemoryStore()
     replica = Replica(store)
     replica.machine.tree.counters.format = 1
-    replica.format()
+    machine = replica.machine
+    machine.tree.begin(Stamp(0, 1_000, 0))
+    MakeRoot(0, 0).apply(machine.tree, machine.tree.stamp)  # format 1 had no command for it
+    machine.tree.commit()
+    store.write(machine.freeze(), sync=True)
+    replica.end_checkpoint()
     (path / "log").mkdir()
     with closing(Journal(path / "log", segment_bytes=MIB)) as journal:
         for index in range(1, logged + 1):
@@ -42,9 +49,7 @@ def old(path: Path, *, stored: int, logged: int) -> MemoryStore:
 
 def further(path: Path, store: MemoryStore) -> None:
     with closing(Journal(path / "log", segment_bytes=MIB)) as journal:
-        bring_to_format_2(
-            store, journal, bytes_present=lambda entry: True, cut_path=path / "cut"
-        )
+        bring_to_format_2(store, journal, bytes_present=lambda entry: True, cut_path=path / "cut")
 
 
 async def check(path: Path, store: MemoryStore, logged: int) -> None:
