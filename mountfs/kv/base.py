@@ -3,8 +3,26 @@
 from collections.abc import Iterator, Mapping
 from typing import Protocol
 
+from mountfs.errors import FsError
+
 Changes = Mapping[bytes, bytes | None]
 """What a batch does: a value to store under each key, or None to delete it."""
+
+
+class StoreFailed(FsError):
+    """The store cannot be read at the moment, for a reason that may also be a caller's mistake."""
+
+
+class View(Protocol):
+    """All rows of a store as of one moment, to be read piece by piece."""
+
+    def rows(self, after: bytes, bytes_max: int) -> list[tuple[bytes, bytes]]:
+        """The pairs behind the key `after`, ascending, at least one if there is one, of about
+        `bytes_max` together.  Raises CORRUPT; BUSY when the view is of no use any more.
+        """
+        ...
+
+    def close(self) -> None: ...
 
 
 class Store(Protocol):
@@ -26,6 +44,10 @@ class Store(Protocol):
 
         Raises `FsError` NO_SPACE, READ_ONLY or DEVICE, and then nothing has changed.
         """
+        ...
+
+    def view(self) -> View:
+        """As of now."""
         ...
 
     def close(self) -> None: ...

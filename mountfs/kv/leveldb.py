@@ -29,7 +29,7 @@ from typing import Any, Final
 import plyvel
 
 from mountfs.errors import Fault, FsError, disk_error
-from mountfs.kv.base import Changes
+from mountfs.kv.base import Changes, StoreFailed
 from mountfs.kv.tables import check_log, check_table, damage, read_log
 from mountfs.types import MIB
 
@@ -162,6 +162,14 @@ class LevelStore:
                     self._spoiled = before
                 raise failed from error
 
+    def view(self) -> "LevelView":
+        """All rows as of now.  It keeps what is overwritten meanwhile on disk: close it."""
+        db = self._enter()
+        try:
+            return LevelView(self, db, db.snapshot())
+        finally:
+            self._calls.pop()
+
     def close(self) -> None:
         """Close the database.  No scan may go on."""
         with self._writing:
@@ -195,15 +203,18 @@ class LevelStore:
         assert not self._closed, "the store is closed"
         if self._spoiled is None and self._db is not None:
             return
-        if self._db is not None:
-            self._check_space()
-            self._leave_alone()
         try:
+            if self._db is not None:
+                self._check_space()
+                self._leave_alone()
             if self._spoiled is not None:
                 self._take_back(self._spoiled)
             self._open()
         except OSError as error:
-            raise disk_error(error, f"{self._path}: opening again") from error
+            failed = disk_error(error, f"{self._path}: opening again")
+            raise StoreFailed(failed.fault, failed.detail) from error
+        except FsError as error:
+            raise StoreFailed(error.fault, error.detail) from error
         self._spoiled = None
 
     def _leave_alone(self) -> None:
@@ -342,6 +353,42 @@ class LevelStore:
         first = next(damage(self._path), None)
         self._damaged = first.path if first is not None else None
         return str(first) if first is not None else None
+
+
+class LevelView:
+    """A `View` of a `LevelStore`."""
+
+    def __init__(self, store: LevelStore, db: Any, snapshot: Any) -> None:
+        self._store = store
+        self._db = db
+        self._snapshot = snapshot
+
+    def rows(self, after: bytes, bytes_max: int) -> list[tuple[bytes, bytes]]:
+        store = self._store
+        db = store._enter()
+        try:
+            if db is not self._db or self._snapshot is None:
+                raise FsError(Fault.BUSY, f"{store._path}: was opened again since")
+            found: list[tuple[bytes, bytes]] = []
+            size = 0
+            with contextlib.closing(
+                self._snapshot.iterator(start=after, include_start=False, verify_checksums=True)
+            ) as rows:
+                for key, value in rows:
+                    found.append((key, value))
+                    size += len(key) + len(value)
+                    if size >= bytes_max:
+                        break
+            return found
+        except plyvel.Error as error:
+            raise store._translated(error, "scan") from error
+        finally:
+            store._calls.pop()
+
+    def close(self) -> None:
+        snapshot, self._snapshot = self._snapshot, None
+        if snapshot is not None and self._store._db is self._db:
+            snapshot.close()
 
 
 _NEXT_STEP = "restore the home directory from a backup, or see `mountfs fsck`"

@@ -41,6 +41,9 @@ class MemoryStore:
         if sync:
             self._undo.clear()
 
+    def view(self) -> "MemoryView":
+        return MemoryView(dict(self._rows))
+
     def close(self) -> None:
         self._closed = True
 
@@ -75,3 +78,21 @@ class MemoryStore:
                 del self._keys[bisect_left(self._keys, key)]
                 del self._rows[key]
         return before
+
+
+class MemoryView:
+    def __init__(self, rows: dict[bytes, bytes]) -> None:
+        self._rows = sorted(rows.items())
+
+    def rows(self, after: bytes, bytes_max: int) -> list[tuple[bytes, bytes]]:
+        found: list[tuple[bytes, bytes]] = []
+        size = 0
+        for key, value in self._rows[bisect_left(self._rows, (after + b"\0",)) :]:
+            found.append((key, value))
+            size += len(key) + len(value)
+            if size >= bytes_max:
+                break
+        return found
+
+    def close(self) -> None:
+        self._rows = []

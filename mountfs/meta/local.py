@@ -8,7 +8,6 @@ proposed before it survive a loss of power.
 
 import os
 from collections.abc import Callable
-from contextlib import suppress
 from pathlib import Path
 from typing import Protocol, TypeVar
 
@@ -145,6 +144,8 @@ class LocalMeta:
         try:
             return self._machine.apply(index, self.session, sequence, sequence, now, command)
         except FsError:
+            if self._machine.applied != index:  # the store could not be read
+                self._storage.cut(META_GROUP, LogIndex(index - 1))
             raise
         except BaseException:
             # A bug.  It must not be in the log, where it would strike again at every start.
@@ -272,15 +273,14 @@ class LocalMeta:
                     self._set_aside(found.index)
                     return
                 self.replayed += 1
-                with suppress(FsError):  # it was refused then, too
+                try:
                     machine.apply(
-                        found.index,
-                        entry.session,
-                        entry.sequence,
-                        entry.answered,
-                        entry.time,
+                        found.index, entry.session, entry.sequence, entry.answered, entry.time,
                         entry.command,
-                    )
+                    )  # fmt: skip
+                except FsError:
+                    if machine.applied != found.index:
+                        raise
 
     def _set_aside(self, index: LogIndex) -> None:
         """End the log before `index`, whose bytes are not there.

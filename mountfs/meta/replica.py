@@ -9,7 +9,7 @@ import time
 
 import msgspec
 
-from mountfs.kv.base import Store
+from mountfs.kv.base import Store, View
 from mountfs.kv.overlay import Overlay, Rows
 from mountfs.meta import keys
 from mountfs.meta.state_machine import StateMachine
@@ -96,6 +96,10 @@ class Replica:
     def abandon_checkpoint(self) -> None:
         """It could not be written: what it held is pending again."""
         self._rows.unfreeze()
+
+    def view(self) -> View:
+        """What is stored, as of now."""
+        return self._store.view()
 
     def close(self) -> None:
         self._store.close()

@@ -14,6 +14,7 @@ from typing import Any, TypeVar, get_args
 import msgspec
 
 from mountfs.errors import Fault, FsError
+from mountfs.kv.base import StoreFailed
 from mountfs.kv.overlay import Overlay, Rows
 from mountfs.meta import keys
 from mountfs.meta.command import Command, Query, Stamp
@@ -61,6 +62,9 @@ class Entry(msgspec.Struct, frozen=True, array_like=True):
     command: reduce(or_, COMMANDS)  # type: ignore[valid-type]
 
 
+_OF_THE_STORE = (Fault.CORRUPT, Fault.DEVICE, Fault.BAD_HOME, Fault.READ_ONLY)
+"""What only a store says; no command is refused so."""
+
 _encode = msgspec.msgpack.Encoder().encode
 _decode = msgspec.msgpack.Decoder(Entry).decode
 
@@ -105,11 +109,17 @@ class StateMachine:
         command: Command[R],
     ) -> R:
         """The effect of one entry.  Raises FsError where the command is refused; STALE where the
-        session had the reply long ago.
+        session had the reply long ago; SESSION_ENDED where there is no such session.
+
+        Whether a command is refused is the same everywhere.  Where the store cannot be read, which
+        is not, FsError is raised too, and the entry has not been taken in: `applied` stays.
         """
         counters = self.tree.counters
         assert index == counters.applied + 1, (index, counters.applied)
         replies = self._sessions.get(session)
+        if replies is None and session:
+            counters.applied = index
+            raise FsError(Fault.SESSION_ENDED, f"session {session} has ended")
         if replies is not None:
             if answered > replies.answered:
                 replies.answered = answered
@@ -129,6 +139,8 @@ class StateMachine:
             reply = command.apply(tree, stamp)
         except FsError as error:
             tree.abort()
+            if isinstance(error, StoreFailed) or error.fault in _OF_THE_STORE:
+                raise
             self._settle(index, time, replies, sequence, Refused(error.fault.name, error.detail))
             raise
         except BaseException:

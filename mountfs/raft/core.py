@@ -140,6 +140,13 @@ class Raft:
         reads.ask(self._state, request)
         self._settle()
 
+    def read_now(self, now: int) -> LogIndex | None:
+        """How far the state must be for a read to be answered at once, if a lease or being alone
+        allows that; or else `read` has to be asked.
+        """
+        self._clock(now)
+        return reads.at_once(self._state)
+
     def change_membership(
         self, voters: Sequence[NodeId], learners: Sequence[NodeId], now: int
     ) -> None:

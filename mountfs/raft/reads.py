@@ -44,10 +44,17 @@ def _take(state: State, read: Read) -> None:
         raise FsError(Fault.BUSY, "too many reads wait for a majority; try again later")
     if not state.proven:
         state.unproven.append(read)
-    elif state.is_alone or has_lease(state):
-        _answer(state, read, state.log.committed)
+    elif (index := at_once(state)) is not None:
+        _answer(state, read, index)
     else:
         _wait(state, read)
+
+
+def at_once(state: State) -> LogIndex | None:
+    """The index for a read that need not wait to know it."""
+    if state.is_leader and state.proven and (state.is_alone or has_lease(state)):
+        return state.log.committed
+    return None
 
 
 def _wait(state: State, read: Read) -> None:

@@ -1,0 +1,38 @@
+"""What travels between two nodes: messages of any groups, many at once."""
+
+from collections.abc import Sequence
+
+import msgspec
+
+from mountfs.errors import Fault, FsError
+from mountfs.raft.log_record import GroupId
+from mountfs.raft.messages import AnyMessage, Message
+
+VERSION = 1
+
+
+class Envelope(msgspec.Struct, frozen=True, array_like=True):
+    version: int
+    messages: list[tuple[GroupId, AnyMessage]]
+
+
+_encoder = msgspec.msgpack.Encoder()
+_decoder = msgspec.msgpack.Decoder(Envelope)
+
+
+def seal(messages: Sequence[tuple[GroupId, Message]]) -> bytes:
+    return _encoder.encode((VERSION, messages))
+
+
+def open_(body: bytes) -> list[tuple[GroupId, AnyMessage]]:
+    """Raises INVALID for what is none."""
+    try:
+        envelope = _decoder.decode(body)
+    except msgspec.MsgspecError as error:
+        raise FsError(Fault.INVALID, f"not a message between nodes: {error}") from None
+    if envelope.version != VERSION:
+        raise FsError(
+            Fault.INVALID,
+            f"a message between nodes of version {envelope.version}; this node speaks {VERSION}",
+        )
+    return envelope.messages
