@@ -13,6 +13,12 @@ from mountfs.errors import Fault, FsError
 _CLOCK: Final = "renew it there (mountfs pki renew), and check the clocks of both machines"
 _FOREIGN: Final = "it is of another cluster, or one side lacks a renewed ca.crt"
 
+# Trio does not send what OpenSSL has to say when it refuses: the other side sees the end only.
+_NO_WORD: Final = (
+    "it has ended the connection without a word: it may not accept our certificate, or not be of "
+    "this cluster; its log says why"
+)
+
 _VERIFY: Final = {
     # X509_V_ERR_...
     2: f"its certificate was not issued by an authority of ours: {_FOREIGN}",
@@ -40,7 +46,6 @@ _REASON: Final = {
     "HTTP_REQUEST": "it speaks HTTP, not TLS",
     "UNSUPPORTED_PROTOCOL": "it speaks an older TLS only; 1.3 is needed",
     "TLSV1_ALERT_PROTOCOL_VERSION": "it speaks an older TLS only; 1.3 is needed",
-    "UNEXPECTED_EOF_WHILE_READING": "it has ended the connection before TLS was up",
 }
 
 
@@ -58,7 +63,7 @@ def refused(error: BaseException, who: str) -> FsError:
     if isinstance(found, ssl.SSLCertVerificationError):
         said = _VERIFY.get(found.verify_code) or f"its certificate: {found.verify_message}"
     elif isinstance(found, ssl.SSLEOFError):
-        said = _REASON["UNEXPECTED_EOF_WHILE_READING"]
+        said = _NO_WORD
     else:
         said = _REASON.get(found.reason or "") or f"TLS says {found.reason or found}"
     return FsError(Fault.DENIED, f"no TLS with {who}: {said}")
