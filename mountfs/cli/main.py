@@ -26,6 +26,7 @@ examples:
   umount /mnt/data                 unmount; data stays in the home
   mountfs fsck /var/lib/mountfs/default    check a home that is not mounted
   mountfs doctor /mnt/data         something hangs or fails: what, and what to do
+  mountfs pki init /root/pki       the authority of a new cluster; see: mountfs pki --help
 
 exit status: 0 well, 1 not well or failed (why is on stderr), 2 wrong call, 130 interrupted;
 fsck has its own, see: mountfs fsck --help

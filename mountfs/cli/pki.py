@@ -95,11 +95,10 @@ def _init_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def _init(arguments: argparse.Namespace) -> int:
-    from mountfs.tls import authority
     from mountfs.tls.store import Store
 
     directory = arguments.directory
-    cluster = authority.check_cluster(arguments.cluster or secrets.token_hex(16))
+    cluster = secrets.token_hex(16) if arguments.cluster is None else arguments.cluster
     store = Store.create(directory, cluster, _now())
     end = store.authority.certificate.not_valid_after_utc
     if arguments.json:
@@ -158,6 +157,7 @@ def _issue(arguments: argparse.Namespace) -> int:
         made = store.issue(
             kind, arguments.name, _now(), hosts=hosts or (), lifetime=lifetime, out=arguments.out
         )
+    _warn_of_the_end(store)
     if arguments.json:
         show.print_json(_issued_as_json(made, arguments.out))
         return show.EXIT_OK
@@ -256,6 +256,7 @@ def _renew_leafs(arguments: argparse.Namespace, store: "Store") -> int:
         )
     else:
         _print_renewed(arguments, store, renewed)
+    _warn_of_the_end(store)
     for one in broken:
         print(f"mountfs pki: {one.name} cannot be renewed: {one.problem}", file=sys.stderr)
     return show.EXIT_FAILED if broken else show.EXIT_OK
@@ -425,6 +426,19 @@ def _ending(end: datetime, now: datetime) -> str:
     hours = round(abs(end - now) / timedelta(hours=1))
     span = show.count_of(hours, "hour") if hours < 48 else show.count_of(round(hours / 24), "day")
     return f"{authority.moment(end)}, {f'{span} ago' if end <= now else f'in {span}'}"
+
+
+def _warn_of_the_end(store: "Store") -> None:
+    """Certificates end with their authority: renewing them does not help any more."""
+    from mountfs.tls.authority import LEAF_LIFETIME
+
+    now, end = _now(), store.authority.certificate.not_valid_after_utc
+    if end - now < LEAF_LIFETIME:
+        print(
+            f"mountfs pki: the authority expires on {_ending(end, now)}, and with it all that it "
+            f"issues: mountfs pki renew {store.directory} --authority",
+            file=sys.stderr,
+        )
 
 
 def _now() -> datetime:

@@ -185,6 +185,22 @@ def test_a_certificate_that_comes_too_early_is_taken_when_its_time_comes(
     assert identities.problem is None
 
 
+def test_a_new_authority_of_the_same_cluster_is_taken_once_both_files_are_there(
+    identities: Identities, directory: Path, ours: Cluster, clock: Clock, tmp_path: Path
+) -> None:
+    """What is done when a key was stolen: nothing of the old authority is trusted any more."""
+    before = identities.current()
+    anew = Cluster(tmp_path / "anew", ours.id).directory(Kind.NODE, "n1")
+    (directory / "ca.crt").write_bytes((anew / "ca.crt").read_bytes())
+    clock.pass_(SECOND)
+    assert identities.current() is before
+    assert "was not issued by an authority in" in (identities.problem or "")
+    (directory / "own.pem").write_bytes((anew / "own.pem").read_bytes())
+    clock.pass_(SECOND)
+    assert identities.current().authorities_pem == (anew / "ca.crt").read_bytes()
+    assert identities.problem is None
+
+
 def test_one_that_expires_is_said_two_weeks_before(identities: Identities, clock: Clock) -> None:
     clock.pass_(timedelta(days=350))
     assert identities.problem is None
