@@ -43,8 +43,10 @@ class Cluster:
         made = self.directory(kind, name, days_ago=30, lifetime=timedelta(days=1))
         return Identity.load(made, now=now() - timedelta(days=30))
 
-    def forged(self, like: Pair, cluster: str, kind: str, name: str) -> Pair:
-        """Signed by this authority, with a subject that it would not sign."""
+    def forged(
+        self, like: Pair, cluster: str, kind: str, name: str, stop: datetime | None = None
+    ) -> Pair:
+        """Signed by this authority, with a subject or an end that it would not sign."""
         certificate = like.certificate
         said = (
             (NameOID.ORGANIZATION_NAME, cluster),
@@ -57,7 +59,7 @@ class Cluster:
             public_key=certificate.public_key(),  # type: ignore[arg-type]
             serial_number=certificate.serial_number,
             not_valid_before=certificate.not_valid_before_utc,
-            not_valid_after=certificate.not_valid_after_utc,
+            not_valid_after=stop or certificate.not_valid_after_utc,
             extensions=list(certificate.extensions),
         )
         return Pair(builder.sign(self.store.authority.key, hashes.SHA256()), like.key)

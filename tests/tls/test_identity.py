@@ -27,10 +27,11 @@ def test_an_identity_says_who_it_is_and_until_when(ours: Cluster) -> None:
 
 def test_it_ends_with_its_authority(ours: Cluster) -> None:
     end = ours.store.authority.certificate.not_valid_after_utc
-    own = authority.issue(ours.store.authority, Kind.CLIENT, "c", end - timedelta(days=1))
-    directory = ours.store.issue(Kind.CLIENT, "c", now()).directory
+    made = authority.issue(ours.store.authority, Kind.CLIENT, "c", now())
+    own = ours.forged(made, A, "client", "c", stop=end + timedelta(days=1))
+    directory = ours.directory(Kind.CLIENT, "c")
     pem.write(directory / "own.pem", pem.encode_pair(own), secret=True)
-    assert Identity.load(directory, now=end - timedelta(hours=1)).expires_at == end
+    assert Identity.load(directory).expires_at == end
 
 
 def _missing_own(ours: Cluster, theirs: Cluster) -> Path:

@@ -1,5 +1,6 @@
 """A process follows its files: good ones are taken, bad ones are said and left."""
 
+import os
 import threading
 import time
 from datetime import timedelta
@@ -8,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from mountfs.errors import Fault, FsError
+from mountfs.tls import pem
 from mountfs.tls.authority import Kind
 from mountfs.tls.identity import Identity
 from mountfs.tls.reload import Identities
@@ -144,6 +146,14 @@ def test_a_key_that_others_may_read_is_not_taken_before_chmod(
     assert identities.problem is None
 
 
+def test_a_key_that_becomes_readable_for_others_is_said(
+    identities: Identities, directory: Path, clock: Clock
+) -> None:
+    (directory / "own.pem").chmod(0o640)
+    clock.pass_(SECOND)
+    assert "chmod 600" in (identities.problem or "")
+
+
 @pytest.mark.parametrize("which", ["another name", "another kind", "another cluster"])
 def test_who_a_process_is_does_not_change_while_it_runs(
     identities: Identities,
@@ -267,6 +277,44 @@ def test_a_reader_never_sees_anything_but_a_whole_identity(ours: Cluster, direct
         reader.join()
     assert failed == []
     assert len(seen) > 5  # or there was nothing to see
+
+
+def test_trust_is_in_place_before_what_needs_it(
+    ours: Cluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A copy that knows the old authority only is replaced by one of the new: after each step of
+    it, the copy can be used."""
+    out = tmp_path / "out"
+    ours.store.issue(Kind.NODE, "n1", now(), out=out)
+    ours.store.renew_authority(now())
+    replace, seen = os.replace, []
+
+    def watched(source: Path, target: Path) -> None:
+        replace(source, target)
+        seen.append(Identity.load(out).certificate_pem)
+
+    monkeypatch.setattr("os.replace", watched)
+    ours.store.renew(ours.store.find("n1", now()), now(), out=out)
+    assert len(set(seen)) == 2
+
+
+def test_a_reader_that_is_overtaken_finds_enough_trust(
+    ours: Cluster, directory: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Everything is replaced between its two reads."""
+    read, reads = pem.read, []
+
+    def slow(file: Path, *, secret: bool) -> bytes:
+        text = read(file, secret=secret)
+        reads.append(file.name)
+        if len(reads) == 1:
+            ours.store.renew_authority(now())
+            renew(ours)
+        return text
+
+    monkeypatch.setattr(pem, "read", slow)
+    assert Identity.load(directory).name == "n1"
+    assert reads[0] == "own.pem"
 
 
 def test_threads_share_it(ours: Cluster, directory: Path) -> None:
