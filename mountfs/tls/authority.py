@@ -135,7 +135,7 @@ def subject_of(certificate: x509.Certificate) -> Subject:
         cluster = check_cluster(said[NameOID.ORGANIZATION_NAME])
         kind = Kind(said[NameOID.ORGANIZATIONAL_UNIT_NAME])
         return Subject(cluster, kind, check_name(said[NameOID.COMMON_NAME]))
-    except (KeyError, ValueError, FsError):
+    except (KeyError, TypeError, ValueError, FsError):  # TypeError: a value that is no text
         raise FsError(
             Fault.INVALID, "it is not a certificate of mountfs: its subject names no cluster"
         ) from None

@@ -7,7 +7,10 @@ from datetime import timedelta
 from pathlib import Path
 
 import pytest
-from cryptography.hazmat.primitives import serialization
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.x509.name import _ASN1Type
+from cryptography.x509.oid import NameOID
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -305,3 +308,14 @@ def test_a_peer_that_shows_noise_is_refused(shown: bytes) -> None:
     with pytest.raises(FsError) as caught:
         peer_of(shown, A)
     assert caught.value.fault is Fault.DENIED
+
+
+def test_a_peer_whose_subject_is_no_text_is_refused(ours: Cluster) -> None:
+    key = ours.store.authority.key
+    odd = x509.NameAttribute(NameOID.X500_UNIQUE_IDENTIFIER, b"\0", _ASN1Type.BitString)
+    name = x509.Name([odd])
+    made = x509.CertificateBuilder(name, name, key.public_key(), 1, now(), now())
+    shown = made.sign(key, hashes.SHA256()).public_bytes(serialization.Encoding.DER)
+    unique_identifier, organization = b"\x55\x04\x2d", b"\x55\x04\x0a"
+    with pytest.raises(FsError, match="it is not a certificate of mountfs"):
+        peer_of(shown.replace(unique_identifier, organization), A)
