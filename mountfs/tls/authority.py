@@ -131,7 +131,10 @@ def server_name(cluster: str) -> str:
 def subject_of(certificate: x509.Certificate) -> Subject:
     """Who it is about.  Raises INVALID: it was not made by mountfs."""
     try:
-        said = {one.oid: str(one.value) for one in certificate.subject}
+        parts = list(certificate.subject)
+        said = {one.oid: str(one.value) for one in parts}
+        if len(parts) != len(said):
+            raise ValueError("who is two things is none of them")
         cluster = check_cluster(said[NameOID.ORGANIZATION_NAME])
         kind = Kind(said[NameOID.ORGANIZATIONAL_UNIT_NAME])
         return Subject(cluster, kind, check_name(said[NameOID.COMMON_NAME]))

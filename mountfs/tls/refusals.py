@@ -13,7 +13,7 @@ from mountfs.errors import Fault, FsError
 _CLOCK: Final = "renew it there (mountfs pki renew), and check the clocks of both machines"
 _FOREIGN: Final = "it is of another cluster, or one side lacks a renewed ca.crt"
 
-# Trio does not send what OpenSSL has to say when it refuses: the other side sees the end only.
+# `trio.SSLStream` does not send what OpenSSL has to say when it refuses: the end is all one sees.
 _NO_WORD: Final = (
     "it has ended the connection without a word: it may not accept our certificate, or not be of "
     "this cluster; its log says why"

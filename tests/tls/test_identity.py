@@ -310,6 +310,20 @@ def test_a_peer_that_shows_noise_is_refused(shown: bytes) -> None:
     assert caught.value.fault is Fault.DENIED
 
 
+def test_a_peer_that_says_two_things_of_itself_is_refused(ours: Cluster) -> None:
+    key = ours.store.authority.key
+    said = [
+        x509.NameAttribute(NameOID.ORGANIZATION_NAME, A),
+        x509.NameAttribute(NameOID.ORGANIZATIONAL_UNIT_NAME, "client"),
+        x509.NameAttribute(NameOID.ORGANIZATIONAL_UNIT_NAME, "node"),
+        x509.NameAttribute(NameOID.COMMON_NAME, "n1"),
+    ]
+    name = x509.Name(said)
+    made = x509.CertificateBuilder(name, name, key.public_key(), 1, now(), now())
+    with pytest.raises(FsError, match="it is not a certificate of mountfs"):
+        peer_of(pem.encode_certificate(made.sign(key, hashes.SHA256())), A)
+
+
 def test_a_peer_whose_subject_is_no_text_is_refused(ours: Cluster) -> None:
     key = ours.store.authority.key
     odd = x509.NameAttribute(NameOID.X500_UNIQUE_IDENTIFIER, b"\0", _ASN1Type.BitString)
