@@ -16,7 +16,7 @@ NAME = "/test.Test/Who"
 
 
 class Server:
-    """Answers with the serial number of nobody, but knows who called."""
+    """Answers with who has called, as the certificate of the caller says."""
 
     def __init__(self, identities: Identities) -> None:
         def configuration(identity: Identity) -> Any:
