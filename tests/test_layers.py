@@ -20,7 +20,7 @@ LAYERS = [
     {"meta"},
     {"raft"},
     {"kv", "wire", "rpc"},
-    {"types", "errors", "config", "codec", "inline", "buffers"},
+    {"types", "errors", "config", "codec", "inline", "buffers", "tls"},
 ]
 """From the top down.  A package may import itself and what is below it, not its neighbours."""
 
@@ -28,7 +28,7 @@ NEIGHBOURS = {("cli", "sim"), ("__main__", "cli")}
 """(importer, imported) within one layer: `mountfs sim` runs the simulation."""
 
 VOCABULARY = LAYERS[-1]
-"""Single modules, which may import each other."""
+"""What everybody may import, and which may import each other."""
 
 CORES = [
     "mountfs.kv.base",
@@ -63,6 +63,7 @@ CORES = [
     "mountfs.vfs.readahead",
     "mountfs.vfs.dirty",
     "mountfs.fuse.wire",
+    "mountfs.tls.authority",
     "mountfs.fuse.options",
 ]
 """Modules, as patterns, that neither do I/O nor know the time: callers give them what they need."""

@@ -7,11 +7,11 @@ import sys
 from typing import NoReturn
 
 from mountfs import __version__
-from mountfs.cli import bench, doctor, fsck, info, stats, status
+from mountfs.cli import bench, doctor, fsck, info, pki, stats, status
 from mountfs.cli.show import EXIT_FAILED, EXIT_INTERRUPTED, EXIT_USAGE
 from mountfs.errors import FsError
 
-COMMANDS = (status, info, stats, fsck, doctor, bench)
+COMMANDS = (status, info, stats, fsck, doctor, bench, pki)
 
 _DESCRIPTION = """\
 Look at, check and measure filesystems of mountfs.  To mount one, use mount.dfs.
@@ -26,6 +26,7 @@ examples:
   umount /mnt/data                 unmount; data stays in the home
   mountfs fsck /var/lib/mountfs/default    check a home that is not mounted
   mountfs doctor /mnt/data         something hangs or fails: what, and what to do
+  mountfs pki init /root/pki       the authority of a new cluster; see: mountfs pki --help
 
 exit status: 0 well, 1 not well or failed (why is on stderr), 2 wrong call, 130 interrupted;
 fsck has its own, see: mountfs fsck --help
