@@ -25,6 +25,7 @@ The values are in `records.py`, both formats in docs/formats.md.
 | 0   | 0x06 | ino u64, chunk u64                 | tangled: this chunk has covered slices     |
 | 0   | 0x07 | session u64, ino u64               | this session holds locks on this file      |
 | 0   | 0x08 |                                    | head: where in the log this state stands   |
+| 0   | 0x09 | node u64                           | a machine of the cluster                   |
 """
 
 import struct
@@ -40,6 +41,7 @@ INODE, DENTRY, ENTRY = 0x10, 0x20, 0x21
 CONTENT, BLOCKS, SLICES, PIECE, TARGET = 0x30, 0x31, 0x32, 0x33, 0x34
 XATTR, LOCKS = 0x40, 0x50
 ORPHAN, SESSION, GARBAGE, SHARED, TANGLED, LOCKED = range(2, 8)
+NODE = 9
 
 COUNTERS = _INO_KIND.pack(0, 1)
 HEAD = _INO_KIND.pack(0, 8)
@@ -174,6 +176,14 @@ def locked(session: int, ino: Ino) -> bytes:
 
 def lockeds(session: int | None = None) -> Range:
     return _of_session(LOCKED, session)
+
+
+def node(number: int) -> bytes:
+    return _INO_KIND_64.pack(0, NODE, number)
+
+
+def nodes() -> Range:
+    return _of_session(NODE, None)
 
 
 def last_64(key: bytes) -> int:

@@ -305,6 +305,8 @@ class Replies(msgspec.Struct, array_like=True):
     """The session has the replies to all sequences below.  Only grows."""
     kept: dict[int, Any] = {}
     """Replies by sequence.  Invariant: none below `answered`."""
+    about: str = ""
+    """Who it is: for people."""
 
 
 class Counters(msgspec.Struct):
@@ -322,3 +324,5 @@ class Counters(msgspec.Struct):
     """Index of the last command that is in this state."""
     last_time: int = 0
     """Stamps never go back, whatever the clock does."""
+    next_node: int = 2
+    """Node 1 is the home that the cluster grew from."""

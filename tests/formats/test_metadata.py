@@ -194,20 +194,25 @@ def test_the_blocks_that_bytes_touch():
     [
         (
             Counters(next_ino=9, applied=300),
-            "88a6666f726d617402a86e6578745f696e6f09aa6e6578745f736c69636501ac6e6578745f7365737369"
+            "89a6666f726d617402a86e6578745f696e6f09aa6e6578745f736c69636501ac6e6578745f7365737369"
             "6f6e01a6696e6f64657300a9616c6c6f636174656400a76170706c696564cd012ca96c6173745f74696d"
-            "6500",
+            "6500a96e6578745f6e6f646502",
         ),
-        (Replies(4, {4: b"x", 5: None}), "92" "04" "82" "04c40178" "05c0"),
+        (Replies(4, {4: b"x", 5: None}, "me"), "93" "04" "82" "04c40178" "05c0" "a26d65"),
         (
             Replies(4, {4: Refused("EXISTS", "")}),
-            "920481" "0483" "a474797065a772656675736564" "a56661756c74a6455849535453"
-            "a664657461696ca0",
+            "930481" "0483" "a474797065a772656675736564" "a56661756c74a6455849535453"
+            "a664657461696ca0" "a0",
         ),
     ],
 )  # fmt: skip
 def test_counters_and_replies(value, golden):
     assert msgspec.msgpack.encode(value).hex() == golden
+
+
+def test_replies_that_say_nothing_of_whose_they_are():
+    stored = bytes.fromhex("92048204c4017805c0")
+    assert msgspec.msgpack.decode(stored, type=Replies) == Replies(4, {4: b"x", 5: None})
 
 
 LOCK = Lock(POSIX, Owner(3, 1), 0, 10, True, 77)

@@ -2,22 +2,30 @@
 
 import msgspec
 
+from mountfs.errors import Fault, FsError
 from mountfs.meta import keys
 from mountfs.meta.command import Command, Query, Stamp
 from mountfs.meta.ops.lock import drop_session
 from mountfs.meta.records import Replies
 from mountfs.meta.tree import Tree
 
-_NO_REPLIES = msgspec.msgpack.encode(Replies())
+ABOUT_BYTES_MAX = 1_024
 
 
 class OpenSession(Command[int], frozen=True, tag="open_session"):
     """Reply: the number of the new session."""
 
+    about: str = ""
+    """Who it is (machine, process, mount point): for people."""
+
+    def check(self) -> None:
+        if len(self.about.encode()) > ABOUT_BYTES_MAX:
+            raise FsError(Fault.TOO_BIG, f"more than {ABOUT_BYTES_MAX} bytes about a session")
+
     def apply(self, tree: Tree, stamp: Stamp) -> int:
         number = tree.counters.next_session
         tree.counters.next_session += 1
-        tree.put(keys.session(number), _NO_REPLIES)
+        tree.put(keys.session(number), msgspec.msgpack.encode(Replies(about=self.about)))
         return number
 
 

@@ -1,0 +1,111 @@
+"""The machines of the cluster: who they are and where they are found.
+
+Who votes is not said here but in the log itself (raft/membership.py).
+"""
+
+import msgspec
+
+from mountfs.errors import Fault, FsError
+from mountfs.meta import keys
+from mountfs.meta.command import Command, Query, Stamp
+from mountfs.meta.tree import Tree
+
+NAME_BYTES_MAX = 64
+NODES_MAX = 1_000
+
+
+class NodeRecord(msgspec.Struct, frozen=True, array_like=True):
+    number: int
+    """Never given to another node, not even to the same machine with an empty disk."""
+    name: str
+    rpc: str
+    """host:port where other nodes find it."""
+    door: str
+    """host:port where clients find it."""
+    joined: int
+    """When, in nanoseconds since 1970."""
+
+
+class AddNode(Command[NodeRecord], frozen=True, tag="add_node"):
+    """Reply: the record with its number.  Raises EXISTS when a node has this name, or listens
+    there.
+    """
+
+    name: str
+    rpc: str
+    door: str
+
+    def check(self) -> None:
+        if not 0 < len(self.name.encode()) <= NAME_BYTES_MAX or not self.name.isprintable():
+            raise FsError(Fault.INVALID, f"a node's name has 1 to {NAME_BYTES_MAX} printable bytes")
+
+    def apply(self, tree: Tree, stamp: Stamp) -> NodeRecord:
+        nodes = all_nodes(tree)
+        for node in nodes:
+            if node.name == self.name:
+                raise FsError(
+                    Fault.EXISTS,
+                    f"there is a node of the name {self.name} (number {node.number}, at "
+                    f"{node.rpc}); if it has lost its disk, remove it first: "
+                    f"mountfs node remove {self.name}",
+                )
+            if self.rpc in (node.rpc, node.door) or self.door in (node.rpc, node.door):
+                raise FsError(
+                    Fault.EXISTS, f"node {node.name} listens at {node.rpc} and {node.door} already"
+                )
+        if len(nodes) >= NODES_MAX:
+            raise FsError(Fault.BUSY, f"a cluster has at most {NODES_MAX} nodes")
+        number = tree.counters.next_node
+        tree.counters.next_node += 1
+        record = NodeRecord(number, self.name, self.rpc, self.door, stamp.time)
+        put_node(tree, record)
+        return record
+
+
+class MoveNode(Command[None], frozen=True, tag="move_node"):
+    """A node is found elsewhere now, or has another name."""
+
+    number: int
+    name: str
+    rpc: str
+    door: str
+
+    def apply(self, tree: Tree, stamp: Stamp) -> None:
+        joined = stamp.time
+        for node in all_nodes(tree):
+            if node.number == self.number:
+                joined = node.joined
+            elif node.name == self.name:
+                raise FsError(Fault.EXISTS, f"node {node.number} has the name {self.name}")
+        if self.number >= tree.counters.next_node:
+            raise FsError(Fault.NOT_FOUND, f"there is no node {self.number}")
+        put_node(tree, NodeRecord(self.number, self.name, self.rpc, self.door, joined))
+
+
+class RemoveNode(Command[None], frozen=True, tag="remove_node"):
+    """Forget a node, which is no member of any group any more."""
+
+    number: int
+
+    def apply(self, tree: Tree, stamp: Stamp) -> None:
+        if tree.get(keys.node(self.number)) is None:
+            raise FsError(Fault.NOT_FOUND, f"there is no node {self.number}")
+        tree.put(keys.node(self.number), None)
+
+
+class Nodes(Query[tuple[NodeRecord, ...]], frozen=True, tag="nodes"):
+    """All of them, by number."""
+
+    def read(self, tree: Tree) -> tuple[NodeRecord, ...]:
+        return tuple(all_nodes(tree))
+
+
+def all_nodes(tree: Tree) -> list[NodeRecord]:
+    return [_decode(value) for _, value in tree.scan(keys.nodes())]
+
+
+def put_node(tree: Tree, record: NodeRecord) -> None:
+    tree.put(keys.node(record.number), msgspec.msgpack.encode(record))
+
+
+_decode = msgspec.msgpack.Decoder(NodeRecord).decode
