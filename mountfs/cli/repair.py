@@ -21,11 +21,11 @@ from mountfs.kv.leveldb import LevelStore
 from mountfs.meta import keys
 from mountfs.meta.extents import visible
 from mountfs.meta.ops.allocate import KEEP_SIZE, PUNCH_HOLE, Allocate
+from mountfs.meta.ops.chunk_rows import ChunkRows
 from mountfs.meta.ops.read import GetAttr
 from mountfs.meta.ops.slices import Discard, Garbage, ReserveSlices, Rewrite
 from mountfs.meta.records import Counters, Slice, size_of
 from mountfs.types import CHUNK_BYTES, SLICE_BYTES_MAX, Ino, SliceId, VolumeId
-from mountfs.vfs.compactor import ChunkRows
 from mountfs.vfs.embedded import EmbeddedNode, embedded_node
 from mountfs.vfs.handles import File
 from mountfs.vfs.home import open_home

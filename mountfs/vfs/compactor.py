@@ -7,8 +7,8 @@ import trio
 from mountfs.chunks.client import LocalChunks
 from mountfs.errors import Fault, FsError
 from mountfs.meta import keys
-from mountfs.meta.command import Query
 from mountfs.meta.local import LocalMeta
+from mountfs.meta.ops.chunk_rows import ROWS_URGENT, ChunkRows, CountRows
 from mountfs.meta.ops.read import GetAttr
 from mountfs.meta.ops.slices import (
     Discard,
@@ -19,7 +19,6 @@ from mountfs.meta.ops.slices import (
     crc_of_rows,
 )
 from mountfs.meta.records import Slice, size_of
-from mountfs.meta.tree import Tree
 from mountfs.types import CHUNK_BYTES, Ino
 from mountfs.vfs.compaction import Plan, plan
 from mountfs.vfs.filesystem import Filesystem
@@ -30,32 +29,6 @@ CHUNKS_AT_ONCE = 16
 TANGLES_SEEN = 1_024
 QUIET_S = 10
 """A file that was written to so recently is left alone: its next bytes would make the work vain."""
-ROWS_URGENT = 4_096
-"""Unless a chunk has so many slices that reading it suffers."""
-
-
-class ChunkRows(Query[tuple[tuple[int, int, Slice], ...]], frozen=True, tag="chunk_rows"):
-    """The slices of a chunk with their places: (order, number, slice), oldest first."""
-
-    ino: Ino
-    chunk: int
-
-    def read(self, tree: Tree) -> tuple[tuple[int, int, Slice], ...]:
-        tree.inode(self.ino)
-        return tuple(
-            (*keys.slice_place(key)[1:], piece)
-            for key, piece in tree.slice_rows(self.ino, self.chunk)
-        )
-
-
-class CountRows(Query[int], frozen=True, tag="count_rows"):
-    """How many slices a chunk has; no more than ROWS_URGENT are counted."""
-
-    ino: Ino
-    chunk: int
-
-    def read(self, tree: Tree) -> int:
-        return sum(1 for _ in tree.scan(keys.slices_of(self.ino, self.chunk), limit=ROWS_URGENT))
 
 
 class Compactor:

@@ -1,0 +1,145 @@
+"""What clients and metaservers say to each other: the bodies of calls over `wire`.
+
+The methods, and what their bodies are (msgpack):
+
+| method        | call                                            | answer                    |
+|---------------|-------------------------------------------------|---------------------------|
+| CLUSTER       | nothing                                         | `Cluster`: any node knows |
+| OPEN_SESSION  | about whom: a string                            | `Opened`                  |
+| PROPOSE       | `Propose`: session, sequence, answered, command | the reply of the command  |
+| READ          | `Read`: session, query                          | the answer to the query   |
+| RENEW         | session                                         | nothing                   |
+| END_SESSION   | session                                         | nothing                   |
+
+All but CLUSTER are for the leader; others refuse with NOT_LEADER.
+"""
+
+from enum import IntEnum
+from functools import reduce
+from operator import or_
+from typing import Any, Final, get_args
+
+import msgspec
+
+from mountfs.errors import Fault, FsError
+from mountfs.meta.command import Command, Query
+from mountfs.meta.ops.chunk_rows import ChunkRows, CountRows
+from mountfs.meta.ops.describe import Describe
+from mountfs.meta.ops.lock import TestLock
+from mountfs.meta.ops.nodes import NodeRecord, Nodes
+from mountfs.meta.ops.read import (
+    Birth,
+    GetAttr,
+    GetLayout,
+    GetPiece,
+    Lookup,
+    NextChunk,
+    ReadDir,
+    Readlink,
+    Usage,
+)
+from mountfs.meta.ops.reap import Orphans
+from mountfs.meta.ops.session import Sessions
+from mountfs.meta.ops.slices import Garbage, Tangles
+from mountfs.meta.ops.xattr import GetXattr, ListXattr
+from mountfs.meta.state_machine import COMMANDS
+
+ROLE: Final = "meta"
+"""What a client asks for in its hello."""
+
+QUERIES: Final[tuple[type[Query[Any]], ...]] = (
+    Birth, ChunkRows, CountRows, Describe, Garbage, GetAttr, GetLayout, GetPiece, GetXattr,
+    ListXattr, Lookup, NextChunk, Nodes, Orphans, ReadDir, Readlink, Sessions, Tangles, TestLock,
+    Usage,
+)  # fmt: skip
+
+OPERATORS: Final = frozenset(
+    {"AddNode", "EndSession", "MakeRoot", "MoveNode", "OpenSession", "RemoveNode"}
+)
+"""Commands that come from the cluster itself, or by a method of their own."""
+
+
+class Method(IntEnum):
+    CLUSTER = 1
+    OPEN_SESSION = 2
+    PROPOSE = 3
+    READ = 4
+    RENEW = 5
+    END_SESSION = 6
+
+
+class Propose(msgspec.Struct, frozen=True, array_like=True):
+    session: int
+    sequence: int
+    """Ascending in a session, from 1: the same again is the same command."""
+    answered: int
+    """The client has the answers to all below."""
+    command: reduce(or_, COMMANDS)  # type: ignore[valid-type]
+
+
+class Read(msgspec.Struct, frozen=True, array_like=True):
+    session: int
+    query: reduce(or_, QUERIES)  # type: ignore[valid-type]
+
+
+class Opened(msgspec.Struct, frozen=True, array_like=True):
+    session: int
+    ttl_ms: int
+    """A session that is not heard of for so long has ended."""
+    time: int
+    """The leader's, in nanoseconds since 1970."""
+
+
+class Cluster(msgspec.Struct, frozen=True, array_like=True):
+    """What a node knows of its cluster."""
+
+    leader: int
+    """Number of the node that leads; 0: nobody that it knows of."""
+    nodes: tuple[NodeRecord, ...]
+
+
+_encoder: Final = msgspec.msgpack.Encoder()
+encode: Final = _encoder.encode
+_propose: Final = msgspec.msgpack.Decoder(Propose)
+_read: Final = msgspec.msgpack.Decoder(Read)
+
+
+def decode_propose(body: bytes | bytearray | memoryview) -> Propose:
+    """Raises INVALID."""
+    try:
+        found = _propose.decode(body)
+    except msgspec.MsgspecError as error:
+        raise FsError(Fault.INVALID, f"not a command: {error}") from None
+    if type(found.command).__name__ in OPERATORS:
+        raise FsError(Fault.NOT_PERMITTED, f"{type(found.command).__name__} is not for clients")
+    return found
+
+
+def decode_read(body: bytes | bytearray | memoryview) -> Read:
+    """Raises INVALID."""
+    try:
+        return _read.decode(body)
+    except msgspec.MsgspecError as error:
+        raise FsError(Fault.INVALID, f"not a query: {error}") from None
+
+
+def _form(asked: type[Command[Any]] | type[Query[Any]]) -> Any:
+    """The type of the reply."""
+    (form,) = get_args(asked.__orig_bases__[0])  # type: ignore[attr-defined]
+    return form
+
+
+_replies: Final = {
+    asked: msgspec.msgpack.Decoder(_form(asked)).decode for asked in (*COMMANDS, *QUERIES)
+}
+
+
+def decode_reply(asked: Command[Any] | Query[Any], body: bytes | bytearray | memoryview) -> Any:
+    """Raises DEVICE for what is no reply to that."""
+    try:
+        return _replies[type(asked)](body)
+    except msgspec.MsgspecError as error:
+        raise FsError(
+            Fault.DEVICE,
+            f"the metaserver's reply to {type(asked).__name__} makes no sense: {error}",
+        ) from None
