@@ -55,6 +55,7 @@ class Fault(enum.Enum):
     CORRUPT = _Row(errno.EIO, "DATA_LOSS", "InternalError", 500)
     DEVICE = _Row(errno.EIO, "INTERNAL", "InternalError", 500)
     NOT_LEADER = _Row(errno.EAGAIN, "UNAVAILABLE", "ServiceUnavailable", 503)
+    UNAVAILABLE = _Row(errno.EAGAIN, "UNAVAILABLE", "SlowDown", 503)
     SESSION_ENDED = _Row(errno.EIO, "ABORTED", "ServiceUnavailable", 503)
     BAD_HOME = _Row(errno.EINVAL, "FAILED_PRECONDITION", "InternalError", 500)
 

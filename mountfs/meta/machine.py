@@ -1,6 +1,5 @@
 """The metadata as what a Raft group does: its server's copy on this node."""
 
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -48,8 +47,12 @@ class MetaMachine:
 
     def ask(self, session: int, sequence: int, answered: int, command: Command[Any]) -> Asked:
         """What to propose for a command; the time is the leader's, which does not go back."""
-        self._latest = max(time.time_ns(), self._latest, self.replica.now())
-        return Asked(session, sequence, answered, self._latest, command)
+        return Asked(session, sequence, answered, self.now(), command)
+
+    def now(self) -> int:
+        """In nanoseconds since 1970; it does not go back, even if the clock does."""
+        self._latest = max(self._latest, self.replica.now())
+        return self._latest
 
     @staticmethod
     def encoded(asked: Asked) -> bytes:

@@ -123,15 +123,14 @@ def decode_read(body: bytes | bytearray | memoryview) -> Read:
         raise FsError(Fault.INVALID, f"not a query: {error}") from None
 
 
-def _form(asked: type[Command[Any]] | type[Query[Any]]) -> Any:
+def _form(asked: Any) -> Any:
     """The type of the reply."""
-    (form,) = get_args(asked.__orig_bases__[0])  # type: ignore[attr-defined]
+    (form,) = get_args(asked.__orig_bases__[0])
     return form
 
 
-_replies: Final = {
-    asked: msgspec.msgpack.Decoder(_form(asked)).decode for asked in (*COMMANDS, *QUERIES)
-}
+_ASKED: Final[tuple[type, ...]] = (*COMMANDS, *QUERIES)
+_replies: Final = {asked: msgspec.msgpack.Decoder(_form(asked)).decode for asked in _ASKED}
 
 
 def decode_reply(asked: Command[Any] | Query[Any], body: bytes | bytearray | memoryview) -> Any:

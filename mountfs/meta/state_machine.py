@@ -7,6 +7,7 @@ same again without an effect.  Session 0 is nobody's and nothing is remembered o
 sessions are opened.
 """
 
+from collections.abc import KeysView
 from functools import reduce
 from operator import or_
 from typing import Any, TypeVar, get_args
@@ -154,6 +155,27 @@ class StateMachine:
         elif type(command) is EndSession:
             self._sessions.pop(command.number, None)
         return reply
+
+    @property
+    def sessions(self) -> KeysView[int]:
+        """Those that have not ended."""
+        return self._sessions.keys()
+
+    def reply_to(self, session: int, sequence: int) -> tuple[bool, Any]:
+        """(whether it has been answered, the reply or the FsError).  Raises STALE where the session
+        had the reply long ago.
+        """
+        replies = self._sessions.get(session)
+        if replies is None:
+            return False, None
+        if sequence < replies.answered:
+            raise FsError(Fault.STALE, f"session {session}: {sequence} was answered before")
+        if sequence not in replies.kept:
+            return False, None
+        reply = replies.kept[sequence]
+        if isinstance(reply, Refused):
+            return True, FsError(Fault[reply.fault], reply.detail)
+        return True, reply
 
     def skip(self, index: int) -> None:
         """An entry of the log that is no command."""

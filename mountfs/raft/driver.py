@@ -142,7 +142,7 @@ class Group:
         try:
             self.raft.read(request, node.now())
         except FsError as error:
-            done(error)
+            done(_later(error))
             return
         self.readers[request] = done
         node.wake(self)
@@ -344,7 +344,7 @@ class Node:
             first, term = group.raft.propose([one.data for one in queue], self.now())
         except FsError as error:
             for one in queue:
-                one.done(error)
+                one.done(_later(error))
             return
         for index, one in enumerate(queue, first):
             group.waiting[LogIndex(index)] = _Waiting(term, one.subject, one.done)
@@ -567,6 +567,13 @@ def _not_leader(group: Group) -> FsError:
     leader = group.raft.leader
     where = f"node {leader} leads" if leader else "nobody is known to lead"
     return FsError(Fault.NOT_LEADER, f"this node does not lead its group; {where}")
+
+
+def _later(error: FsError) -> FsError:
+    """A core that is busy is not what a command could be refused with."""
+    if error.fault is Fault.BUSY:
+        return FsError(Fault.UNAVAILABLE, error.detail)
+    return error
 
 
 def _uptime() -> float:

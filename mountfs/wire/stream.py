@@ -36,7 +36,40 @@ from mountfs.wire.transport import Plain, Tls, Transport, close, linger, prepare
 
 log = logging.getLogger(__name__)
 
-Handler = Callable[[Any, int, Body], Coroutine[Any, Any, Parts]]
+
+class Later:
+    """What a handler returns that will be called back with the answer: no task waits for it.
+
+    Exactly one of `answer` and `refuse` must be called in the end; it may be before the handler
+    returns.
+    """
+
+    __slots__ = ("_link", "_number", "_outcome")
+
+    def __init__(self) -> None:
+        self._link: Link | None = None
+        self._number = 0
+        self._outcome: Parts | FsError | None = None
+
+    def answer(self, parts: Parts) -> None:
+        self._settle(parts)
+
+    def refuse(self, error: FsError) -> None:
+        self._settle(error)
+
+    def _settle(self, outcome: "Parts | FsError") -> None:
+        if self._link is None:
+            self._outcome = outcome
+        else:
+            self._link._settle(self._number, outcome)
+
+    def _belongs(self, link: "Link", number: int) -> None:
+        self._link, self._number = link, number
+        if self._outcome is not None:
+            link._settle(number, self._outcome)
+
+
+Handler = Callable[[Any, int, Body], Coroutine[Any, Any, Parts | Later]]
 """Answers a request: who asks (`Peer`, or `Client` for a push), the method, the body.  It may raise
 FsError.  It must say `await leave()` before it waits.
 """
@@ -90,7 +123,7 @@ class Link:
         self._nursery: trio.Nursery
         self._scopes: dict[int, trio.CancelScope] = {}
         """Of the requests of the peer that have become tasks."""
-        self._paused: list[tuple[int, Coroutine[Any, Any, Parts]]] = []
+        self._paused: list[tuple[int, Coroutine[Any, Any, Parts | Later]]] = []
         """Requests that share their work with others that are there already."""
         self._writer: trio.lowlevel.Task | None = None
         """The task that writes, when it sleeps.  Otherwise it will send all there is."""
@@ -315,7 +348,17 @@ class Link:
 
     # --- answering ---
 
-    def _step(self, number: int, coroutine: Coroutine[Any, Any, Parts]) -> None:
+    def _settle(self, number: int, outcome: Parts | FsError) -> None:
+        """The answer to a request that was to be answered later."""
+        if self.why is not None:
+            return
+        if isinstance(outcome, FsError):
+            self._core.refuse(number, outcome)
+        else:
+            self._core.answer(number, outcome)
+        self._send(alone=False)
+
+    def _step(self, number: int, coroutine: Coroutine[Any, Any, Parts | Later]) -> None:
         try:
             parts = attempt(coroutine)
         except Exception as error:
@@ -326,15 +369,18 @@ class Link:
             self._nursery.start_soon(self._finish, number, coroutine, scope)
         elif parts is PAUSED:
             self._paused.append((number, coroutine))
+        elif isinstance(parts, Later):
+            parts._belongs(self, number)
         else:
             self._core.answer(number, parts)  # type: ignore[arg-type]
 
     async def _finish(
-        self, number: int, coroutine: Coroutine[Any, Any, Parts], scope: trio.CancelScope
+        self, number: int, coroutine: Coroutine[Any, Any, Parts | Later], scope: trio.CancelScope
     ) -> None:
         try:
             with scope:
                 parts = await finish(coroutine)
+                assert not isinstance(parts, Later), "only who does not wait may answer later"
                 await self._wait_to_answer()
             if scope.cancelled_caught:
                 raise FsError(Fault.INTERRUPTED, "cancelled by the caller")

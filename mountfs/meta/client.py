@@ -1,0 +1,300 @@
+"""The metadata, far away: a session with whoever leads.
+
+Elections, crashes and lost connections are not seen here but as time.  A command is sent with the
+session's next sequence number, and again with the same one until it is answered: it acts once.  Who
+waits may be cancelled at any time, and then does not know whether it acted.
+"""
+
+import logging
+import random
+import socket
+import ssl
+import time
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager
+from typing import Final, TypeVar
+
+import msgspec
+import trio
+
+from mountfs.errors import Fault, FsError
+from mountfs.inline import leave
+from mountfs.meta.command import Command, Query
+from mountfs.meta.protocol import (
+    ROLE,
+    Cluster,
+    Method,
+    Opened,
+    Propose,
+    Read,
+    decode_reply,
+    encode,
+)
+from mountfs.wire.connection import Body, Disconnected
+from mountfs.wire.frames import Hello
+from mountfs.wire.stream import Client, connect
+
+log = logging.getLogger(__name__)
+
+R = TypeVar("R")
+Address = tuple[str, int]
+
+RETRY_FIRST_S: Final = 0.02
+RETRY_MAX_S: Final = 0.5
+ATTEMPT_S: Final = 10.0
+"""An attempt that is not answered for so long is made again, perhaps elsewhere."""
+RENEWS_PER_TTL: Final = 4
+_AGAIN: Final = (Fault.NOT_LEADER, Fault.UNAVAILABLE)
+
+
+class Options(msgspec.Struct, frozen=True, kw_only=True):
+    cluster: bytes = bytes(16)
+    """Which cluster is meant; zeros: whoever answers."""
+    soft_s: float | None = None
+    """Give up with TIMED_OUT after so long; None: never (who waits can be killed)."""
+    ssl_context: Callable[[], ssl.SSLContext] | None = None
+    server_hostname: str | None = None
+    about: str = ""
+
+
+class Router:
+    """Connections to the nodes of a cluster; knows who leads."""
+
+    def __init__(self, nursery: trio.Nursery, seeds: Sequence[Address], options: Options) -> None:
+        self._nursery = nursery
+        self._options = options
+        self._seeds = list(seeds)
+        self._known: dict[int, Address] = {}
+        """Where nodes are, by number."""
+        self._links: dict[Address, Client] = {}
+        self._connecting = trio.Lock()
+        self._leader: Address | None = None
+        self.problem = ""
+        """Why nobody is found that leads."""
+
+    def forget(self, link: Client) -> None:
+        """It does not lead, or does not answer."""
+        if self._leader is not None and self._links.get(self._leader) is link:
+            self._leader = None
+
+    def leader_now(self) -> Client | None:
+        if self._leader is not None:
+            link = self._links.get(self._leader)
+            if link is not None and link.why is None and link.leaving is None:
+                return link
+        return None
+
+    async def leader(self) -> Client:
+        """A connection to who leads.  Raises NOT_LEADER when nobody is found at the moment, and
+        what a node said that does not want us.
+        """
+        found = self.leader_now()
+        if found is not None:
+            return found
+        async with self._connecting:
+            found = self.leader_now()
+            if found is None:
+                found = await self._find()
+            return found
+
+    async def _find(self) -> Client:
+        """Ask all that are known, all at once: the first that names a leader who is there wins."""
+        problems: dict[str, str] = {}
+        refused: list[FsError] = []
+        candidates = list(dict.fromkeys([*self._known.values(), *self._seeds]))
+        random.shuffle(candidates)
+        for address in candidates:
+            try:
+                link = await self._link(address)
+                with trio.fail_after(ATTEMPT_S / 4):
+                    answer = await link.call(Method.CLUSTER)
+                cluster = msgspec.msgpack.decode(answer, type=Cluster)
+                self._learn(cluster)
+                leader = self._known.get(cluster.leader)
+                if cluster.leader and leader is None:
+                    problems[_name(address)] = f"says node {cluster.leader} leads, but not where"
+                    continue
+                if leader is None:
+                    problems[_name(address)] = "knows of nobody who leads"
+                    continue
+                if leader != address:
+                    link = await self._link(leader)
+                self._leader = leader
+                self.problem = ""
+                return link
+            except (Disconnected, trio.TooSlowError) as error:
+                problems[_name(address)] = str(error) or "does not answer"
+            except FsError as error:
+                problems[_name(address)] = str(error)
+                refused.append(error)
+        self.problem = "; ".join(f"{name}: {what}" for name, what in problems.items())
+        if refused and len(refused) == len(problems):
+            raise FsError(refused[0].fault, self.problem)
+        raise FsError(Fault.NOT_LEADER, f"nobody leads the cluster now ({self.problem})")
+
+    def _learn(self, cluster: Cluster) -> None:
+        known = {node.number: _address(node.door) for node in cluster.nodes}
+        self._known = {number: found for number, found in known.items() if found is not None}
+
+    async def _link(self, address: Address) -> Client:
+        link = self._links.get(address)
+        if link is not None and link.why is None and link.leaving is None:
+            return link
+        options = self._options
+        link = await connect(
+            self._nursery,
+            address,
+            Hello(cluster=options.cluster, role=ROLE, name=options.about or socket.gethostname()),
+            ssl_context=options.ssl_context() if options.ssl_context else None,
+            server_hostname=options.server_hostname,
+        )
+        self._links[address] = link
+        return link
+
+
+class RemoteMeta:
+    """A `Meta`; use `remote_meta`."""
+
+    def __init__(self, router: Router, options: Options) -> None:
+        self._router = router
+        self._options = options
+        self.session = 0
+        self.ttl_ms = 60_000
+        self._sequence = 0
+        self._open: dict[int, None] = {}
+        """Sequences that are not answered yet, ascending."""
+        self._latest = 0
+        self.ended: FsError | None = None
+        """The session is over: what was not written is lost."""
+        self.calls = 0
+        self.attempts = 0
+
+    def now(self) -> int:
+        self._latest = max(time.time_ns(), self._latest)
+        return self._latest
+
+    async def propose(self, command: Command[R]) -> R:
+        command.check()
+        if self.ended is not None:
+            raise self.ended
+        self._sequence = sequence = self._sequence + 1
+        self._open[sequence] = None
+        try:
+            body = encode(Propose(self.session, sequence, next(iter(self._open)), command))
+            answer = await self._ask(Method.PROPOSE, body)
+        finally:
+            # Whoever is cancelled does not ask again, so the answer need not be kept.
+            del self._open[sequence]
+        return decode_reply(command, answer)  # type: ignore[no-any-return]
+
+    async def read(self, query: Query[R]) -> R:
+        if self.ended is not None:
+            raise self.ended
+        answer = await self._ask(Method.READ, encode(Read(self.session, query)))
+        return decode_reply(query, answer)  # type: ignore[no-any-return]
+
+    async def open_session(self) -> None:
+        answer = await self._ask(Method.OPEN_SESSION, encode(self._options.about))
+        opened = msgspec.msgpack.decode(answer, type=Opened)
+        self.session, self.ttl_ms = opened.session, opened.ttl_ms
+        self._latest = max(self._latest, opened.time)
+        self._sequence = 0
+
+    async def end_session(self) -> None:
+        """With what patience the caller's scope has."""
+        if self.session and self.ended is None:
+            await self._ask(Method.END_SESSION, encode(self.session))
+
+    async def keep_session(self) -> None:
+        """Let the cluster know that we are here, until cancelled."""
+        while self.ended is None:
+            await trio.sleep(self.ttl_ms / 1000 / RENEWS_PER_TTL)
+            try:
+                await self._ask(Method.RENEW, encode(self.session))
+            except FsError as error:
+                if error.fault is Fault.SESSION_ENDED:
+                    self._over(error)
+
+    def _over(self, error: FsError) -> None:
+        if self.ended is None:
+            log.error("%s", error)
+            self.ended = error
+
+    async def _ask(self, method: Method, body: bytes) -> Body:
+        """The answer, however often it takes.  Raises what is an answer, TIMED_OUT if `soft`."""
+        self.calls += 1
+        link = self._router.leader_now()
+        if link is not None:
+            # Nearly always the first attempt is the last.
+            try:
+                return await self._attempt(link, method, body)
+            except Disconnected:
+                self._router.forget(link)
+            except FsError as error:
+                self._judge(error, link)
+        await leave()
+        soft_s = self._options.soft_s
+        with trio.move_on_after(soft_s if soft_s is not None else float("inf")):
+            return await self._ask_again(method, body)
+        raise FsError(
+            Fault.TIMED_OUT, f"no answer from the cluster within {soft_s} s: {self._router.problem}"
+        )
+
+    async def _ask_again(self, method: Method, body: bytes) -> Body:
+        wait_s = RETRY_FIRST_S
+        while True:
+            link: Client | None = None
+            try:
+                link = await self._router.leader()
+                return await self._attempt(link, method, body)
+            except Disconnected:
+                if link is not None:
+                    self._router.forget(link)
+            except FsError as error:
+                self._judge(error, link)
+            await trio.sleep(wait_s * random.uniform(0.5, 1))
+            wait_s = min(wait_s * 2, RETRY_MAX_S)
+
+    async def _attempt(self, link: Client, method: Method, body: bytes) -> Body:
+        self.attempts += 1
+        await leave()
+        with trio.move_on_after(ATTEMPT_S):
+            return await link.call(method, body)
+        raise Disconnected(f"no answer within {ATTEMPT_S} s", sent=True)
+
+    def _judge(self, error: FsError, link: Client | None) -> None:
+        """Return if it is to be asked again; raise the answer."""
+        if error.fault is Fault.SESSION_ENDED:
+            self._over(error)
+            raise error
+        if error.fault not in _AGAIN:
+            raise error
+        if link is not None and error.fault is Fault.NOT_LEADER:
+            self._router.forget(link)
+
+
+@asynccontextmanager
+async def remote_meta(seeds: Sequence[Address], options: Options) -> AsyncIterator[RemoteMeta]:
+    """A session with the cluster that is found at `seeds`, kept while the block lasts."""
+    async with trio.open_nursery() as nursery:
+        meta = RemoteMeta(Router(nursery, seeds, options), options)
+        await meta.open_session()
+        nursery.start_soon(meta.keep_session)
+        try:
+            yield meta
+        finally:
+            with trio.move_on_after(2, shield=True):
+                try:
+                    await meta.end_session()
+                except FsError as error:
+                    log.warning("the session ends by itself later: %s", error)
+            nursery.cancel_scope.cancel()
+
+
+def _address(text: str) -> Address | None:
+    host, _, port = text.rpartition(":")
+    return (host.strip("[]"), int(port)) if port.isdigit() else None
+
+
+def _name(address: Address) -> str:
+    return f"{address[0]}:{address[1]}"
