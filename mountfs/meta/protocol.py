@@ -54,7 +54,15 @@ QUERIES: Final[tuple[type[Query[Any]], ...]] = (
 )  # fmt: skip
 
 OPERATORS: Final = frozenset(
-    {"AddNode", "EndSession", "MakeRoot", "MoveNode", "OpenSession", "RemoveNode"}
+    {
+        "AddNode",
+        "EndSession",
+        "LeaveNode",
+        "MakeRoot",
+        "MoveNode",
+        "OpenSession",
+        "RemoveNode",
+    }
 )
 """Commands that come from the cluster itself, or by a method of their own."""
 

@@ -12,7 +12,9 @@ HOME/chunks/        volumes, and the index of their needles
 import errno
 import fcntl
 import os
+import shutil
 import uuid
+from collections.abc import Callable
 from pathlib import Path
 
 import msgspec
@@ -20,6 +22,8 @@ import msgspec
 from mountfs.errors import Fault, FsError, disk_error
 
 FORMAT = 2
+JOINING = "joining"
+"""A file with the name of a disk that is to be a node's."""
 BEFORE = 1
 """The format that is brought to FORMAT when a home is mounted."""
 
@@ -32,6 +36,8 @@ class Format(msgspec.Struct, frozen=True):
     """32 hex digits that name this filesystem."""
     node: int = 1
     """Which of its machines this is the home of; 1 where there is one only."""
+    disk: str = ""
+    """Names this home, of all that the filesystem has; where it is empty, `id` does."""
 
 
 class Holder(msgspec.Struct, frozen=True):
@@ -52,6 +58,10 @@ class Home:
     @property
     def id(self) -> bytes:
         return bytes.fromhex(self.format.id)
+
+    @property
+    def disk(self) -> str:
+        return self.format.disk or self.format.id
 
     @property
     def is_new(self) -> bool:
@@ -105,6 +115,33 @@ def open_home(path: Path, *, create: bool) -> Home:
     """
     try:
         return _open(path, create)
+    except OSError as error:
+        raise _unopened(path, error) from error
+
+
+def make_home(path: Path, ask: Callable[[str], Format], fill: Callable[[Path], None]) -> None:
+    """Make a home of a filesystem that exists elsewhere.
+
+    `ask` is told a name for the disk, the same one again if it is interrupted, and says what the
+    home is to be; `fill` puts into it what it must have from the start.  Raises as `open_home`, and
+    EXISTS if it is a home already.
+    """
+    try:
+        if (path / "format.json").exists():
+            raise FsError(Fault.EXISTS, f"{path} is a home already")
+        _refuse_unless_fresh(path, create=True)
+        path.mkdir(parents=True, exist_ok=True, mode=0o700)
+        joining = path / JOINING
+        if not joining.exists():
+            joining.write_text(uuid.uuid4().hex)
+            _sync_directory(path)
+        format = ask(joining.read_text())
+        for part in ("meta", "chunks"):
+            shutil.rmtree(path / part, ignore_errors=True)
+        _make(path)
+        fill(path)
+        _write_format(path, format)
+        joining.unlink()
     except OSError as error:
         raise _unopened(path, error) from error
 
@@ -173,6 +210,7 @@ def _open(path: Path, create: bool) -> Home:
             raise _busy(path, _read_holder(lock_fd)) from None
         if not (path / "format.json").exists():
             _make(path)
+            _write_format(path, Format(FORMAT, uuid.uuid4().hex))
         return Home(path, lock_fd, read_format(path))
     except BaseException:
         os.close(lock_fd)
@@ -188,7 +226,7 @@ def _refuse_unless_fresh(path: Path, create: bool) -> None:
             f"{path}/format.json is missing, but there is metadata: restore the file",
         )
     # A lock file alone: somebody else is just making it, or was interrupted then.
-    unfinished = {"lock", "meta", "chunks", "format.json.new", "pid"}
+    unfinished = {"lock", "meta", "chunks", "format.json.new", "pid", JOINING}
     if path.exists() and (found := sorted(set(os.listdir(path)) - unfinished)):
         raise FsError(
             Fault.BAD_HOME,
@@ -200,12 +238,11 @@ def _refuse_unless_fresh(path: Path, create: bool) -> None:
 
 
 def _make(path: Path) -> None:
-    """Make the directories of an empty home; format.json, which makes it one, comes last."""
+    """Make the directories of an empty home; `_write_format`, which makes it one, comes last."""
     for part in ("meta/store", "meta/log", "chunks/volumes", "chunks/index"):
         (path / part).mkdir(parents=True, exist_ok=True, mode=0o700)
     for part in ("meta", "chunks", "."):
         _sync_directory(path / part)
-    _write_format(path, Format(FORMAT, uuid.uuid4().hex))
 
 
 def _write_format(path: Path, format: Format) -> None:

@@ -380,10 +380,10 @@ class Link:
         try:
             with scope:
                 parts = await finish(coroutine)
-                assert not isinstance(parts, Later), "only who does not wait may answer later"
                 await self._wait_to_answer()
             if scope.cancelled_caught:
                 raise FsError(Fault.INTERRUPTED, "cancelled by the caller")
+            assert not isinstance(parts, Later), "only who does not wait may answer later"
             self._core.answer(number, parts)
         except Exception as error:
             self._refuse(number, error)

@@ -12,6 +12,8 @@ from mountfs.meta.tree import Tree
 
 NAME_BYTES_MAX = 64
 NODES_MAX = 1_000
+FIRST = 1
+"""The home that a cluster has grown from."""
 
 
 class NodeRecord(msgspec.Struct, frozen=True, array_like=True):
@@ -24,16 +26,21 @@ class NodeRecord(msgspec.Struct, frozen=True, array_like=True):
     """host:port where clients find it."""
     joined: int
     """When, in nanoseconds since 1970."""
+    disk: str
+    """Which home it has: a node that has lost its disk is not the same any more."""
+    leaving: bool = False
+    """It is to be no member of any group, and then forgotten."""
 
 
 class AddNode(Command[NodeRecord], frozen=True, tag="add_node"):
-    """Reply: the record with its number.  Raises EXISTS when a node has this name, or listens
-    there.
+    """Reply: the record with its number; the same one again for the same disk.  Raises EXISTS when
+    another node has this name, or listens there.
     """
 
     name: str
     rpc: str
     door: str
+    disk: str
 
     def check(self) -> None:
         if not 0 < len(self.name.encode()) <= NAME_BYTES_MAX or not self.name.isprintable():
@@ -42,6 +49,8 @@ class AddNode(Command[NodeRecord], frozen=True, tag="add_node"):
     def apply(self, tree: Tree, stamp: Stamp) -> NodeRecord:
         nodes = all_nodes(tree)
         for node in nodes:
+            if node.disk == self.disk and not node.leaving:
+                return node
             if node.name == self.name:
                 raise FsError(
                     Fault.EXISTS,
@@ -57,29 +66,44 @@ class AddNode(Command[NodeRecord], frozen=True, tag="add_node"):
             raise FsError(Fault.BUSY, f"a cluster has at most {NODES_MAX} nodes")
         number = tree.counters.next_node
         tree.counters.next_node += 1
-        record = NodeRecord(number, self.name, self.rpc, self.door, stamp.time)
+        record = NodeRecord(number, self.name, self.rpc, self.door, stamp.time, self.disk)
         put_node(tree, record)
         return record
 
 
 class MoveNode(Command[None], frozen=True, tag="move_node"):
-    """A node is found elsewhere now, or has another name."""
+    """A node is found elsewhere now, or has another name.  Raises EXISTS; NOT_FOUND."""
 
     number: int
     name: str
     rpc: str
     door: str
+    disk: str
 
     def apply(self, tree: Tree, stamp: Stamp) -> None:
-        joined = stamp.time
+        before = None
         for node in all_nodes(tree):
             if node.number == self.number:
-                joined = node.joined
+                before = node
             elif node.name == self.name:
                 raise FsError(Fault.EXISTS, f"node {node.number} has the name {self.name}")
-        if self.number >= tree.counters.next_node:
+        if before is None and self.number != FIRST:
             raise FsError(Fault.NOT_FOUND, f"there is no node {self.number}")
-        put_node(tree, NodeRecord(self.number, self.name, self.rpc, self.door, joined))
+        joined = stamp.time if before is None else before.joined
+        put_node(tree, NodeRecord(self.number, self.name, self.rpc, self.door, joined, self.disk))
+
+
+class LeaveNode(Command[None], frozen=True, tag="leave_node"):
+    """A node is to leave: the leader sees to it, and then to `RemoveNode`."""
+
+    number: int
+
+    def apply(self, tree: Tree, stamp: Stamp) -> None:
+        for node in all_nodes(tree):
+            if node.number == self.number:
+                put_node(tree, msgspec.structs.replace(node, leaving=True))
+                return
+        raise FsError(Fault.NOT_FOUND, f"there is no node {self.number}")
 
 
 class RemoveNode(Command[None], frozen=True, tag="remove_node"):

@@ -1,0 +1,242 @@
+"""A node of a cluster: its home, its ports, and the roles that it has."""
+
+import contextlib
+import logging
+import signal
+import sys
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any, Final
+
+import msgspec
+import trio
+
+from mountfs.errors import Fault, FsError
+from mountfs.kv.journal import Journal
+from mountfs.meta.admin import Admin, Join, Joined, ask_raw
+from mountfs.meta.ops.nodes import NodeRecord
+from mountfs.meta.protocol import ROLE
+from mountfs.meta.replica import META_GROUP
+from mountfs.meta.server import SEGMENT_BYTES, MetaServer, Place, meta_server
+from mountfs.raft.messages import HardState, NodeId, SnapshotHead, Term
+from mountfs.raft.storage import Storage
+from mountfs.rpc.client import open_client
+from mountfs.rpc.identity import Credentials, Pems
+from mountfs.rpc.server import open_server
+from mountfs.tls.identity import Kind
+from mountfs.tls.reload import Identities
+from mountfs.types import LogIndex
+from mountfs.vfs.embedded import embedded_node
+from mountfs.vfs.home import FORMAT, Format, Home, make_home, open_home, read_format
+from mountfs.wire.frames import Hello
+from mountfs.wire.service import Service
+
+log = logging.getLogger(__name__)
+
+RPC_PORT: Final = 7410
+LEAVE_S: Final = 3.0
+"""What a node takes at most to hand over before it stops."""
+SEEDS: Final = "nodes.json"
+
+
+class Settings(msgspec.Struct, frozen=True, kw_only=True):
+    home: Path
+    host: str
+    port: int
+    """Of gRPC; clients find the next one."""
+    name: str
+    join: tuple[str, ...] = ()
+    tls: Path | None = None
+
+    @property
+    def rpc(self) -> str:
+        return f"{self.host}:{self.port}"
+
+    @property
+    def door(self) -> str:
+        return f"{self.host}:{self.port + 1}"
+
+
+class Trust:
+    """Certificates, as the layers want them; or none."""
+
+    def __init__(self, directory: Path | None, cluster: str | None) -> None:
+        self.identities = (
+            None if directory is None else Identities(directory, cluster=cluster, kind=Kind.NODE)
+        )
+
+    @property
+    def credentials(self) -> Credentials | None:
+        identities = self.identities
+        if identities is None:
+            return None
+
+        def pems() -> Pems:
+            now = identities.current()
+            return Pems(now.authorities_pem, now.certificate_pem, now.key_pem)
+
+        return pems
+
+
+async def join(settings: Settings) -> None:
+    """Make the home of a new node of a cluster that is found at `settings.join`."""
+    trust = Trust(settings.tls, None)
+    cluster = trust.identities.current().cluster if trust.identities else ""
+
+    def ask(disk: str) -> Format:
+        return trio.from_thread.run(ask_leader, disk)
+
+    found: Joined | None = None
+
+    async def ask_leader(disk: str) -> Format:
+        nonlocal found
+        async with open_client(cluster, trust.credentials) as client:
+            answer = await ask_raw(
+                client,
+                list(settings.join),
+                "Join",
+                Join(settings.name, settings.rpc, settings.door, disk),
+                deadline_s=60,
+            )
+        found = msgspec.msgpack.decode(answer, type=Joined)
+        return Format(FORMAT, found.cluster, found.number, disk)
+
+    def fill(path: Path) -> None:
+        assert found is not None
+        journal = Journal(
+            path / "meta" / "log", home=bytes.fromhex(found.cluster), segment_bytes=SEGMENT_BYTES
+        )
+        head = SnapshotHead(LogIndex(0), Term(0), found.membership)
+        Storage(journal).create(META_GROUP, head, HardState())
+        journal.close()
+        (path / SEEDS).write_bytes(msgspec.json.encode(found.nodes))
+
+    await trio.to_thread.run_sync(make_home, settings.home, ask, fill)
+
+
+async def found_cluster(home: Path) -> None:
+    """Make a home, or bring one that a mount has left in disorder to where a node can open it."""
+    async with embedded_node(home, create=True):
+        pass
+
+
+@contextlib.asynccontextmanager
+async def node_server(settings: Settings) -> AsyncIterator[MetaServer]:
+    """Run a node on its home, which exists."""
+    home = open_home(settings.home, create=False)
+    try:
+        home.hold(f"node at {settings.rpc}")
+        async with _running(settings, home) as meta:
+            yield meta
+    finally:
+        home.close()
+
+
+@contextlib.asynccontextmanager
+async def _running(settings: Settings, home: Home) -> AsyncIterator[MetaServer]:
+    trust = Trust(settings.tls, home.format.id)
+    place = Place(
+        number=NodeId(home.format.node),
+        name=settings.name,
+        rpc=settings.rpc,
+        door=settings.door,
+        disk=home.disk,
+    )
+    context = trust.identities.current().server_context() if trust.identities else None
+    async with contextlib.AsyncExitStack() as stack:
+        server = await stack.enter_async_context(
+            open_server(settings.rpc, home.format.id, trust.credentials)
+        )
+        client = await stack.enter_async_context(open_client(home.format.id, trust.credentials))
+        meta = await stack.enter_async_context(
+            meta_server(
+                place,
+                home.path / "meta",
+                home.id,
+                server,
+                client,
+                credentials=trust.credentials,
+                seeds=_seeds(home.path),
+            )
+        )
+        Admin(meta, server, home.format.id)
+        listeners = await _listen(settings.host, settings.port + 1)
+        service = Service(
+            meta.service.handle,
+            Hello(cluster=home.id, role=ROLE, name=settings.name),
+            ssl_context=context,
+        )
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(service.serve, listeners)
+            try:
+                yield meta
+            finally:
+                with trio.move_on_after(LEAVE_S, shield=True):
+                    await hand_over(meta)
+                    meta.safe_mode.leave()
+                    with trio.move_on_after(LEAVE_S / 3):
+                        await service.drain("the node stops")
+                    await meta.checkpoint()
+                nursery.cancel_scope.cancel()
+
+
+async def hand_over(meta: MetaServer) -> None:
+    """Let another node lead, if there is one that can."""
+    raft = meta.group.raft
+    if not meta.group.is_leader:
+        return
+    peers = [
+        peer
+        for node, peer in raft.state.peers.items()
+        if node in raft.state.membership.voters and meta.is_alive(node)
+    ]
+    if not peers:
+        return
+    best = max(peers, key=lambda peer: peer.match)
+    try:
+        meta.group.transfer(best.node)
+    except FsError as error:
+        log.info("cannot hand over: %s", error)
+        return
+    for _ in range(200):
+        if not meta.group.is_leader:
+            return
+        await trio.sleep(0.005)
+
+
+async def serve(settings: Settings, *, announce: bool = True) -> None:
+    """Until SIGTERM or SIGINT."""
+    with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
+        async with node_server(settings) as meta:
+            if announce:
+                print(
+                    f"node {meta.place.name} (number {meta.place.number}) of cluster "
+                    f"{read_format(settings.home).id} listens at {settings.rpc} and {settings.door}",
+                    flush=True,
+                )
+            async for number in signals:
+                log.info("ended by %s", signal.Signals(number).name)
+                break
+
+
+async def _listen(host: str, port: int) -> list[trio.SocketListener]:
+    try:
+        return await trio.open_tcp_listeners(port, host=host)
+    except OSError as error:
+        raise FsError(
+            Fault.BUSY,
+            f"cannot listen at {host}:{port}: {error.strerror or error}; name another with --listen",
+        ) from error
+
+
+def _seeds(home: Path) -> tuple[NodeRecord, ...]:
+    try:
+        return msgspec.json.decode((home / SEEDS).read_bytes(), type=tuple[NodeRecord, ...])
+    except FileNotFoundError:
+        return ()
+    except msgspec.MsgspecError as error:
+        raise FsError(Fault.BAD_HOME, f"{home / SEEDS} is damaged ({error}); remove it") from None
+
+
+def said(data: Any) -> None:
+    print(msgspec.json.format(msgspec.json.encode(data)).decode(), file=sys.stdout)

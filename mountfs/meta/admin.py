@@ -1,0 +1,291 @@
+"""What operators and joining nodes ask of a metaserver, over gRPC.
+
+Any node answers STATUS of itself; the rest is for the leader, and others say who that is.
+"""
+
+import time
+from collections.abc import Awaitable, Callable
+from typing import Any, Final
+
+import msgspec
+import trio
+
+from mountfs.errors import Fault, FsError
+from mountfs.meta.membership_policy import why_not_to_remove
+from mountfs.meta.ops.nodes import AddNode, LeaveNode, MoveNode, NodeRecord, all_nodes
+from mountfs.meta.server import MetaServer
+from mountfs.raft.messages import Membership, NodeId
+from mountfs.raft.snapshots import require_node
+from mountfs.rpc.client import Client
+from mountfs.rpc.server import Call, Server
+
+SERVICE: Final = "mountfs.Admin"
+JOIN_S: Final = 30.0
+TRANSFER_S: Final = 5.0
+LOOK_S: Final = 0.005
+
+
+class Join(msgspec.Struct, frozen=True):
+    """A machine wants to be a node."""
+
+    name: str
+    rpc: str
+    door: str
+    disk: str
+
+
+class Joined(msgspec.Struct, frozen=True):
+    """It is one."""
+
+    cluster: str
+    number: int
+    membership: Membership
+    nodes: tuple[NodeRecord, ...]
+
+
+class Named(msgspec.Struct, frozen=True):
+    """Concerns one node, by name or number."""
+
+    node: str
+    force: bool = False
+
+
+class Admin:
+    def __init__(self, meta: MetaServer, server: Server, cluster: str) -> None:
+        self._meta = meta
+        self._cluster = cluster
+        self.more: Callable[[], dict[str, Any]] = dict
+        """What else STATUS tells."""
+        handlers: dict[str, Callable[[bytes, Call], Awaitable[Any]]] = {
+            "Join": self._join,
+            "Move": self._move,
+            "Status": self._status,
+            "Nodes": self._nodes,
+            "Remove": self._remove,
+            "Transfer": self._transfer,
+            "SafeMode": self._safe_mode,
+            "LeaveSafeMode": self._leave_safe_mode,
+        }
+        for method, handler in handlers.items():
+            server.register(SERVICE, method, _encoded(handler))
+
+    async def _join(self, body: bytes, call: Call) -> Joined:
+        require_node(call)
+        meta = self._meta
+        asked = msgspec.msgpack.decode(body, type=Join)
+        meta.group.raft.state.require_leader()
+        record = await meta.service.order(AddNode(asked.name, asked.rpc, asked.door, asked.disk))
+        number = NodeId(record.number)
+        # The leader's duties see to it.
+        await _until(lambda: number in meta.group.raft.log.membership.everyone, JOIN_S)
+        membership = meta.group.raft.log.membership
+        if number not in membership.everyone:
+            raise FsError(
+                Fault.TIMED_OUT, f"node {number} could not be made a member: is there a majority?"
+            )
+        nodes = tuple(all_nodes(meta.machine.replica.machine.tree))
+        return Joined(self._cluster, number, membership, nodes)
+
+    async def _move(self, body: bytes, call: Call) -> None:
+        require_node(call)
+        await self._meta.service.order(msgspec.msgpack.decode(body, type=MoveNode))
+
+    async def _nodes(self, body: bytes, call: Call) -> Any:
+        meta = self._meta
+        meta.group.raft.state.require_leader()
+        membership = meta.group.raft.log.membership
+        return [
+            {
+                **msgspec.to_builtins(_named(record)),
+                "role": _role(NodeId(record.number), membership),
+                "leader": record.number == meta.place.number,
+                "alive": meta.is_alive(NodeId(record.number)),
+                "lag": self._lag(NodeId(record.number)),
+            }
+            for record in all_nodes(meta.machine.replica.machine.tree)
+        ]
+
+    def _lag(self, node: NodeId) -> int | None:
+        raft = self._meta.group.raft
+        if node == self._meta.place.number:
+            return 0
+        peer = raft.state.peers.get(node)
+        return None if peer is None else raft.log.last_index - peer.match
+
+    async def _remove(self, body: bytes, call: Call) -> Any:
+        meta = self._meta
+        asked = msgspec.msgpack.decode(body, type=Named)
+        meta.group.raft.state.require_leader()
+        record = self._find(asked.node)
+        number = NodeId(record.number)
+        why_not = why_not_to_remove(number, meta.group.raft.log.membership, meta.is_alive)
+        if why_not is not None and not asked.force:
+            raise FsError(Fault.BUSY, f"node {record.name} cannot be removed: {why_not}")
+        await meta.service.order(LeaveNode(record.number))
+        return msgspec.to_builtins(_named(record))
+
+    async def _transfer(self, body: bytes, call: Call) -> Any:
+        meta = self._meta
+        asked = msgspec.msgpack.decode(body, type=Named)
+        record = self._find(asked.node)
+        begun = time.monotonic()
+        meta.group.transfer(NodeId(record.number))
+        if not await _until(lambda: meta.group.raft.leader == record.number, TRANSFER_S):
+            raise FsError(
+                Fault.TIMED_OUT, f"node {record.name} did not take over within {TRANSFER_S:g} s"
+            )
+        return {"leader": record.number, "took_ms": round((time.monotonic() - begun) * 1000)}
+
+    async def _safe_mode(self, body: bytes, call: Call) -> Any:
+        self._meta.group.raft.state.require_leader()
+        return msgspec.to_builtins(self._meta.safe_mode.report())
+
+    async def _leave_safe_mode(self, body: bytes, call: Call) -> Any:
+        self._meta.group.raft.state.require_leader()
+        self._meta.safe_mode.leave()
+        return msgspec.to_builtins(self._meta.safe_mode.report())
+
+    async def _status(self, body: bytes, call: Call) -> Any:
+        meta = self._meta
+        raft, place = meta.group.raft, meta.place
+        machine = meta.machine.replica.machine
+        health, why = self._health()
+        return {
+            "cluster": self._cluster,
+            "node": place.number,
+            "name": place.name,
+            "rpc": place.rpc,
+            "door": place.door,
+            "health": health,
+            "why": why,
+            "role": raft.role.value,
+            "leader": raft.leader,
+            "term": raft.term,
+            "committed": raft.log.committed,
+            "applied": machine.applied,
+            "last_index": raft.log.last_index,
+            "first_index": raft.log.base + 1,
+            "stored": meta.machine.stored.index,
+            "log_bytes": meta.journal.size_bytes,
+            "voters": raft.log.membership.voters,
+            "outgoing": raft.log.membership.outgoing,
+            "learners": raft.log.membership.learners,
+            "sessions": len(machine.sessions),
+            "inodes": machine.tree.counters.inodes,
+            "safe_mode": meta.safe_mode.is_on if meta.group.is_leader else None,
+            "troubles": meta.troubles,
+            "peers": {str(node): why for node, why in meta.peers.problems.items()},
+            "snapshots": {
+                "sending": msgspec.to_builtins(list(meta.snapshots.sending.values())),
+                "receiving": msgspec.to_builtins(list(meta.snapshots.received.values())),
+            },
+            "figures": msgspec.to_builtins(meta.node.figures),
+            **self.more(),
+        }
+
+    def _health(self) -> tuple[str, str]:
+        """One word, and the reason."""
+        meta = self._meta
+        raft = meta.group.raft
+        if meta.group.failure is not None:
+            return "damaged", str(meta.group.failure)
+        if meta.node.full is not None:
+            return "full", str(meta.node.full)
+        if not raft.leader:
+            return "leaderless", "no node is known to lead: is there a majority?"
+        if meta.troubles:
+            return "troubled", "; ".join(f"{name}: {why}" for name, why in meta.troubles.items())
+        if meta.group.is_leader:
+            if meta.safe_mode.is_on:
+                return "safe mode", meta.safe_mode.report().why
+            silent = [node for node in raft.log.membership.everyone if not meta.is_alive(node)]
+            if silent:
+                names = ", ".join(str(node) for node in sorted(silent))
+                return "degraded", f"node {names} does not answer"
+        return "healthy", ""
+
+    def _find(self, name: str) -> NodeRecord:
+        nodes = all_nodes(self._meta.machine.replica.machine.tree)
+        for node in nodes:
+            if name in (node.name, str(node.number)):
+                return node
+        names = ", ".join(node.name for node in nodes)
+        raise FsError(Fault.NOT_FOUND, f"there is no node {name}; there are: {names}")
+
+
+async def _until(holds: Callable[[], bool], seconds: float) -> bool:
+    """Wait for something that nobody tells us of."""
+    for _ in range(int(seconds / LOOK_S)):
+        if holds():
+            return True
+        await trio.sleep(LOOK_S)
+    return holds()
+
+
+class _Named(msgspec.Struct):
+    """`NodeRecord` as an object with names, for JSON."""
+
+    number: int
+    name: str
+    rpc: str
+    door: str
+    joined: int
+    leaving: bool
+
+
+def _named(record: NodeRecord) -> _Named:
+    return _Named(
+        record.number, record.name, record.rpc, record.door, record.joined, record.leaving
+    )
+
+
+def _role(node: NodeId, membership: Membership) -> str:
+    if node in membership.voters:
+        return "voter"
+    if node in membership.outgoing:
+        return "leaving voter"
+    return "learner" if node in membership.learners else "no member"
+
+
+def _encoded(
+    handler: Callable[[bytes, Call], Awaitable[Any]],
+) -> Callable[[bytes, Call], Awaitable[bytes]]:
+    async def encoded(body: bytes, call: Call) -> bytes:
+        try:
+            return msgspec.msgpack.encode(await handler(body, call))
+        except msgspec.ValidationError as error:
+            raise FsError(Fault.INVALID, f"not a request: {error}") from None
+
+    return encoded
+
+
+async def ask(
+    client: Client, addresses: list[str], method: str, body: object, *, deadline_s: float = 10.0
+) -> Any:
+    """Ask the leader, whichever of `addresses` that is.  Raises what it says."""
+    return msgspec.msgpack.decode(
+        await ask_raw(client, addresses, method, body, deadline_s=deadline_s)
+    )
+
+
+async def ask_raw(
+    client: Client, addresses: list[str], method: str, body: object, *, deadline_s: float = 10.0
+) -> bytes:
+    encoded = msgspec.msgpack.encode(body)
+    problems: list[FsError] = []
+    until = trio.current_time() + deadline_s
+    while True:
+        problems.clear()
+        for address in addresses:
+            try:
+                return await client.call(
+                    address, SERVICE, method, encoded,
+                    deadline_s=max(until - trio.current_time(), 1.0),
+                )  # fmt: skip
+            except FsError as error:
+                if error.fault not in (Fault.NOT_LEADER, Fault.UNAVAILABLE, Fault.TIMED_OUT):
+                    raise
+                problems.append(error)
+        if trio.current_time() > until:
+            raise problems[-1]
+        await trio.sleep(0.2)

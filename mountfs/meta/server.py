@@ -1,0 +1,365 @@
+"""A metaserver: its server of the metadata's group, and the work behind the requests.
+
+Every node sees to its own log and store.  Who leads sees to sessions that have fallen silent, to
+files that nobody uses any more, and to who votes.
+"""
+
+import contextlib
+import logging
+import random
+from collections.abc import AsyncIterator, Callable, Sequence
+from pathlib import Path
+from typing import Any, Final
+
+import msgspec
+import trio
+
+from mountfs.errors import Fault, FsError
+from mountfs.kv.journal import Journal
+from mountfs.kv.leveldb import LevelStore
+from mountfs.meta.command import Command
+from mountfs.meta.local import check_place
+from mountfs.meta.machine import MetaMachine
+from mountfs.meta.membership_policy import wanted
+from mountfs.meta.ops.nodes import (
+    AddNode,
+    LeaveNode,
+    MoveNode,
+    NodeRecord,
+    RemoveNode,
+    all_nodes,
+)
+from mountfs.meta.ops.reap import Orphans, Reap
+from mountfs.meta.ops.session import EndSession
+from mountfs.meta.replica import META_GROUP
+from mountfs.meta.safe_mode import SafeMode
+from mountfs.meta.service import MetaService
+from mountfs.meta.snapshot import Source
+from mountfs.raft.config import Config
+from mountfs.raft.driver import Group, Node
+from mountfs.raft.messages import NodeId
+from mountfs.raft.progress import Flow
+from mountfs.raft.snapshots import Snapshots
+from mountfs.raft.storage import Storage
+from mountfs.rpc.client import Client
+from mountfs.rpc.identity import Credentials
+from mountfs.rpc.peers import Peers, open_peers
+from mountfs.rpc.server import Server
+from mountfs.types import LogIndex
+
+log = logging.getLogger(__name__)
+
+CHECKPOINT_AFTER_S: Final = 60.0
+HOUSEKEEPING_S: Final = 0.5
+REAP_BATCH: Final = 256
+KEPT_ENTRIES: Final = 20_000
+"""Behind a checkpoint, for servers that are not far behind."""
+KEPT_ENTRIES_MAX: Final = 200_000
+"""For one that is known to lack them."""
+SEGMENT_BYTES: Final = 16 << 20
+
+
+class Place(msgspec.Struct, frozen=True, kw_only=True):
+    """Who a node is, and where it is found."""
+
+    number: NodeId
+    name: str
+    rpc: str
+    """host:port, as others reach it."""
+    door: str
+    disk: str
+    """What names its home."""
+
+
+class MetaServer:
+    """Use `meta_server`."""
+
+    def __init__(
+        self,
+        place: Place,
+        directory: Path,
+        home: bytes,
+        server: Server,
+        client: Client,
+        transport: "_Transport",
+        config: Config,
+    ) -> None:
+        self.place = place
+        self._transport = transport
+        self.journal = Journal(directory / "log", home=home, segment_bytes=SEGMENT_BYTES)
+        self.storage = Storage(self.journal)
+        found = self.storage.groups.get(META_GROUP)
+        if found is None:
+            raise FsError(Fault.BAD_HOME, f"{directory}: there is no metadata; was it ever made?")
+        self.machine = MetaMachine(
+            directory, found.base, lambda path: LevelStore(path, create=True)
+        )
+        check_place(found, self.machine.applied)
+        self.node = Node(
+            place.number, self.storage, transport, config, chance=random.SystemRandom()
+        )
+        self.group = self.node.start(META_GROUP, self.machine)
+        self.safe_mode = SafeMode()
+        self.service = MetaService(self.node, self.group, self.machine, self.safe_mode)
+        self.snapshots = Snapshots(
+            self.node,
+            server,
+            client,
+            place.rpc,
+            address_of=self._address_of,
+            make_source=self._make_source,
+            make_sink=lambda group, head: self.machine.sink(head),
+        )
+        self.peers: Peers
+        self._checkpointing = trio.Lock()
+        self._checkpointed = trio.current_time()
+        self.troubles: dict[str, str] = {}
+        self.failed: FsError | None = None
+        self.node.on_leader = self._leadership
+        self.machine.on_applied = self._applied
+        self.machine.on_installed = self._learn_addresses
+
+    # -- the life of it
+
+    async def run(self) -> None:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self.node.run)
+            nursery.start_soon(self.snapshots.run)
+            nursery.start_soon(self._forever, "checkpoint", self._checkpoint_if_due)
+            nursery.start_soon(self._forever, "log segments", self._tend_log)
+            nursery.start_soon(self._forever, "leader's duties", self._lead)
+
+    async def _forever(self, name: str, work: Callable[[], Any]) -> None:
+        while True:
+            try:
+                await work()
+            except FsError as error:
+                if error.fault not in (Fault.NOT_LEADER, Fault.UNAVAILABLE, Fault.BUSY):
+                    if self.troubles.get(name) != str(error):
+                        log.error("%s: %s", name, error)
+                    self.troubles[name] = str(error)
+            else:
+                self.troubles.pop(name, None)
+            await trio.sleep(HOUSEKEEPING_S)
+
+    def close(self) -> None:
+        self.machine.close()
+        self.journal.close()
+
+    # -- what everybody does
+
+    async def _checkpoint_if_due(self) -> None:
+        replica = self.machine.replica
+        waited = trio.current_time() - self._checkpointed
+        due = replica.checkpoint_due or self.storage.holds(META_GROUP)
+        if due or (replica.pending_rows and waited > CHECKPOINT_AFTER_S):
+            await self.checkpoint()
+
+    async def checkpoint(self) -> None:
+        """Write the state to the store, so that the log can be let go."""
+        async with self._checkpointing:
+            if self.group.failure is not None:
+                return
+            machine, replica = self.machine, self.machine.replica
+            before = machine.stored
+            applied = machine.applied
+            if applied > before.index or replica.stored_head is None:
+                checkpoint = machine.begin_checkpoint(self.group.raft.log.head_at(applied))
+                try:
+                    with trio.CancelScope(shield=True):
+                        await trio.to_thread.run_sync(replica.write_checkpoint, checkpoint)
+                except BaseException:
+                    if machine.replica is replica:
+                        replica.abandon_checkpoint()
+                    raise
+                if machine.replica is not replica:
+                    return  # a snapshot has come meanwhile
+                machine.end_checkpoint(checkpoint)
+            self._checkpointed = trio.current_time()
+            self._shorten(before.index)
+
+    def _shorten(self, stored: LogIndex) -> None:
+        """Let go of entries that the state before the last checkpoint has, but for those that
+        somebody may lack.
+        """
+        raft = self.group.raft
+        upto = min(stored, LogIndex(self.machine.applied - KEPT_ENTRIES))
+        if raft.state.is_leader:
+            lacking = [peer.match for peer in raft.state.peers.values() if peer.match < upto]
+            if lacking:
+                upto = max(min(lacking), LogIndex(self.machine.applied - KEPT_ENTRIES_MAX))
+        if self.storage.holds(META_GROUP) and self.journal.size_bytes > 8 * SEGMENT_BYTES:
+            upto = stored
+        if upto > raft.log.base:
+            self.storage.compact(META_GROUP, raft.log.head_at(upto))
+            raft.compacted(upto)
+
+    async def _tend_log(self) -> None:
+        self.storage.release()
+        if self.journal.wants_prepare:
+            await trio.to_thread.run_sync(self.journal.prepare)
+
+    async def _make_source(self, group: Group) -> Source:
+        await self.checkpoint()
+        return self.machine.source()
+
+    # -- what the leader does
+
+    def _leadership(self, group: Group) -> None:
+        if group.failure is not None:
+            return
+        if group.is_leader:
+            self.safe_mode.began_to_lead()
+            self.service.began_to_lead()
+        elif group.raft.leader:
+            self.safe_mode.heard_a_leader()
+
+    async def _lead(self) -> None:
+        if self.group.raft.leader not in (0, self.place.number):
+            self.safe_mode.heard_a_leader()
+        if not self.group.is_leader or not self.group.raft.state.proven:
+            return
+        await self._introduce()
+        await self._end_silent_sessions()
+        await self._reap()
+        await self._tend_members()
+
+    async def _introduce(self) -> None:
+        """Our own record, if it is not so."""
+        place = self.place
+        known = self.service.node_of(place.number)
+        there = None if known is None else (known.name, known.rpc, known.door, known.disk)
+        if there != (place.name, place.rpc, place.door, place.disk):
+            await self.service.order(
+                MoveNode(place.number, place.name, place.rpc, place.door, place.disk)
+            )
+
+    async def _end_silent_sessions(self) -> None:
+        for number in self.service.silent_sessions():
+            log.warning("session %d has fallen silent: it is ended", number)
+            await self.service.order(EndSession(number))
+
+    async def _reap(self) -> None:
+        """Remove files without a name whose sessions have ended."""
+        machine = self.machine.replica.machine
+        orphans = Orphans(None, REAP_BATCH).read(machine.tree)
+        by_session: dict[int, list[Any]] = {}
+        for session, ino in orphans:
+            if session not in machine.sessions:
+                by_session.setdefault(session, []).append(ino)
+        for session, inos in by_session.items():
+            await self.service.order(Reap(session, tuple(inos)))
+
+    async def _tend_members(self) -> None:
+        raft = self.group.raft
+        membership = raft.log.membership
+        nodes = all_nodes(self.machine.replica.machine.tree)
+        change = wanted(membership, nodes, self._is_ready)
+        if change is not None:
+            voters, learners = change
+            log.info("members become: voters %s, learners %s", voters, learners)
+            self.group.change_membership(voters, learners)
+            return
+        if raft.log.membership_index > raft.log.committed:
+            return
+        for node in nodes:
+            if node.leaving and node.number not in membership.everyone:
+                await self.service.order(RemoveNode(node.number))
+
+    def _is_ready(self, node: NodeId) -> bool:
+        raft = self.group.raft
+        peer = raft.state.peers.get(node)
+        return (
+            peer is not None
+            and peer.flow is Flow.REPLICATE
+            and self.is_alive(node)
+            and raft.log.last_index - peer.match <= self.node.config.caught_up_entries
+        )
+
+    def is_alive(self, node: NodeId) -> bool:
+        """Whether the leader has heard of a node lately."""
+        if node == self.place.number:
+            return True
+        peer = self.group.raft.state.peers.get(node)
+        return peer is not None and self.node.now() - peer.heard < 2 * self.node.config.election_ms
+
+    # -- where the others are
+
+    def _address_of(self, node: NodeId) -> str | None:
+        record = self.service.node_of(node)
+        return None if record is None else record.rpc
+
+    def _applied(self, command: Command[Any], reply: object) -> None:
+        if isinstance(command, (AddNode, LeaveNode, MoveNode, RemoveNode)):
+            self._learn_addresses()
+
+    def _learn_addresses(self) -> None:
+        nodes = all_nodes(self.machine.replica.machine.tree)
+        self._transport.learn(self.place.number, nodes)
+
+
+class _Transport:
+    """`Peers`, with what is known of addresses before and after anybody has told us."""
+
+    def __init__(self, seeds: Sequence[NodeRecord]) -> None:
+        self._seeds = {node.number: node.rpc for node in seeds}
+        self.peers: Peers | None = None
+
+    def send(self, node: NodeId, body: bytes) -> None:
+        if self.peers is not None:
+            self.peers.send(node, body)
+
+    def learn(self, own: NodeId, nodes: Sequence[NodeRecord]) -> None:
+        known = {**self._seeds, **{node.number: node.rpc for node in nodes}}
+        known.pop(own, None)
+        if self.peers is not None:
+            self.peers.set_peers(known)
+
+
+@contextlib.asynccontextmanager
+async def meta_server(
+    place: Place,
+    directory: Path,
+    home: bytes,
+    server: Server,
+    client: Client,
+    *,
+    credentials: Credentials | None = None,
+    seeds: Sequence[NodeRecord] = (),
+    config: Config | None = None,
+) -> AsyncIterator[MetaServer]:
+    """Run the metadata of the home whose part for it is `directory`, while the block lasts.
+
+    `seeds`: where other nodes were when we joined.  Raises CORRUPT, BAD_HOME.
+    """
+    transport = _Transport(seeds)
+    found = MetaServer(place, directory, home, server, client, transport, config or Config())
+    try:
+
+        def received(node: int, bodies: list[bytes]) -> None:
+            try:
+                found.node.received(NodeId(node), bodies)
+            except FsError as error:
+                log.warning("node %d: %s", node, error)
+
+        async with open_peers(
+            place.number,
+            server,
+            received,
+            lambda node: found.node.unreachable(NodeId(node)),
+            credentials,
+        ) as peers:
+            transport.peers = found.peers = peers
+            found._learn_addresses()
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(found.run)
+                try:
+                    yield found
+                finally:
+                    nursery.cancel_scope.cancel()
+    finally:
+        found.close()
+
+
+def _open_store(path: Path) -> LevelStore:
+    return LevelStore(path, create=True)
