@@ -23,7 +23,7 @@ from mountfs.raft.storage import Storage
 from mountfs.rpc.client import open_client
 from mountfs.rpc.identity import Credentials, Pems
 from mountfs.rpc.server import open_server
-from mountfs.tls.identity import Kind
+from mountfs.tls.authority import Kind
 from mountfs.tls.reload import Identities
 from mountfs.types import LogIndex
 from mountfs.vfs.embedded import embedded_node
@@ -110,6 +110,7 @@ async def join(settings: Settings) -> None:
         Storage(journal).create(META_GROUP, head, HardState())
         journal.close()
         (path / SEEDS).write_bytes(msgspec.json.encode(found.nodes))
+        (path / "node").touch()
 
     await trio.to_thread.run_sync(make_home, settings.home, ask, fill)
 
@@ -118,6 +119,7 @@ async def found_cluster(home: Path) -> None:
     """Make a home, or bring one that a mount has left in disorder to where a node can open it."""
     async with embedded_node(home, create=True):
         pass
+    (home / "node").touch()
 
 
 @contextlib.asynccontextmanager
@@ -209,11 +211,10 @@ async def serve(settings: Settings, *, announce: bool = True) -> None:
     with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
         async with node_server(settings) as meta:
             if announce:
-                print(
-                    f"node {meta.place.name} (number {meta.place.number}) of cluster "
-                    f"{read_format(settings.home).id} listens at {settings.rpc} and {settings.door}",
-                    flush=True,
-                )
+                who = f"node {meta.place.name} (number {meta.place.number})"
+                cluster = read_format(settings.home).id
+                where = f"{settings.rpc} and {settings.door}"
+                print(f"{who} of cluster {cluster} listens at {where}", flush=True)
             async for number in signals:
                 log.info("ended by %s", signal.Signals(number).name)
                 break
@@ -223,10 +224,8 @@ async def _listen(host: str, port: int) -> list[trio.SocketListener]:
     try:
         return await trio.open_tcp_listeners(port, host=host)
     except OSError as error:
-        raise FsError(
-            Fault.BUSY,
-            f"cannot listen at {host}:{port}: {error.strerror or error}; name another with --listen",
-        ) from error
+        what = f"cannot listen at {host}:{port}: {error.strerror or error}"
+        raise FsError(Fault.BUSY, f"{what}; name another place with --listen") from error
 
 
 def _seeds(home: Path) -> tuple[NodeRecord, ...]:

@@ -1,0 +1,186 @@
+"""mountfs node: run a node of a cluster; list, remove, hand over."""
+
+import argparse
+import gc
+import logging
+import os
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+import trio
+from rich.table import Table
+
+from mountfs.cli import show
+from mountfs.errors import Fault, FsError
+
+if TYPE_CHECKING:
+    from mountfs.cli.node_server import Settings
+
+SUMMARY = "run a node of a cluster; list, remove, hand over"
+DESCRIPTION = """\
+Run a node: a machine that has the metadata of a cluster, together with others.  What a home that
+was mounted alone has, a node can serve: other machines join it, and get what it has, live.
+"""
+EPILOG = """\
+examples:
+  mountfs node --home /srv/mountfs --listen 10.0.0.1           the first node; its home may be new,
+                                                               or one that was mounted before
+  mountfs node --home /srv/mountfs --listen 10.0.0.2 --join 10.0.0.1      another one
+  mountfs node list --at 10.0.0.1                              who there is, who leads, who lags
+  mountfs node transfer-leader n2 --at 10.0.0.1                let n2 lead, before maintenance
+  mountfs node remove n3 --at 10.0.0.1                         n3 leaves, or has died for good
+  mount.dfs 10.0.0.1,10.0.0.2,10.0.0.3: /mnt/data              mount what they have
+
+Two nodes are one voter and one that follows: an even number of voters tolerates no more failures
+than one voter less.  When a third joins, all three vote, and the cluster survives the loss of one.
+
+A node takes two ports: that of --listen (7410 unless named) for other nodes, and the next one for
+clients.  Without --tls anybody who reaches them can read and change everything: that is allowed on
+a loopback address, or with --insecure.  For certificates see: mountfs pki --help
+
+exit status: 0 done, or ended by SIGTERM; 1 failed; 2 wrong call
+"""
+PORT: Final = 7410
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "action", nargs="?", default="run", choices=["run", "list", "remove", "transfer-leader"],
+        help="default: run",
+    )  # fmt: skip
+    parser.add_argument("node", nargs="?", metavar="NODE", help="name or number, for an action")
+    parser.add_argument("--home", type=Path, help="directory of what the node keeps")
+    parser.add_argument("--listen", metavar="HOST[:PORT]", help="where others reach this node")
+    parser.add_argument("--join", metavar="HOST[:PORT],...", help="nodes of the cluster to join")
+    parser.add_argument("--name", help="of the node; default: the machine's")
+    parser.add_argument("--roles", default="meta", help="what the node does; default: meta")
+    parser.add_argument("--tls", type=Path, metavar="DIR", help="certificates, of mountfs pki")
+    parser.add_argument("--insecure", action="store_true", help="allow a network without TLS")
+    parser.add_argument(
+        "--at", metavar="HOST[:PORT],...", help="nodes to ask; default: this machine's"
+    )
+    parser.add_argument("--force", action="store_true", help="remove, though it does harm")
+    parser.add_argument("--json", action="store_true")
+
+
+def run(arguments: argparse.Namespace) -> int:
+    if arguments.action == "run":
+        return _run(arguments)
+    if arguments.action != "list" and arguments.node is None:
+        arguments.parser.error(f"{arguments.action} needs the name of a node")
+    from mountfs.cli import cluster_calls
+
+    if arguments.action == "list":
+        found = cluster_calls.ask(arguments, "Nodes", None)
+        if arguments.json:
+            show.print_json(found)
+        else:
+            _print_nodes(found)
+        return show.EXIT_OK if all(node["alive"] for node in found) else show.EXIT_FAILED
+    method = {"remove": "Remove", "transfer-leader": "Transfer"}[arguments.action]
+    body = {"node": arguments.node, "force": arguments.force}
+    answer = cluster_calls.ask(arguments, method, body)
+    if arguments.json:
+        show.print_json(answer)
+    elif method == "Remove":
+        print(f"node {answer['name']} leaves; see: mountfs node list")
+    else:
+        print(f"node {answer['leader']} leads, after {answer['took_ms']} ms")
+    return show.EXIT_OK
+
+
+def _run(arguments: argparse.Namespace) -> int:
+    from mountfs.cli import node_server
+
+    if arguments.node is not None:
+        arguments.parser.error(f"unknown argument: {arguments.node}")
+    settings = _settings(arguments)
+    logging.basicConfig(
+        stream=sys.stderr, level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s"
+    )
+    sys.setswitchinterval(0.0005)  # threads of gRPC wait for the one that does all the work
+    fresh = not (settings.home / "format.json").exists()
+    if fresh and settings.join:
+        trio.run(node_server.join, settings)
+    elif fresh or _needs_recovery(settings.home):
+        trio.run(node_server.found_cluster, settings.home)
+    gc.freeze()
+    trio.run(node_server.serve, settings)
+    return show.EXIT_OK
+
+
+def _needs_recovery(home: Path) -> bool:
+    """It is a home that was mounted alone: what its last mount left has to be judged as a mount
+    does, by the bytes that are there.
+    """
+    from mountfs.vfs.home import BEFORE, read_format
+
+    if read_format(home).format == BEFORE:
+        return True
+    return not (home / NODE_MARK).exists()
+
+
+NODE_MARK: Final = "node"
+
+
+def _settings(arguments: argparse.Namespace) -> "Settings":
+    from mountfs.cli.node_server import Settings
+
+    if arguments.home is None or arguments.listen is None:
+        arguments.parser.error("to run a node, name --home and --listen")
+    if (roles := set(arguments.roles.split(","))) != {"meta"}:
+        arguments.parser.error(f"unknown roles: {', '.join(sorted(roles - {'meta'}))}")
+    host, port = place(arguments.listen)
+    if arguments.tls is None and not arguments.insecure and not _is_loopback(host):
+        raise FsError(
+            Fault.DENIED,
+            f"{host} can be reached by others, and there is no --tls: they could read and change "
+            "everything.  Make certificates (mountfs pki --help), or say --insecure",
+        )
+    return Settings(
+        home=arguments.home,
+        host=host,
+        port=port,
+        name=arguments.name or os.uname().nodename,
+        join=tuple(addresses(arguments.join)) if arguments.join else (),
+        tls=arguments.tls,
+    )
+
+
+def _is_loopback(host: str) -> bool:
+    return host in ("localhost", "::1") or host.startswith("127.")
+
+
+def place(text: str) -> tuple[str, int]:
+    """HOST[:PORT]; raises INVALID."""
+    host, colon, port = text.rpartition(":")
+    if not colon or text.endswith("]"):
+        return text.strip("[]"), PORT
+    if not port.isdigit() or not 0 < int(port) < 65_535:
+        raise FsError(Fault.INVALID, f"{text!r} is not HOST or HOST:PORT")
+    return host.strip("[]"), int(port)
+
+
+def addresses(text: str) -> list[str]:
+    """HOST[:PORT],... as host:port, for gRPC."""
+    found = []
+    for one in filter(None, text.split(",")):
+        host, port = place(one)
+        found.append(f"[{host}]:{port}" if ":" in host else f"{host}:{port}")
+    if not found:
+        raise FsError(Fault.INVALID, f"{text!r} names no node")
+    return found
+
+
+def _print_nodes(nodes: list[dict[str, Any]]) -> None:
+    table = Table(box=None, pad_edge=False)
+    for title in ("node", "name", "role", "state", "lag", "nodes at", "clients at"):
+        table.add_column(title, justify="right" if title in ("node", "lag") else "left")
+    for node in nodes:
+        state = "leads" if node["leader"] else "answers" if node["alive"] else "does not answer"
+        table.add_row(
+            str(node["number"]), node["name"], "leaving" if node["leaving"] else node["role"],
+            state, "" if node["lag"] is None else str(node["lag"]), node["rpc"], node["door"],
+        )  # fmt: skip
+    show.out().print(table)
