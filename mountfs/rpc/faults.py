@@ -14,8 +14,11 @@ from mountfs.errors import Fault, FsError
 FAULT_KEY = "mountfs-fault"
 DETAIL_KEY = "mountfs-detail-bin"
 """-bin: any bytes, as gRPC transports them."""
-DETAIL_BYTES_MAX = 2_000
-"""Metadata of more than 8 KiB are refused on the way."""
+DETAIL_CHARS_MAX = 500
+SENTENCE_CHARS_MAX = 200
+"""Metadata of more than 8 KiB are refused on the way; base64 makes up to 6 bytes of a character of
+the detail, and gRPC 12 of one of the status's sentence.
+"""
 
 _BARE = {
     grpc.StatusCode.CANCELLED: Fault.INTERRUPTED,
@@ -46,8 +49,13 @@ def status_of(fault: Fault) -> grpc.StatusCode:
 
 
 def to_metadata(error: FsError) -> Metadata:
-    detail = error.detail.encode("utf-8", "surrogateescape")[:DETAIL_BYTES_MAX]
+    detail = error.detail[:DETAIL_CHARS_MAX].encode("utf-8", "surrogateescape")
     return ((FAULT_KEY, error.fault.name), (DETAIL_KEY, detail))
+
+
+def sentence_of(error: FsError) -> str:
+    """For the status, which tools show."""
+    return str(error)[:SENTENCE_CHARS_MAX].encode("utf-8", "replace").decode()
 
 
 def from_status(

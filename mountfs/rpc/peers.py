@@ -19,10 +19,10 @@ import grpc
 import trio
 
 from mountfs.errors import Fault, FsError
+from mountfs.rpc import faults
 from mountfs.rpc.bridge import Inbox, Lane, Outbox, Soon, Threads
 from mountfs.rpc.client import Metadata, open_channel
 from mountfs.rpc.config import options
-from mountfs.rpc.faults import FAULT_KEY
 from mountfs.rpc.handshake import Hello, Trouble, refusal, trouble
 from mountfs.rpc.identity import NODE, Credentials
 from mountfs.rpc.joined import split
@@ -364,11 +364,13 @@ class _Attempt:
         """Why it is over."""
         if self._unanswered:
             return trouble("", "no answer in time", refused=False, node=node, address=address)
-        trailing = dict(self._call.trailing_metadata() or ())
+        code, details = self._call.code(), self._call.details() or ""
+        error = faults.from_status(code, details, self._call.trailing_metadata() or (), address)
+        refused = error.fault is Fault.NOT_PERMITTED
         return trouble(
-            self._call.code().name,
-            self._call.details() or "",
-            refused=trailing.get(FAULT_KEY) == Fault.NOT_PERMITTED.name,
+            code.name,
+            error.detail if refused else details,
+            refused=refused,
             node=node,
             address=address,
         )

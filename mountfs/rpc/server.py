@@ -99,21 +99,24 @@ class Server:
             maximum_concurrent_rpcs=config.calls_max + config.peers_max,
         )
         host = address.rpartition(":")[0]
-        try:
-            self.port = self._listen(address, credentials)
-            """Where it listens; the number that was chosen if any would do."""
-        except RuntimeError:
+        self.port = self._listen(address, credentials)
+        """Where it listens; the number that was chosen if any would do."""
+        if not self.port:
             self._threads.shutdown()
+            del self._grpc  # it lasts as long as somebody has it, be it in a traceback
             raise FsError(
                 Fault.BUSY, f"cannot listen at {address}: is another server there already?"
-            ) from None
+            )
         self.address = f"{host}:{self.port}"
         self.register(health.SERVICE, health.CHECK, self._check_health)
 
     def _listen(self, address: str, credentials: Credentials | None) -> int:
-        if credentials is None:
-            return self._grpc.add_insecure_port(address)
-        return self._grpc.add_secure_port(address, _server_credentials(credentials))
+        """The port.  0: it cannot be had."""
+        with contextlib.suppress(RuntimeError):
+            if credentials is None:
+                return self._grpc.add_insecure_port(address)
+            return self._grpc.add_secure_port(address, _server_credentials(credentials))
+        return 0
 
     # -- what is served
 
@@ -314,8 +317,7 @@ _STOPPING = FsError(Fault.NOT_LEADER, "this node is stopping")
 
 def _abort(context: grpc.ServicerContext, error: FsError) -> NoReturn:
     context.set_trailing_metadata(faults.to_metadata(error))
-    sentence = str(error).encode("utf-8", "replace").decode()[: faults.DETAIL_BYTES_MAX]
-    context.abort(faults.status_of(error.fault), sentence)
+    context.abort(faults.status_of(error.fault), faults.sentence_of(error))
 
 
 def _server_credentials(credentials: Credentials) -> grpc.ServerCredentials:

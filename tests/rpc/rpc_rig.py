@@ -1,0 +1,267 @@
+"""Nodes and troubled networks for the tests."""
+
+import contextlib
+import datetime
+import sys
+from collections.abc import AsyncIterator, Awaitable, Callable
+from pathlib import Path
+
+import msgspec
+import trio
+
+from mountfs.rpc.config import Config
+from mountfs.rpc.identity import Credentials, Pems, target_name
+from mountfs.rpc.peers import Peers, open_peers
+from mountfs.rpc.server import Server, open_server
+
+CONFIG = Config()
+ANYWHERE = "127.0.0.1:0"
+CLUSTER = "blue"
+
+
+class Node:
+    """A server with peers, and what has happened to it."""
+
+    def __init__(self) -> None:
+        self.server: Server
+        self.peers: Peers
+        self.batches: list[tuple[int, list[bytes]]] = []
+        self.lost: list[int] = []
+        self._changed = trio.Event()
+
+    @property
+    def address(self) -> str:
+        return self.server.address
+
+    def received(self, node: int, bodies: list[bytes]) -> None:
+        self.batches.append((node, bodies))
+        self.changed()
+
+    def unreachable(self, node: int) -> None:
+        self.lost.append(node)
+        self.changed()
+
+    def changed(self) -> None:
+        self._changed.set()
+        self._changed = trio.Event()
+
+    def of(self, node: int) -> list[bytes]:
+        return [body for sender, bodies in self.batches if sender == node for body in bodies]
+
+    async def until(self, holds: Callable[[], object], seconds: float = 10) -> None:
+        """`holds` is looked at when something comes, and now and then."""
+        with trio.fail_after(seconds):
+            while not holds():
+                with trio.move_on_after(0.01):
+                    await self._changed.wait()
+
+
+@contextlib.asynccontextmanager
+async def a_node(
+    number: int,
+    *,
+    cluster: str = CLUSTER,
+    address: str = ANYWHERE,
+    credentials: Credentials | None = None,
+    config: Config = CONFIG,
+) -> AsyncIterator[Node]:
+    node = Node()
+    async with (
+        open_server(address, cluster, credentials, config) as node.server,
+        open_peers(
+            number, node.server, node.received, node.unreachable, credentials
+        ) as node.peers,
+    ):
+        yield node
+
+
+@contextlib.asynccontextmanager
+async def two_nodes(
+    config: Config = CONFIG, credentials: tuple[Credentials, Credentials] | None = None
+) -> AsyncIterator[tuple[Node, Node]]:
+    """Connected both ways."""
+    mine, its = credentials or (None, None)
+    async with (
+        a_node(1, config=config, credentials=mine) as a,
+        a_node(2, config=config, credentials=its) as b,
+    ):
+        a.peers.set_peers({2: b.address})
+        b.peers.set_peers({1: a.address})
+        await a.until(lambda: not a.peers.problems and not b.peers.problems)
+        yield a, b
+
+
+def smaller(**limits: int) -> Config:
+    return msgspec.structs.replace(CONFIG, **limits)
+
+
+class Proxy:
+    """A way to an address that can be made a black hole: nothing is forwarded, nothing is refused,
+    and no connection ends.
+    """
+
+    def __init__(self) -> None:
+        self.address = ""
+        self.target = ""
+        self._open = trio.Event()
+        self._open.set()
+        self._scopes: set[trio.CancelScope] = set()
+
+    def swallow(self) -> None:
+        self._open = trio.Event()
+
+    def forward(self) -> None:
+        """What came meanwhile is forgotten, as are the connections."""
+        for scope in self._scopes:
+            scope.cancel()
+        self._open.set()
+
+    async def carry(self, near: trio.SocketStream) -> None:
+        with trio.CancelScope() as scope:
+            self._scopes.add(scope)
+            async with near:
+                await self._open.wait()
+                host, port = self.target.split(":")
+                try:
+                    far = await trio.open_tcp_stream(host, int(port))
+                except OSError:
+                    return
+                async with far, trio.open_nursery() as nursery:
+                    nursery.start_soon(self._pump, near, far, scope)
+                    nursery.start_soon(self._pump, far, near, scope)
+        self._scopes.discard(scope)
+
+    async def _pump(
+        self, source: trio.SocketStream, target: trio.SocketStream, scope: trio.CancelScope
+    ) -> None:
+        with contextlib.suppress(trio.BrokenResourceError, trio.ClosedResourceError):
+            async for data in source:
+                await self._open.wait()
+                await target.send_all(data)
+        scope.cancel()
+
+
+@contextlib.asynccontextmanager
+async def a_proxy(target: str = "") -> AsyncIterator[Proxy]:
+    proxy = Proxy()
+    proxy.target = target
+    listeners = await trio.open_tcp_listeners(0, host="127.0.0.1")
+    proxy.address = "127.0.0.1:%d" % listeners[0].socket.getsockname()[1]
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(trio.serve_listeners, proxy.carry, listeners)
+        yield proxy
+        nursery.cancel_scope.cancel()
+
+
+@contextlib.asynccontextmanager
+async def another_process(*arguments: str) -> AsyncIterator[tuple[trio.Process, str]]:
+    """(process, address) of `echo_node.py`, started with these; killed at the end."""
+    command = [sys.executable, str(Path(__file__).with_name("echo_node.py")), *arguments]
+    async with trio.open_nursery() as nursery:
+        process = await nursery.start(run, command)
+        try:
+            with trio.fail_after(20):
+                address = (await process.stdout.receive_some(100)).decode().strip()
+            yield process, address
+        finally:
+            nursery.cancel_scope.cancel()
+
+
+async def run(command: list[str], task_status: trio.TaskStatus[trio.Process]) -> None:
+    await trio.run_process(
+        command,
+        stdout=-1,
+        capture_stdout=False,
+        check=False,
+        deliver_cancel=_kill,
+        task_status=task_status,
+    )
+
+
+async def _kill(process: trio.Process) -> None:
+    process.kill()
+
+
+Work = Callable[[], Awaitable[None]]
+
+
+class Authority:
+    """Makes certificates as `mountfs pki` does."""
+
+    def __init__(self, name: str = "authority") -> None:
+        self._key = _new_key()
+        self._name = _name(name)
+        self._certificate = self._sign(self._name, self._key, None, days=10, authority=True)
+
+    def issue(
+        self,
+        kind: str = "node",
+        *,
+        cluster: str = CLUSTER,
+        name: str = "n",
+        days: int = 1,
+        trusts: "Authority | None" = None,
+    ) -> Pems:
+        key = _new_key()
+        certificate = self._sign(
+            _name(name, kind, cluster), key, target_name(cluster), days=days, authority=False
+        )
+        return Pems((trusts or self).pem, _pem(certificate), _key_pem(key))
+
+    @property
+    def pem(self) -> bytes:
+        return _pem(self._certificate)
+
+    def _sign(self, name, key, host, *, days, authority):
+        from cryptography import x509
+        from cryptography.hazmat.primitives import hashes
+
+        now = datetime.datetime.now(datetime.UTC)
+        builder = (
+            x509.CertificateBuilder()
+            .subject_name(name)
+            .issuer_name(self._name)
+            .public_key(key.public_key())
+            .serial_number(x509.random_serial_number())
+            .not_valid_before(now - datetime.timedelta(days=5))
+            .not_valid_after(now + datetime.timedelta(days=days))
+            .add_extension(x509.BasicConstraints(authority, None), critical=True)
+        )
+        if host:
+            names = x509.SubjectAlternativeName([x509.DNSName(host)])
+            builder = builder.add_extension(names, critical=False)
+        return builder.sign(self._key, hashes.SHA256())
+
+
+def _new_key():
+    from cryptography.hazmat.primitives.asymmetric import ec
+
+    return ec.generate_private_key(ec.SECP256R1())
+
+
+def _name(name: str, kind: str = "", cluster: str = ""):
+    from cryptography.x509 import Name, NameAttribute
+    from cryptography.x509.oid import NameOID
+
+    parts = [
+        (NameOID.ORGANIZATION_NAME, cluster),
+        (NameOID.ORGANIZATIONAL_UNIT_NAME, kind),
+        (NameOID.COMMON_NAME, name),
+    ]
+    return Name([NameAttribute(oid, value) for oid, value in parts if value])
+
+
+def _pem(certificate) -> bytes:
+    from cryptography.hazmat.primitives.serialization import Encoding
+
+    return certificate.public_bytes(Encoding.PEM)
+
+
+def _key_pem(key) -> bytes:
+    from cryptography.hazmat.primitives.serialization import (
+        Encoding,
+        NoEncryption,
+        PrivateFormat,
+    )
+
+    return key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
