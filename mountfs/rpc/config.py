@@ -76,5 +76,7 @@ def options(config: Config) -> Options:
         ("grpc.max_send_message_length", bytes_max),
         ("grpc.keepalive_time_ms", config.keepalive_ms),
         ("grpc.keepalive_timeout_ms", config.keepalive_timeout_ms),
+        # Without it, a keepalive that is not answered is given a minute.
+        ("grpc.http2.ping_timeout_ms", config.keepalive_timeout_ms),
         ("grpc.http2.min_recv_ping_interval_without_data_ms", config.keepalive_ms // 2),
     )

@@ -154,7 +154,9 @@ class Peers:
         assert hello is not None
         lane = Lane(hello.source)
         self._supersede(lane, context)
-        context.add_callback(lane.stop)
+        if not context.add_callback(functools.partial(self._end, lane)):
+            self._end(lane)
+            return
         context.send_initial_metadata(Hello(self.cluster, self.node, hello.source).to_metadata())
         self._soon(functools.partial(self._note_met, hello.source))
         with contextlib.suppress(grpc.RpcError):  # the caller has gone
@@ -172,6 +174,12 @@ class Peers:
         if old is not None:
             old[0].supersede()
             old[1].cancel()
+
+    def _end(self, lane: Lane) -> None:
+        lane.stop()
+        with self._lock:
+            if (present := self._incoming.get(lane.sender)) and present[0] is lane:
+                del self._incoming[lane.sender]
 
     # -- in Trio
 

@@ -103,7 +103,9 @@ class Server:
         """Where it listens; the number that was chosen if any would do."""
         if not self.port:
             self._threads.shutdown()
-            del self._grpc  # it lasts as long as somebody has it, be it in a traceback
+            # One that was never started keeps its threads for ever.
+            self._grpc.start()
+            self._grpc.stop(None)
             raise FsError(
                 Fault.BUSY, f"cannot listen at {address}: is another server there already?"
             )
