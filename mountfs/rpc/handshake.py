@@ -76,15 +76,15 @@ class Trouble(msgspec.Struct, frozen=True):
     """Nothing gets better by trying again soon: somebody has to change something."""
 
 
-_TLS_TROUBLES = {
-    "CERTIFICATE_VERIFY_FAILED": "its certificate is not from our authority, or has expired",
+_LASTING = {
+    "certificate has expired": "its certificate has expired",
+    "CERTIFICATE_VERIFY_FAILED": "its certificate is not from our authority",
+    "Hostname Verification": "its certificate is not made out for a node of our cluster",
     "not in peer certificate": "its certificate is not made out for a node of our cluster",
-    "CERTIFICATE_EXPIRED": "it says that our certificate has expired",
-    "UNKNOWN_CA": "it says that our certificate is not from its authority",
-    "CERTIFICATE_REQUIRED": "it wants a certificate from us",
-    "WRONG_VERSION_NUMBER": "it does not speak TLS",
-    "BAD_CERTIFICATE": "it does not accept our certificate",
+    "WRONG_VERSION_NUMBER": "it does not speak TLS, and we do",
 }
+"""What gRPC says when a connection fails, and what it means."""
+_CLOSED = "Socket closed"
 
 
 def trouble(code: str, details: str, *, refused: bool, node: int, address: str) -> Trouble:
@@ -94,7 +94,11 @@ def trouble(code: str, details: str, *, refused: bool, node: int, address: str) 
     where = f"node {node} at {address}"
     if code == "UNIMPLEMENTED":
         return Trouble(f"{where}: what answers there is no metaserver", lasting=True)
-    for sign, sentence in _TLS_TROUBLES.items():
+    for sign, sentence in _LASTING.items():
         if sign in details:
             return Trouble(f"{where}: {sentence}", lasting=True)
+    if _CLOSED in details:
+        # All that gRPC lets us know when the other side does not like our certificate.
+        sentence = "it closes the connection; if it keeps doing so, it refuses our certificate"
+        return Trouble(f"{where}: {sentence}, or wants one", lasting=False)
     return Trouble(f"{where} does not answer: {details or code}", lasting=False)

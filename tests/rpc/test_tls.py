@@ -152,7 +152,7 @@ async def test_messages_of_who_is_no_node_are_refused_and_both_sides_say_so(auth
     ("how", "words"),
     [
         ("foreign", "its certificate is not from our authority"),
-        ("expired", "its certificate is not from our authority, or has expired"),
+        ("expired", "its certificate has expired"),
         ("red", "its certificate is not made out for a node of our cluster"),
         ("plain", "it does not speak TLS"),
     ],
@@ -173,15 +173,9 @@ async def test_a_wrong_peer_is_told_by_a_sentence(authority, how, words):
         await a.until(lambda: words in a.peers.problems[2])
 
 
-@pytest.mark.parametrize(
-    ("how", "words"),
-    [
-        ("foreign", "it says that our certificate is not from its authority"),
-        ("expired", "it says that our certificate has expired"),
-        ("nobody", "it speaks TLS, and we do not"),
-    ],
-)
-async def test_who_is_wrong_hears_what_is_wrong_with_it(authority, how, words):
+@pytest.mark.parametrize("how", ["foreign", "expired", "nobody"])
+async def test_who_is_wrong_hears_what_may_be_wrong_with_it(authority, how):
+    """gRPC says no more than that the connection was closed."""
     mine = {
         "foreign": Authority("other").issue(trusts=authority),
         "expired": authority.issue(days=-1),
@@ -193,7 +187,7 @@ async def test_who_is_wrong_hears_what_is_wrong_with_it(authority, how, words):
         a_node(2, credentials=lambda: its) as b,
     ):
         a.peers.set_peers({2: b.address})
-        await a.until(lambda: words in a.peers.problems[2])
+        await a.until(lambda: "refuses our certificate, or wants one" in a.peers.problems[2])
 
 
 async def test_a_node_with_an_expired_certificate_is_back_when_it_has_a_new_one(authority):
