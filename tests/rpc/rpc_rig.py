@@ -68,9 +68,7 @@ async def a_node(
     node = Node()
     async with (
         open_server(address, cluster, credentials, config) as node.server,
-        open_peers(
-            number, node.server, node.received, node.unreachable, credentials
-        ) as node.peers,
+        open_peers(number, node.server, node.received, node.unreachable, credentials) as node.peers,
     ):
         yield node
 
@@ -146,7 +144,7 @@ async def a_proxy(target: str = "") -> AsyncIterator[Proxy]:
     proxy = Proxy()
     proxy.target = target
     listeners = await trio.open_tcp_listeners(0, host="127.0.0.1")
-    proxy.address = "127.0.0.1:%d" % listeners[0].socket.getsockname()[1]
+    proxy.address = f"127.0.0.1:{listeners[0].socket.getsockname()[1]}"
     async with trio.open_nursery() as nursery:
         nursery.start_soon(trio.serve_listeners, proxy.carry, listeners)
         yield proxy

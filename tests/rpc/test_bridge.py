@@ -11,9 +11,7 @@ from mountfs.rpc.joined import split
 
 
 def outbox(bytes_max: int = 100, messages_max: int = 10, joined_bytes_max: int = 50) -> Outbox:
-    return Outbox(
-        bytes_max=bytes_max, messages_max=messages_max, joined_bytes_max=joined_bytes_max
-    )
+    return Outbox(bytes_max=bytes_max, messages_max=messages_max, joined_bytes_max=joined_bytes_max)
 
 
 def test_what_waits_is_sent_together():

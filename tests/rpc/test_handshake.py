@@ -10,11 +10,7 @@ from mountfs.rpc.handshake import PROTOCOL, PROTOCOL_MIN, Hello, refusal, troubl
 HELLO = Hello("blue", 1, 2)
 
 
-@given(
-    st.builds(
-        Hello, st.text("abc-0", min_size=1), *[st.integers(0, 1 << 40) for _ in range(4)]
-    )
-)
+@given(st.builds(Hello, st.text("abc-0", min_size=1), *[st.integers(0, 1 << 40) for _ in range(4)]))
 def test_a_hello_survives_the_metadata(hello):
     assert Hello.from_metadata(dict(hello.to_metadata())) == hello
 

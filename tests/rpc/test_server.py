@@ -29,9 +29,7 @@ async def client() -> AsyncIterator[Client]:
 
 async def ask(client: Client, server: Server, method: str, body: bytes = b"", **how) -> bytes:
     with trio.fail_after(10):
-        return await client.call(
-            server.address, ADMIN, method, body, **{"deadline_s": 5, **how}
-        )
+        return await client.call(server.address, ADMIN, method, body, **{"deadline_s": 5, **how})
 
 
 async def echo(body: bytes, call: Call) -> bytes:
