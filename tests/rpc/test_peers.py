@@ -196,6 +196,19 @@ async def test_a_black_hole_is_noticed_and_healed(way):
         await far.until(lambda: far.of(1) == [b"x"])
 
 
+@pytest.mark.parametrize(("messages", "size"), [(10, 800_000), (1, 8_000_000)])
+async def test_a_slow_link_is_no_black_hole(messages, size):
+    """What is under way takes longer than a keepalive may."""
+    async with a_node(1) as a, a_node(2) as b, a_proxy(b.address) as proxy:
+        proxy.bytes_a_second = 2_000_000
+        a.peers.set_peers({2: proxy.address})
+        await a.until(lambda: not a.peers.problems)
+        for _ in range(messages):
+            a.peers.send(2, bytes(size))
+        await a.until(lambda: a.lost or len(b.of(1)) == messages, 20)
+        assert a.lost == []
+
+
 async def test_an_idle_stream_lives_on():
     async with two_nodes(smaller(keepalive_ms=100, keepalive_timeout_ms=300)) as (a, b):
         await trio.sleep(3)
