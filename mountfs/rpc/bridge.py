@@ -206,7 +206,7 @@ class Inbox:
 
     def resume(self) -> None:
         self._held = False
-        self._drain()
+        self._soon(self._drain)  # not from within whatever the owner does
 
     def _drain(self) -> None:
         self._woken = False

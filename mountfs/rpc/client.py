@@ -17,9 +17,8 @@ from mountfs.errors import Fault, FsError
 from mountfs.rpc import faults
 from mountfs.rpc.bridge import Feed, Pieces, Soon, Threads
 from mountfs.rpc.config import Config, Options, options
+from mountfs.rpc.faults import Metadata
 from mountfs.rpc.identity import Credentials, Pems, target_name
-
-Metadata = tuple[tuple[str, str | bytes], ...]
 
 
 def open_channel(

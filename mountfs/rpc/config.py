@@ -22,10 +22,14 @@ class Config(msgspec.Struct, frozen=True, kw_only=True):
     inbox_bytes_max: int = 16 * MIB
     """What has come from one peer and is not yet delivered.  One message more may be there."""
 
-    keepalive_ms: int = 500
+    keepalive_ms: int = 400
     """A connection with calls on it is tried after so long without a sign of life."""
-    keepalive_timeout_ms: int = 1_000
+    keepalive_timeout_ms: int = 1_500
     """It is given up when nothing comes back for so long."""
+    window_bytes: int = 512 * KIB
+    """What may be on its way on a connection, not yet taken by gRPC at the other end.  A keepalive
+    stands behind it: on a link that needs longer for it than the timeout, nothing large arrives.
+    """
     connect_ms: int = 1_000
     """From the start of a connection to the peer's consent."""
     retry_ms: int = 20
@@ -55,6 +59,8 @@ EVERYWHERE = (
     # Two servers on one port would share the connections.
     ("grpc.so_reuseport", 0),
     ("grpc.optimization_target", "latency"),
+    # It would make the window grow.
+    ("grpc.http2.bdp_probe", 0),
     # A connection belongs to one channel, and ends with it.
     ("grpc.use_local_subchannel_pool", 1),
     ("grpc.http2.max_pings_without_data", 0),
@@ -74,6 +80,7 @@ def options(config: Config) -> Options:
         *EVERYWHERE,
         ("grpc.max_receive_message_length", bytes_max),
         ("grpc.max_send_message_length", bytes_max),
+        ("grpc.http2.lookahead_bytes", config.window_bytes),
         ("grpc.keepalive_time_ms", config.keepalive_ms),
         ("grpc.keepalive_timeout_ms", config.keepalive_timeout_ms),
         # Without it, a keepalive that is not answered is given a minute.

@@ -19,8 +19,9 @@ class Pems(NamedTuple):
 
 
 Credentials = Callable[[], Pems]
-"""Asked for each new connection, from any thread; must not wait.  A certificate is renewed by
-returning another one."""
+"""Asked for each new connection, from any thread; must neither wait nor raise.  A certificate is
+renewed by returning another one: connections that are there stay.
+"""
 
 
 class Identity(NamedTuple):

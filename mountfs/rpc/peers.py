@@ -21,8 +21,9 @@ import trio
 from mountfs.errors import Fault, FsError
 from mountfs.rpc import faults
 from mountfs.rpc.bridge import Inbox, Lane, Outbox, Soon, Threads
-from mountfs.rpc.client import Metadata, open_channel
+from mountfs.rpc.client import open_channel
 from mountfs.rpc.config import options
+from mountfs.rpc.faults import Metadata
 from mountfs.rpc.handshake import Hello, Trouble, refusal, trouble
 from mountfs.rpc.identity import NODE, Credentials
 from mountfs.rpc.joined import split
@@ -128,7 +129,7 @@ class Peers:
 
     @property
     def problems(self) -> dict[int, str]:
-        """Nodes that we are not connected with, or that have been refused, and why."""
+        """By node: why we are not connected with it, why it was refused, or what was not sent."""
         outgoing = {node: link.problem for node, link in self._links.items() if link.problem}
         return self._refused | outgoing
 
@@ -273,11 +274,11 @@ class _Link:
         with self.scope:
             while True:
                 connections = self._past.connections
+                self.wake = trio.Event()
                 lasting = await self._stream()
                 if self._past.connections > connections:
                     delay_ms = config.retry_ms
                 self._tell_lost()
-                self.wake = trio.Event()
                 pause_ms = config.refused_retry_ms if lasting else delay_ms
                 # Not all at once, when a peer that many wait for comes back.
                 with trio.move_on_after(pause_ms * random.uniform(0.5, 1) / 1000):

@@ -2,6 +2,7 @@
 
 import contextlib
 import datetime
+import math
 import sys
 from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
@@ -101,6 +102,7 @@ class Proxy:
     def __init__(self) -> None:
         self.address = ""
         self.target = ""
+        self.bytes_a_second = math.inf
         self._open = trio.Event()
         self._open.set()
         self._scopes: set[trio.CancelScope] = set()
@@ -135,6 +137,7 @@ class Proxy:
         with contextlib.suppress(trio.BrokenResourceError, trio.ClosedResourceError):
             async for data in source:
                 await self._open.wait()
+                await trio.sleep(len(data) / self.bytes_a_second)
                 await target.send_all(data)
         scope.cancel()
 
@@ -144,7 +147,7 @@ async def a_proxy(target: str = "") -> AsyncIterator[Proxy]:
     proxy = Proxy()
     proxy.target = target
     listeners = await trio.open_tcp_listeners(0, host="127.0.0.1")
-    proxy.address = "127.0.0.1:%d" % listeners[0].socket.getsockname()[1]
+    proxy.address = f"127.0.0.1:{listeners[0].socket.getsockname()[1]}"
     async with trio.open_nursery() as nursery:
         nursery.start_soon(trio.serve_listeners, proxy.carry, listeners)
         yield proxy

@@ -1,6 +1,9 @@
 """Messages between nodes, and what breaks them."""
 
 import contextlib
+import signal
+import subprocess
+import sys
 
 import pytest
 import trio
@@ -193,6 +196,19 @@ async def test_a_black_hole_is_noticed_and_healed(way):
         await far.until(lambda: far.of(1) == [b"x"])
 
 
+@pytest.mark.parametrize(("messages", "size"), [(10, 800_000), (1, 8_000_000)])
+async def test_a_slow_link_is_no_black_hole(messages, size):
+    """What is under way takes longer than a keepalive may."""
+    async with a_node(1) as a, a_node(2) as b, a_proxy(b.address) as proxy:
+        proxy.bytes_a_second = 2_000_000
+        a.peers.set_peers({2: proxy.address})
+        await a.until(lambda: not a.peers.problems)
+        for _ in range(messages):
+            a.peers.send(2, bytes(size))
+        await a.until(lambda: a.lost or len(b.of(1)) == messages, 20)
+        assert a.lost == []
+
+
 async def test_an_idle_stream_lives_on():
     async with two_nodes(smaller(keepalive_ms=100, keepalive_timeout_ms=300)) as (a, b):
         await trio.sleep(3)
@@ -346,3 +362,53 @@ async def test_closing_is_quick_even_when_much_waits():
         await trio.sleep(0.2)
         started = trio.current_time()
     assert trio.current_time() - started < 2
+
+
+async def test_a_stopped_process_is_noticed_and_found_again_when_it_goes_on():
+    """It still holds its connections: nothing but silence tells."""
+    async with a_node(1) as a, another_process("2", "1", a.address) as (process, address):
+        a.peers.set_peers({2: address})
+        await a.until(lambda: not a.peers.problems)
+        started = trio.current_time()
+        process.send_signal(signal.SIGSTOP)
+        try:
+            await a.until(lambda: a.lost == [2])
+            assert trio.current_time() - started < 2.2
+        finally:
+            process.send_signal(signal.SIGCONT)
+        await a.until(lambda: not a.peers.problems, 3)
+        with trio.fail_after(5):  # its own stream may not be there yet
+            while not a.of(2):
+                a.peers.send(2, b"x")
+                await trio.sleep(0.05)
+
+
+FORKING = """
+import os, subprocess, sys, trio
+import mountfs.rpc.client, mountfs.rpc.peers
+from mountfs.rpc.server import open_server
+from mountfs.rpc.client import open_client
+
+if os.fork():  # as a daemon does
+    _, status = os.wait()
+    sys.exit(os.waitstatus_to_exitcode(status))
+
+async def echo(body, call):
+    subprocess.run(["true"], check=True)  # other programs may be run at any time
+    return body
+
+async def main():
+    async with open_server("127.0.0.1:0", "blue") as server, open_client("blue") as client:
+        server.register("a.B", "Echo", echo)
+        assert await client.call(server.address, "a.B", "Echo", b"x", deadline_s=5) == b"x"
+
+trio.run(main)
+print("good")
+"""
+
+
+def test_a_daemon_may_fork_before_it_starts_and_says_nothing_of_it():
+    ran = subprocess.run(
+        [sys.executable, "-W", "error", "-c", FORKING], capture_output=True, text=True, timeout=30
+    )
+    assert (ran.returncode, ran.stdout, ran.stderr) == (0, "good\n", "")
