@@ -24,6 +24,9 @@ class ChunkConfig:
     open_files_max: int = 256
     """Volumes kept open.  Those with unsynced bytes are open beyond it."""
 
+    first_volume: int = 1
+    """Volumes are numbered from here on."""
+
     def __post_init__(self) -> None:
         assert self.volume_bytes >= 64 * KIB, self
         assert 0 < self.garbage_ratio <= 1, self

@@ -134,7 +134,7 @@ class VolumeSet:
         self._home = home
         self._open_files: OrderedDict[VolumeId, None] = OrderedDict()
         """Volumes with an open file, the longest unused first."""
-        self._next_id = 1
+        self._next_id = config.first_volume
 
     def file(self, volume: LiveVolume) -> VolumeFile:
         """The open file of a volume."""

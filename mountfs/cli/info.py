@@ -4,13 +4,12 @@ import argparse
 import os
 import stat
 import time
-from pathlib import Path
 from typing import Any
 
 from rich.table import Table
 
 from mountfs.cli import show
-from mountfs.cli.places import Place, mount_table, mounts_in
+from mountfs.cli.places import Place, home_of, mount_table, mounts_in
 from mountfs.errors import Fault, FsError, disk_error
 from mountfs.fuse.mount import MountInfo
 from mountfs.types import CHUNK_BYTES
@@ -84,7 +83,7 @@ def locate(path: str, table: list[MountInfo]) -> tuple[Place, int]:
         mounts = ", ".join(str(place.mountpoint) for place in mounts_in(table))
         hint = f"mountfs is mounted at: {mounts}" if mounts else "no mountfs is mounted"
         raise FsError(Fault.NOT_FOUND, f"{path} is not in a mount of mountfs; {hint}")
-    return Place(Path(ours[-1].source), ours[-1].mountpoint), found.st_ino
+    return Place(home_of(ours[-1]), ours[-1].mountpoint), found.st_ino
 
 
 def _print(said: dict[str, Any]) -> None:

@@ -15,17 +15,20 @@ import time
 from collections.abc import AsyncIterator, Iterator
 from itertools import islice
 from pathlib import Path
-from typing import Any, Final, NoReturn
+from typing import Any, Final, NamedTuple, NoReturn
 
 import trio
 
-from mountfs.cli.places import default_home
+from mountfs.cli.cluster_source import client_options, cluster_addresses, hold_directory
+from mountfs.cli.places import cluster_in, default_home, mount_directory
 from mountfs.errors import Fault, FsError, disk_error
 from mountfs.fuse import mount as mounting
 from mountfs.fuse.binding import Binding, native_binding
 from mountfs.fuse.options import MountOptions, parse_options
 from mountfs.fuse.pyfuse3_binding import pyfuse3_binding
+from mountfs.meta.client import Address
 from mountfs.vfs import answers, control
+from mountfs.vfs.cluster import ClusterMount, cluster_mount
 from mountfs.vfs.embedded import EmbeddedNode, embedded_node
 from mountfs.vfs.home import holder_of
 
@@ -57,13 +60,15 @@ _DESCRIPTION = """\
 Mount a mountfs filesystem.
 
 With one argument, the default home is used; with two, the first is the home directory that holds
-the data.  The home is made if it does not exist.  The command returns when the mount works.
+the data, which is made if it does not exist, or the nodes of a cluster, with a colon at the end.
+The command returns when the mount works.
 """
 
 _EXAMPLES = """\
 examples:
   mount.dfs /mnt/data                          the default home, mounted at /mnt/data
   mount.dfs /srv/home /mnt/data -o ro,noatime  another home, read only
+  mount.dfs n1,n2,n3: /mnt/data                what a cluster has; see: mountfs node --help
   umount /mnt/data                             unmount; data stays in the home
 
 in /etc/fstab:
@@ -75,22 +80,43 @@ def main(argv: list[str] | None = None) -> int:
     arguments = _parse(sys.argv[1:] if argv is None else argv)
     try:
         options = parse_options(",".join(arguments.options))
-        home = Path(arguments.home or default_home()).absolute()
         mountpoint = mounting.check_mountpoint(arguments.mountpoint)
+        origin = _origin(arguments.home, mountpoint, options)
         mounting.check_machine(mountpoint, options)
         if arguments.fake:
             return 0
         if arguments.foreground:
             _log_to(None, arguments.verbose)
             return _run(
-                home,
+                origin,
                 mountpoint,
                 options,
-                lambda troubles: sys.stderr.write(warning_of(troubles, home)),
+                lambda troubles: sys.stderr.write(warning_of(troubles, origin)),
             )
-        return _start(home, mountpoint, options, arguments.verbose)
+        return _start(origin, mountpoint, options, arguments.verbose)
     except FsError as error:
         return _say(error)
+
+
+class Origin(NamedTuple):
+    """Where the filesystem comes from."""
+
+    source: str
+    """As the mount table has it."""
+    home: Path
+    """The home; of a cluster, the directory of the mount's own things."""
+    nodes: tuple[Address, ...]
+    """Of a cluster; none: the home has the filesystem."""
+
+
+def _origin(named: str | None, mountpoint: str, options: MountOptions) -> Origin:
+    nodes = cluster_in(named) if named else None
+    if nodes is not None:
+        return Origin(f"{nodes}:/", mount_directory(mountpoint), cluster_addresses(nodes))
+    if options.soft_s is not None or options.tls is not None:
+        raise FsError(Fault.INVALID, "options soft and tls are for the mount of a cluster")
+    home = Path(named or default_home()).absolute()
+    return Origin(str(home), home, ())
 
 
 class _Parser(argparse.ArgumentParser):
@@ -103,12 +129,12 @@ class _Parser(argparse.ArgumentParser):
 def _parse(argv: list[str]) -> argparse.Namespace:
     parser = _Parser(
         prog="mount.dfs",
-        usage="mount.dfs [HOME] MOUNTPOINT [-o OPTIONS] [--foreground] [-v] [-f]",
+        usage="mount.dfs [HOME|NODES:] MOUNTPOINT [-o OPTIONS] [--foreground] [-v] [-f]",
         description=_DESCRIPTION,
         epilog=_EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("places", nargs="+", metavar="[HOME] MOUNTPOINT")
+    parser.add_argument("places", nargs="+", metavar="[HOME|NODES:] MOUNTPOINT")
     parser.add_argument(
         "-o", dest="options", action="append", default=[], metavar="OPTIONS",
         help="comma-separated mount options; see docs/operations.md",
@@ -154,38 +180,42 @@ def _told(error: FsError) -> str:
     return f"{error}; {step}" if step else str(error)
 
 
-def warning_of(troubles: dict[str, str], home: Path) -> str:
+def warning_of(troubles: dict[str, str], origin: Origin) -> str:
     """What a mount that works, but not with everything, says on stderr; empty: all is well."""
     if not troubles:
         return ""
     lines = [f"{what}: {why}" for what, why in islice(troubles.items(), WARNINGS_MAX)]
     if len(troubles) > WARNINGS_MAX:
-        lines.append(f"{len(troubles) - WARNINGS_MAX} more: mountfs status {home}")
-    lines[-1] += f" (it is mounted all the same; mountfs fsck {home} names damaged files)"
+        lines.append(f"{len(troubles) - WARNINGS_MAX} more: mountfs status {origin.home}")
+    lines[-1] += " (it is mounted all the same"
+    lines[-1] += ")" if origin.nodes else f"; mountfs fsck {origin.home} names damaged files)"
     return "".join(f"mount.dfs: warning: {line}\n" for line in lines)
 
 
-def _start(home: Path, mountpoint: str, options: MountOptions, verbose: bool) -> int:
+def _start(origin: Origin, mountpoint: str, options: MountOptions, verbose: bool) -> int:
     """Mount in a process of its own, and wait until it works."""
     report_read, report_write = os.pipe()
     sys.stdout.flush()
     sys.stderr.flush()
     if os.fork() == 0:
         os.close(report_read)
-        _become_daemon(home, mountpoint, options, verbose, report_write)
+        _become_daemon(origin, mountpoint, options, verbose, report_write)
     os.close(report_write)
     with os.fdopen(report_read, "rb") as report:
         said = report.read().decode("utf-8", "replace")
     if said.startswith(_OK):
         sys.stderr.write(said.removeprefix(_OK))
         return 0
-    print(f"mount.dfs: {said or 'the daemon died; see ' + str(home / 'log')}", file=sys.stderr)
+    print(
+        f"mount.dfs: {said or 'the daemon died; see ' + str(origin.home / 'log')}", file=sys.stderr
+    )
     return EXIT_FAILED
 
 
 def _become_daemon(
-    home: Path, mountpoint: str, options: MountOptions, verbose: bool, report: int
+    origin: Origin, mountpoint: str, options: MountOptions, verbose: bool, report: int
 ) -> NoReturn:
+    home = origin.home
     os.setsid()
     os.chdir("/")
     null = os.open(os.devnull, os.O_RDWR)
@@ -193,12 +223,12 @@ def _become_daemon(
         os.dup2(null, fd)
 
     def ready(troubles: dict[str, str]) -> None:
-        os.write(report, (_OK + warning_of(troubles, home)).encode("utf-8", "backslashreplace"))
+        os.write(report, (_OK + warning_of(troubles, origin)).encode("utf-8", "backslashreplace"))
         os.close(report)
 
     code = EXIT_FAILED
     try:
-        code = _run(home, mountpoint, options, ready, log_to=home / "log", verbose=verbose)
+        code = _run(origin, mountpoint, options, ready, log_to=home / "log", verbose=verbose)
     except FsError as error:
         with contextlib.suppress(
             OSError
@@ -215,7 +245,7 @@ def _become_daemon(
 
 
 def _run(
-    home: Path,
+    origin: Origin,
     mountpoint: str,
     options: MountOptions,
     ready: Any,
@@ -224,7 +254,7 @@ def _run(
     verbose: bool = False,
 ) -> int:
     try:
-        trio.run(_serve, home, mountpoint, options, ready, log_to, verbose)
+        trio.run(_serve, origin, mountpoint, options, ready, log_to, verbose)
     except BaseExceptionGroup as group:
         fault = _only_fault(group)
         if fault is None:
@@ -263,37 +293,56 @@ def _log_to(
 
 
 async def _serve(
-    home: Path,
+    origin: Origin,
     mountpoint: str,
     options: MountOptions,
     ready: Any,
     log_to: Path | None,
     verbose: bool,
 ) -> None:
+    home = origin.home
     await _wait_for_home(home)
     early = _log_later() if log_to is not None else None
-    async with embedded_node(
-        home,
-        mountpoint=mountpoint,
-        kernel=True,
-        read_only=options.read_only,
-        access_time=options.access_time,
-        directory_access_time=options.directory_access_time,
-        sync_writes=options.sync_writes,
-        sync_directories=options.sync_directories,
-        dirty_bytes_max=options.dirty_bytes,
-    ) as node:
+    settings = {
+        "kernel": True,
+        "read_only": options.read_only,
+        "access_time": options.access_time,
+        "directory_access_time": options.directory_access_time,
+        "sync_writes": options.sync_writes,
+        "sync_directories": options.sync_directories,
+        "dirty_bytes_max": options.dirty_bytes,
+    }
+    async with _opened(origin, mountpoint, options, settings) as node:
         if early is not None:
             _log_to(log_to, verbose, early)
-        log.info("home %s opened, %d entries replayed", home, node.meta.replayed)
-        if node.meta.cut:
-            log.warning("%d unsynced operations at the end of the log were lost", node.meta.cut)
-        with _mounted(node, home, mountpoint, options) as binding:
-            await _serve_mount(node, home, mountpoint, binding, ready)
+        if isinstance(node, EmbeddedNode):
+            log.info("home %s opened, %d entries replayed", home, node.meta.replayed)
+            if node.meta.cut:
+                log.warning("%d unsynced operations at the end of the log were lost", node.meta.cut)
+        else:
+            log.info("session %d with the cluster at %s", node.meta.session, origin.source)
+        with _mounted(node, origin.source, mountpoint, options) as binding:
+            await _serve_mount(node, origin, mountpoint, binding, ready)
+
+
+@contextlib.asynccontextmanager
+async def _opened(
+    origin: Origin, mountpoint: str, options: MountOptions, settings: dict[str, Any]
+) -> AsyncIterator[EmbeddedNode | ClusterMount]:
+    if not origin.nodes:
+        async with embedded_node(origin.home, mountpoint=mountpoint, **settings) as node:
+            yield node
+        return
+    with hold_directory(origin.home, mountpoint):
+        about = f"{os.uname().nodename}:{mountpoint} (process {os.getpid()})"
+        async with cluster_mount(
+            origin.source, origin.nodes, client_options(options, about), **settings
+        ) as mount:
+            yield mount
 
 
 async def _serve_mount(
-    node: EmbeddedNode, home: Path, mountpoint: str, binding: Binding, ready: Any
+    node: EmbeddedNode | ClusterMount, origin: Origin, mountpoint: str, binding: Binding, ready: Any
 ) -> None:
     for number in _SIGNALS:
         # From the mount's first moment to the daemon's last: what is flushed after the mount has
@@ -303,7 +352,7 @@ async def _serve_mount(
         async with trio.open_nursery() as nursery:
             stop = nursery.cancel_scope
             nursery.start_soon(_unmount_on_signal, signals, node, mountpoint, binding, stop)
-            nursery.start_soon(control.serve, home / "control", _answers(node, binding))
+            nursery.start_soon(control.serve, origin.home / "control", _answers(node, binding))
             nursery.start_soon(_say_ready, node, mountpoint, binding, ready)
             await binding.serve()
             log.info("unmounted")
@@ -312,22 +361,24 @@ async def _serve_mount(
 
 @contextlib.contextmanager
 def _mounted(
-    node: EmbeddedNode, home: Path, mountpoint: str, options: MountOptions
+    node: EmbeddedNode | ClusterMount, source: str, mountpoint: str, options: MountOptions
 ) -> Iterator[Binding]:
     if options.binding == "pyfuse3":
-        with pyfuse3_binding(node.filesystem, mountpoint, str(home), options) as binding:
+        with pyfuse3_binding(node.filesystem, mountpoint, source, options) as binding:
             yield binding
         return
-    fd = mounting.mount(mountpoint, str(home), options)
+    fd = mounting.mount(mountpoint, source, options)
     try:
         yield native_binding(node.filesystem, fd, mountpoint, options)
     finally:
         os.close(fd)
-        if mounting.find_mount(mountpoint, source=str(home)) is not None:
+        if mounting.find_mount(mountpoint, source=source) is not None:
             mounting.unmount(mountpoint, lazy=True)
 
 
-async def _say_ready(node: EmbeddedNode, mountpoint: str, binding: Binding, ready: Any) -> None:
+async def _say_ready(
+    node: EmbeddedNode | ClusterMount, mountpoint: str, binding: Binding, ready: Any
+) -> None:
     """One operation through the kernel and back, then the mount is worth telling of."""
     with trio.move_on_after(START_S) as waited:
         await binding.initialized.wait()
@@ -347,7 +398,7 @@ async def _say_ready(node: EmbeddedNode, mountpoint: str, binding: Binding, read
 
 async def _unmount_on_signal(
     signals: AsyncIterator[int],
-    node: EmbeddedNode,
+    node: EmbeddedNode | ClusterMount,
     mountpoint: str,
     binding: Binding,
     scope: trio.CancelScope,
@@ -369,7 +420,7 @@ async def _unmount_on_signal(
         scope.cancel()
 
 
-async def _until_quiet(node: EmbeddedNode, binding: Binding) -> None:
+async def _until_quiet(node: EmbeddedNode | ClusterMount, binding: Binding) -> None:
     """Until programs that still have files open have ended what they are in the middle of."""
     before = -1
     while (work := _work(binding)) != before:
@@ -407,7 +458,7 @@ async def _wait_for_home(home: Path) -> None:
         await trio.sleep(0.05)
 
 
-def _answers(node: EmbeddedNode, binding: Binding) -> dict[str, control.Answerer]:
+def _answers(node: EmbeddedNode | ClusterMount, binding: Binding) -> dict[str, control.Answerer]:
     node_answers = answers.answers(node)
 
     async def status(args: dict[str, Any]) -> Any:

@@ -42,6 +42,7 @@ a loopback address, or with --insecure.  For certificates see: mountfs pki --hel
 exit status: 0 done, or ended by SIGTERM; 1 failed; 2 wrong call
 """
 PORT: Final = 7410
+ROLES: Final = ("meta", "chunk")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -54,7 +55,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--listen", metavar="HOST[:PORT]", help="where others reach this node")
     parser.add_argument("--join", metavar="HOST[:PORT],...", help="nodes of the cluster to join")
     parser.add_argument("--name", help="of the node; default: the machine's")
-    parser.add_argument("--roles", default="meta", help="what the node does; default: meta")
+    parser.add_argument(
+        "--roles", default="meta,chunk", help="what the node does; default: meta,chunk"
+    )
     parser.add_argument("--tls", type=Path, metavar="DIR", help="certificates, of mountfs pki")
     parser.add_argument("--insecure", action="store_true", help="allow a network without TLS")
     parser.add_argument(
@@ -129,8 +132,11 @@ def _settings(arguments: argparse.Namespace) -> "Settings":
 
     if arguments.home is None or arguments.listen is None:
         arguments.parser.error("to run a node, name --home and --listen")
-    if (roles := set(arguments.roles.split(","))) != {"meta"}:
-        arguments.parser.error(f"unknown roles: {', '.join(sorted(roles - {'meta'}))}")
+    roles = tuple(filter(None, arguments.roles.split(",")))
+    if unknown := sorted(set(roles) - set(ROLES)):
+        arguments.parser.error(f"unknown roles: {', '.join(unknown)}; there are {', '.join(ROLES)}")
+    if "meta" not in roles:
+        arguments.parser.error("a node needs the role meta")
     host, port = place(arguments.listen)
     if arguments.tls is None and not arguments.insecure and not _is_loopback(host):
         raise FsError(
@@ -143,6 +149,7 @@ def _settings(arguments: argparse.Namespace) -> "Settings":
         host=host,
         port=port,
         name=arguments.name or os.uname().nodename,
+        roles=roles,
         join=tuple(addresses(arguments.join)) if arguments.join else (),
         tls=arguments.tls,
     )

@@ -4,16 +4,24 @@ import contextlib
 import logging
 import signal
 import sys
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 from typing import Any, Final
 
 import msgspec
 import trio
+import trio.lowlevel
 
+from mountfs.chunks.client import LocalChunks
+from mountfs.chunks.config import ChunkConfig
+from mountfs.chunks.disk import DiskStore
+from mountfs.chunks.index_store import open_index
+from mountfs.chunks.protocol import first_volume_of
+from mountfs.chunks.service import ChunkService
 from mountfs.errors import Fault, FsError
 from mountfs.kv.journal import Journal
 from mountfs.meta.admin import Admin, Join, Joined, ask_raw
+from mountfs.meta.client import Options
 from mountfs.meta.ops.nodes import NodeRecord
 from mountfs.meta.protocol import ROLE
 from mountfs.meta.replica import META_GROUP
@@ -28,8 +36,11 @@ from mountfs.tls.reload import Identities
 from mountfs.types import LogIndex
 from mountfs.vfs.embedded import embedded_node
 from mountfs.vfs.home import FORMAT, Format, Home, make_home, open_home, read_format
-from mountfs.wire.frames import Hello
-from mountfs.wire.service import Service
+from mountfs.vfs.reclaimer import Reclaimer
+from mountfs.wire.connection import Body
+from mountfs.wire.frames import Hello, Parts
+from mountfs.wire.service import Peer, Service
+from mountfs.wire.stream import Later
 
 log = logging.getLogger(__name__)
 
@@ -37,6 +48,9 @@ RPC_PORT: Final = 7410
 LEAVE_S: Final = 3.0
 """What a node takes at most to hand over before it stops."""
 SEEDS: Final = "nodes.json"
+CHUNK_METHODS: Final = 100
+"""Methods from here on are of the role chunk."""
+COMPACT_S: Final = 5.0
 
 
 class Settings(msgspec.Struct, frozen=True, kw_only=True):
@@ -45,6 +59,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     port: int
     """Of gRPC; clients find the next one."""
     name: str
+    roles: tuple[str, ...] = ("meta", "chunk")
     join: tuple[str, ...] = ()
     tls: Path | None = None
 
@@ -63,6 +78,26 @@ class Trust:
     def __init__(self, directory: Path | None, cluster: str | None) -> None:
         self.identities = (
             None if directory is None else Identities(directory, cluster=cluster, kind=Kind.NODE)
+        )
+
+    def require_node(self, peer: Peer) -> None:
+        """With TLS, only nodes may delete.  Raises DENIED."""
+        if self.identities is not None:
+            certificate = peer.certificate
+            if certificate is None:
+                raise FsError(Fault.DENIED, f"{peer.address} has shown no certificate")
+            self.identities.current().peer_of(certificate, Kind.NODE)
+
+    def client_options(self, cluster: bytes, name: str) -> Options:
+        """How we connect to others as a client does."""
+        identities = self.identities
+        if identities is None:
+            return Options(cluster=cluster, about=name)
+        return Options(
+            cluster=cluster,
+            ssl_context=lambda: identities.current().client_context(),
+            server_hostname=identities.current().server_name,
+            about=name,
         )
 
     @property
@@ -95,7 +130,7 @@ async def join(settings: Settings) -> None:
                 client,
                 list(settings.join),
                 "Join",
-                Join(settings.name, settings.rpc, settings.door, disk),
+                Join(settings.name, settings.rpc, settings.door, disk, settings.roles),
                 deadline_s=60,
             )
         found = msgspec.msgpack.decode(answer, type=Joined)
@@ -143,6 +178,7 @@ async def _running(settings: Settings, home: Home) -> AsyncIterator[MetaServer]:
         rpc=settings.rpc,
         door=settings.door,
         disk=home.disk,
+        roles=settings.roles,
     )
     context = trust.identities.current().server_context() if trust.identities else None
     async with contextlib.AsyncExitStack() as stack:
@@ -162,14 +198,28 @@ async def _running(settings: Settings, home: Home) -> AsyncIterator[MetaServer]:
             )
         )
         Admin(meta, server, home.format.id)
+        volumes = None
+        if "chunk" in settings.roles:
+            volumes = stack.enter_context(open_volumes(home, trust))
+
+        async def handle(peer: Peer, method: int, body: Body) -> Parts | Later:
+            if method < CHUNK_METHODS:
+                return await meta.service.handle(peer, method, body)
+            if volumes is None:
+                raise FsError(Fault.NOT_IMPLEMENTED, f"node {settings.name} keeps no slices")
+            return await volumes.service.handle(peer, method, body)
+
         listeners = await _listen(settings.host, settings.port + 1)
         service = Service(
-            meta.service.handle,
-            Hello(cluster=home.id, role=ROLE, name=settings.name),
-            ssl_context=context,
+            handle, Hello(cluster=home.id, role=ROLE, name=settings.name), ssl_context=context
         )
         async with trio.open_nursery() as nursery:
             nursery.start_soon(service.serve, listeners)
+            if volumes is not None:
+                nursery.start_soon(volumes.run)
+            own = (settings.host, settings.port + 1)
+            reclaimer = Reclaimer(meta, nursery, own, trust.client_options(home.id, settings.name))
+            nursery.start_soon(reclaimer.run)
             try:
                 yield meta
             finally:
@@ -180,6 +230,40 @@ async def _running(settings: Settings, home: Home) -> AsyncIterator[MetaServer]:
                         await service.drain("the node stops")
                     await meta.checkpoint()
                 nursery.cancel_scope.cancel()
+
+
+class Volumes:
+    """The volumes of this node, and the work behind the requests."""
+
+    def __init__(self, disk: DiskStore, may_delete: Callable[[Any], None]) -> None:
+        self.disk = disk
+        self.chunks = LocalChunks(disk)
+        self.service = ChunkService(disk, self.chunks, may_delete)
+
+    async def run(self) -> None:
+        while True:
+            try:
+                while await self.chunks.compact_one():
+                    await trio.lowlevel.checkpoint()
+            except FsError as error:
+                log.error("compacting volumes: %s", error)
+            await trio.sleep(COMPACT_S)
+
+
+@contextlib.contextmanager
+def open_volumes(home: Home, trust: Trust) -> Iterator[Volumes]:
+    index, told = open_index(home.chunks)
+    try:
+        if told:
+            log.warning("%s", told)
+        config = ChunkConfig(first_volume=first_volume_of(home.format.node))
+        disk = DiskStore(home.chunks, index, home=home.id, config=config)
+        try:
+            yield Volumes(disk, trust.require_node)
+        finally:
+            disk.close()
+    finally:
+        index.close()
 
 
 async def hand_over(meta: MetaServer) -> None:

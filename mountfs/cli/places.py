@@ -3,12 +3,16 @@
 Nothing here asks a mounted filesystem anything, so it works when that hangs: the mount table tells.
 """
 
+import hashlib
 import os
 from dataclasses import dataclass
 from pathlib import Path
+from urllib.parse import quote
 
 from mountfs.errors import Fault, FsError
 from mountfs.fuse.mount import MountInfo, find_mount, parse_mountinfo
+
+NAME_CHARS_MAX = 200
 
 
 @dataclass(frozen=True)
@@ -30,18 +34,41 @@ def default_home() -> Path:
     return Path(base) / "mountfs" / "default"
 
 
+def cluster_in(source: str) -> str | None:
+    """The nodes that a source like "10.0.0.1,10.0.0.2:7411:/" names; None: it is a home."""
+    if source.startswith("/"):
+        return None
+    nodes, colon, path = source.rpartition(":")
+    return nodes if colon and path in ("", "/") and nodes else None
+
+
+def mount_directory(mountpoint: str) -> Path:
+    """Where the mount of a cluster keeps what is its own: log, control socket, process number."""
+    name = quote(mountpoint, safe="")
+    if len(name) > NAME_CHARS_MAX:
+        name = name[:100] + hashlib.sha256(name.encode()).hexdigest()
+    return default_home().parent / "mounts" / name
+
+
+def home_of(info: MountInfo) -> Path:
+    """Where the daemon behind a mount is to be asked."""
+    if cluster_in(info.source) is not None:
+        return mount_directory(info.mountpoint)
+    return Path(info.source)
+
+
 def mount_table() -> list[MountInfo]:
     return parse_mountinfo(Path("/proc/self/mountinfo").read_bytes())
 
 
 def mounts_in(table: list[MountInfo]) -> list[Place]:
     """The mounts of ours that can be seen; of several at one place, the topmost."""
-    homes: dict[str, str] = {}
+    homes: dict[str, Path] = {}
     for info in table:
         homes.pop(info.mountpoint, None)
         if info.ours:
-            homes[info.mountpoint] = info.source
-    return [Place(Path(home), mountpoint) for mountpoint, home in homes.items()]
+            homes[info.mountpoint] = home_of(info)
+    return [Place(home, mountpoint) for mountpoint, home in homes.items()]
 
 
 def mount_above(path: str) -> Place | None:
@@ -51,7 +78,7 @@ def mount_above(path: str) -> Place | None:
     for step in (*reversed(whole.parents), whole):
         info = find_mount(step)
         if info is not None and info.ours:
-            return Place(Path(info.source), info.mountpoint)
+            return Place(home_of(info), info.mountpoint)
     return None
 
 

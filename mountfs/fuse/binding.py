@@ -71,9 +71,7 @@ class NativeBinding:
         self._minor = 0
         self._operations = Operations(
             filesystem,
-            timeouts=wire.Timeouts(
-                options.entry_timeout_s, options.attr_timeout_s, options.entry_timeout_s
-            ),
+            timeouts=wire.Timeouts(*options.timeouts(shared=filesystem.shared)),
             interrupt=lambda unique: self._channel.interrupt(unique),
             initialize=self._initialize,
         )

@@ -227,23 +227,21 @@ class Operations:
         asked = wire.parse_open(request.body)
         drop = bool(asked.open_flags & wire.OPEN_KILL_SUIDGID)
         handle = await self._fs.open(Ino(request.nodeid), asked.flags, drop_privileges=drop)
-        return wire.reply(
-            request.unique, wire.open_out(handle.number, self._open_flags(asked.flags))
-        )
+        return wire.reply(request.unique, wire.open_out(handle.number, self._open_flags(handle)))
 
     async def create(self, request: Request) -> Reply:
         asked, name = wire.parse_create(request.body)
         attributes, handle = await self._fs.create(
             Ino(request.nodeid), name, asked.flags, asked.mode, asked.umask, _cred(request)
         )
-        return self._created(request, attributes, handle, asked.flags)
+        return self._created(request, attributes, handle)
 
     async def tmpfile(self, request: Request) -> Reply:
         asked, _ = wire.parse_create(request.body)
         attributes, handle = await self._fs.tmpfile(
             Ino(request.nodeid), asked.flags, asked.mode, asked.umask, _cred(request)
         )
-        return self._created(request, attributes, handle, asked.flags)
+        return self._created(request, attributes, handle)
 
     async def read(self, request: Request) -> Reply:
         asked = wire.parse_read(request.body)
@@ -307,7 +305,7 @@ class Operations:
     async def opendir(self, request: Request) -> Reply:
         # Positions need no state, so there is nothing to open: the kernel does without from now on,
         # and caches listings as if FOPEN_KEEP_CACHE and FOPEN_CACHE_DIR had been answered.
-        if not self._counts_listings:
+        if not self._counts_listings and not self._fs.shared:
             raise FsError(Fault.NOT_IMPLEMENTED)
         return wire.reply(request.unique, wire.open_out(0, 0))
 
@@ -363,23 +361,23 @@ class Operations:
             request.unique, wire.entry_out(self._timeouts, attributes, ino_of(attributes))
         )
 
-    def _created(
-        self, request: Request, attributes: Attributes, handle: Handle, flags: int
-    ) -> Reply:
+    def _created(self, request: Request, attributes: Attributes, handle: Handle) -> Reply:
         entry = wire.entry_out(self._timeouts, attributes, ino_of(attributes))
-        opened = wire.open_out(handle.number, self._open_flags(flags))
+        opened = wire.open_out(handle.number, self._open_flags(handle))
         return wire.reply(request.unique, entry + opened)
 
-    def _open_flags(self, flags: int) -> int:
-        """KEEP_CACHE: all changes come through this kernel, so what it has cached is right.
+    def _open_flags(self, handle: Handle) -> int:
+        """KEEP_CACHE: nobody has changed the file but through this kernel, so what it has cached is
+        right.
 
         DIRECT_IO for who only writes: the bytes go straight to us instead of through the page
         cache, and the kernel does not ask for `security.capability` before the first write.  It
         still drops what it has cached of that range.
         """
-        if flags & os.O_ACCMODE == os.O_WRONLY:
-            return wire.FOPEN_DIRECT_IO | wire.FOPEN_KEEP_CACHE | wire.FOPEN_PARALLEL_DIRECT_WRITES
-        return 0 if self._counts_reads else wire.FOPEN_KEEP_CACHE
+        keep = wire.FOPEN_KEEP_CACHE if handle.unchanged else 0
+        if handle.flags & os.O_ACCMODE == os.O_WRONLY:
+            return wire.FOPEN_DIRECT_IO | keep | wire.FOPEN_PARALLEL_DIRECT_WRITES
+        return 0 if self._counts_reads else keep
 
     def table(self) -> dict[int, Handler]:
         """Opcode → handler."""

@@ -30,6 +30,9 @@ MS_RELATIME: Final = 1 << 21
 MS_STRICTATIME: Final = 1 << 24
 MS_LAZYTIME: Final = 1 << 25
 
+ALONE_S: Final = 3600.0
+SHARED_S: Final = 1.0
+
 BINDINGS: Final = ("native", "pyfuse3")
 
 
@@ -53,16 +56,31 @@ class MountOptions:
     """How far the kernel reads ahead of a program that reads in order.  0: it does not."""
     dirty_bytes: int = 64 * MIB
     """Written data that may wait in memory before writers wait for the disk."""
-    attr_timeout_s: float = 3600.0
-    """How long the kernel may believe attributes, where nobody else can change them."""
-    entry_timeout_s: float = 3600.0
+    attr_timeout_s: float | None = None
+    """How long the kernel may believe attributes.  None: not said (see `timeouts`)."""
+    entry_timeout_s: float | None = None
     """How long the kernel may believe names, and that there is none."""
+    soft_s: float | None = None
+    """Of a cluster: give up on it after so long, instead of never."""
+    tls: str | None = None
+    """Of a cluster: the directory with our certificate."""
     poll_us: int = 100
     """How long to poll for the next request before sleeping, if there are several processors."""
 
     @property
     def read_only(self) -> bool:
         return bool(self.ms_flags & MS_RDONLY)
+
+    def timeouts(self, *, shared: bool) -> tuple[float, float, float]:
+        """How long the kernel may believe names, attributes, and that there is no such name, in
+        seconds.  Long where nobody else can change them.  Where others can, and nobody tells us,
+        what they did is seen after a second; and a name that they made, at once.
+        """
+        usual = SHARED_S if shared else ALONE_S
+        entry = usual if self.entry_timeout_s is None else self.entry_timeout_s
+        attributes = usual if self.attr_timeout_s is None else self.attr_timeout_s
+        absent = 0.0 if shared and self.entry_timeout_s is None else entry
+        return entry, attributes, absent
 
     @property
     def access_time(self) -> AccessTime:
@@ -270,6 +288,8 @@ _SETTINGS: Final = {
     "dirty": _Setting("dirty_bytes", _size(MIB, 1024 * 1024 * MIB), "dirty=64MiB"),
     "attr_timeout": _Setting("attr_timeout_s", _seconds, "attr_timeout=60"),
     "entry_timeout": _Setting("entry_timeout_s", _seconds, "entry_timeout=60"),
+    "soft": _Setting("soft_s", _seconds, "soft=30"),
+    "tls": _Setting("tls", str, "tls=/etc/mountfs"),
     "poll_us": _Setting("poll_us", _number(0, 10_000), "poll_us=100"),
 }
 """Options with a value."""

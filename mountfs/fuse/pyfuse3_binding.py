@@ -145,8 +145,8 @@ class Pyfuse3Binding:
         self.handlers = Handlers(
             pyfuse3,
             filesystem,
-            entry_timeout_s=options.entry_timeout_s,
-            attr_timeout_s=options.attr_timeout_s,
+            entry_timeout_s=options.timeouts(shared=filesystem.shared)[0],
+            attr_timeout_s=options.timeouts(shared=filesystem.shared)[1],
             initialized=self.initialized,
         )
         self._pyfuse3 = pyfuse3

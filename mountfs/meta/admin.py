@@ -32,6 +32,7 @@ class Join(msgspec.Struct, frozen=True):
     rpc: str
     door: str
     disk: str
+    roles: tuple[str, ...]
 
 
 class Joined(msgspec.Struct, frozen=True):
@@ -74,7 +75,9 @@ class Admin:
         meta = self._meta
         asked = msgspec.msgpack.decode(body, type=Join)
         meta.group.raft.state.require_leader()
-        record = await meta.service.order(AddNode(asked.name, asked.rpc, asked.door, asked.disk))
+        record = await meta.service.order(
+            AddNode(asked.name, asked.rpc, asked.door, asked.disk, asked.roles)
+        )
         number = NodeId(record.number)
         # The leader's duties see to it.
         await _until(lambda: number in meta.group.raft.log.membership.everyone, JOIN_S)
@@ -230,12 +233,19 @@ class _Named(msgspec.Struct):
     rpc: str
     door: str
     joined: int
+    roles: tuple[str, ...]
     leaving: bool
 
 
 def _named(record: NodeRecord) -> _Named:
     return _Named(
-        record.number, record.name, record.rpc, record.door, record.joined, record.leaving
+        record.number,
+        record.name,
+        record.rpc,
+        record.door,
+        record.joined,
+        record.roles,
+        record.leaving,
     )
 
 

@@ -20,6 +20,7 @@ import trio
 from mountfs.errors import Fault, FsError
 from mountfs.inline import leave
 from mountfs.meta.command import Command, Query
+from mountfs.meta.ops.nodes import NodeRecord
 from mountfs.meta.protocol import (
     ROLE,
     Cluster,
@@ -64,6 +65,9 @@ class Router:
         self._nursery = nursery
         self._options = options
         self._seeds = list(seeds)
+        self.nodes: tuple[NodeRecord, ...] = ()
+        self.leader_number = 0
+        """Who led when we last asked; 0: nobody."""
         self._known: dict[int, Address] = {}
         """Where nodes are, by number."""
         self._links: dict[Address, Client] = {}
@@ -109,7 +113,7 @@ class Router:
                 with trio.fail_after(ATTEMPT_S / 4):
                     answer = await link.call(Method.CLUSTER)
                 cluster = msgspec.msgpack.decode(answer, type=Cluster)
-                self._learn(cluster)
+                self.learn(cluster)
                 leader = self._known.get(cluster.leader)
                 if cluster.leader and leader is None:
                     problems[_name(address)] = f"says node {cluster.leader} leads, but not where"
@@ -132,7 +136,23 @@ class Router:
             raise FsError(refused[0].fault, self.problem)
         raise FsError(Fault.NOT_LEADER, f"nobody leads the cluster now ({self.problem})")
 
-    def _learn(self, cluster: Cluster) -> None:
+    def numbers_of(self, role: str) -> Callable[[], list[int]]:
+        """Who has a role, as far as is known at the time."""
+        return lambda: [node.number for node in self.nodes if role in node.roles]
+
+    async def link_to(self, number: int) -> Client:
+        """A connection to one node.  Raises UNAVAILABLE for one that is not known; Disconnected."""
+        address = self._known.get(number)
+        if address is None:
+            raise FsError(Fault.UNAVAILABLE, f"nobody says where node {number} is")
+        link = self._links.get(address)
+        if link is not None and link.why is None and link.leaving is None:
+            return link
+        async with self._connecting:
+            return await self._link(address)
+
+    def learn(self, cluster: Cluster) -> None:
+        self.nodes, self.leader_number = cluster.nodes, cluster.leader
         known = {node.number: _address(node.door) for node in cluster.nodes}
         self._known = {number: found for number, found in known.items() if found is not None}
 
@@ -156,7 +176,7 @@ class RemoteMeta:
     """A `Meta`; use `remote_meta`."""
 
     def __init__(self, router: Router, options: Options) -> None:
-        self._router = router
+        self.router = router
         self._options = options
         self.session = 0
         self.ttl_ms = 60_000
@@ -223,13 +243,13 @@ class RemoteMeta:
     async def _ask(self, method: Method, body: bytes) -> Body:
         """The answer, however often it takes.  Raises what is an answer, TIMED_OUT if `soft`."""
         self.calls += 1
-        link = self._router.leader_now()
+        link = self.router.leader_now()
         if link is not None:
             # Nearly always the first attempt is the last.
             try:
                 return await self._attempt(link, method, body)
             except Disconnected:
-                self._router.forget(link)
+                self.router.forget(link)
             except FsError as error:
                 self._judge(error, link)
         await leave()
@@ -237,7 +257,7 @@ class RemoteMeta:
         with trio.move_on_after(soft_s if soft_s is not None else float("inf")):
             return await self._ask_again(method, body)
         raise FsError(
-            Fault.TIMED_OUT, f"no answer from the cluster within {soft_s} s: {self._router.problem}"
+            Fault.TIMED_OUT, f"no answer from the cluster within {soft_s} s: {self.router.problem}"
         )
 
     async def _ask_again(self, method: Method, body: bytes) -> Body:
@@ -245,11 +265,11 @@ class RemoteMeta:
         while True:
             link: Client | None = None
             try:
-                link = await self._router.leader()
+                link = await self.router.leader()
                 return await self._attempt(link, method, body)
             except Disconnected:
                 if link is not None:
-                    self._router.forget(link)
+                    self.router.forget(link)
             except FsError as error:
                 self._judge(error, link)
             await trio.sleep(wait_s * random.uniform(0.5, 1))
@@ -270,7 +290,7 @@ class RemoteMeta:
         if error.fault not in _AGAIN:
             raise error
         if link is not None and error.fault is Fault.NOT_LEADER:
-            self._router.forget(link)
+            self.router.forget(link)
 
 
 @asynccontextmanager

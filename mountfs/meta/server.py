@@ -69,6 +69,7 @@ class Place(msgspec.Struct, frozen=True, kw_only=True):
     door: str
     disk: str
     """What names its home."""
+    roles: tuple[str, ...] = ("meta",)
 
 
 class MetaServer:
@@ -228,11 +229,9 @@ class MetaServer:
         """Our own record, if it is not so."""
         place = self.place
         known = self.service.node_of(place.number)
-        there = None if known is None else (known.name, known.rpc, known.door, known.disk)
-        if there != (place.name, place.rpc, place.door, place.disk):
-            await self.service.order(
-                MoveNode(place.number, place.name, place.rpc, place.door, place.disk)
-            )
+        ours = (place.name, place.rpc, place.door, place.disk, place.roles)
+        if known is None or ours != (known.name, known.rpc, known.door, known.disk, known.roles):
+            await self.service.order(MoveNode(place.number, *ours))
 
     async def _end_silent_sessions(self) -> None:
         for number in self.service.silent_sessions():

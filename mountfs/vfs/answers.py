@@ -5,10 +5,12 @@ from typing import Any
 
 import trio
 
+from mountfs.chunks.protocol import node_of
 from mountfs.errors import Fault, FsError
 from mountfs.meta.ops.describe import Describe, SliceRow
 from mountfs.meta.records import Slice
 from mountfs.types import Ino
+from mountfs.vfs.cluster import ClusterMount
 from mountfs.vfs.control import Answerer
 from mountfs.vfs.embedded import EmbeddedNode
 
@@ -16,7 +18,7 @@ SLICES_MAX = 100_000
 """In one answer, however many are asked for."""
 
 
-def answers(node: EmbeddedNode) -> dict[str, Answerer]:
+def answers(node: EmbeddedNode | ClusterMount) -> dict[str, Answerer]:
     """Question -> who answers it."""
 
     async def status(_: dict[str, Any]) -> Any:
@@ -31,7 +33,7 @@ def answers(node: EmbeddedNode) -> dict[str, Answerer]:
     return {"status": status, "info": info}
 
 
-async def _info(node: EmbeddedNode, ino: Ino, limit: int) -> dict[str, Any]:
+async def _info(node: EmbeddedNode | ClusterMount, ino: Ino, limit: int) -> dict[str, Any]:
     found = await node.meta.read(Describe(ino, limit))
     # In a thread: whether a slice is there is read from the disk.
     slices = await trio.to_thread.run_sync(lambda: [_slice(node, row) for row in found.slices])
@@ -47,7 +49,7 @@ async def _info(node: EmbeddedNode, ino: Ino, limit: int) -> dict[str, Any]:
     }
 
 
-def _slice(node: EmbeddedNode, row: SliceRow) -> dict[str, Any]:
+def _slice(node: EmbeddedNode | ClusterMount, row: SliceRow) -> dict[str, Any]:
     piece = row.piece
     return {
         "chunk": row.chunk,
@@ -63,10 +65,12 @@ def _slice(node: EmbeddedNode, row: SliceRow) -> dict[str, Any]:
     }
 
 
-def _where(node: EmbeddedNode, piece: Slice) -> dict[str, Any] | None:
+def _where(node: EmbeddedNode | ClusterMount, piece: Slice) -> dict[str, Any] | None:
     """The file of its volume, and where its needle begins there; None for what is in no volume, or
     should be and is not.
     """
+    if isinstance(node, ClusterMount):
+        return {"node": node_of(piece.volume)} if piece.volume else None
     if not piece.volume or not node.disk.has(piece.volume, piece.slice_id):
         return None
     found = node.disk.place(piece.volume, piece.slice_id)

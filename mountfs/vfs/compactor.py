@@ -4,10 +4,10 @@ anew.
 
 import trio
 
-from mountfs.chunks.client import LocalChunks
+from mountfs.chunks.base import ChunkStore
 from mountfs.errors import Fault, FsError
 from mountfs.meta import keys
-from mountfs.meta.local import LocalMeta
+from mountfs.meta.local import Meta
 from mountfs.meta.ops.chunk_rows import ROWS_URGENT, ChunkRows, CountRows
 from mountfs.meta.ops.read import GetAttr
 from mountfs.meta.ops.slices import (
@@ -34,8 +34,8 @@ QUIET_S = 10
 class Compactor:
     def __init__(
         self,
-        meta: LocalMeta,
-        chunks: LocalChunks,
+        meta: Meta,
+        chunks: ChunkStore,
         filesystem: Filesystem,
     ) -> None:
         self._meta = meta

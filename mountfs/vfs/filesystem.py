@@ -59,12 +59,14 @@ _SIZE_AT, _ATIME_AT, _MTIME_AT, _NANOSECONDS_AT = 8, 24, 32, 48
 _TOUCHES_MAX = 256
 """Access times that are kept back before they are written."""
 _REAPS_MAX = 64
+_KNOWN_MAX = 65_536
 
 
 class Filesystem:
     """`durable` makes all that was proposed and written so far survive the machine; `kernel` says
     that the door tells by `forget` when an inode is out of use, as the kernel does: until then a
-    file without a name is kept.
+    file without a name is kept; `shared` that others change the filesystem too: then what was known
+    of a file is looked at again when it is opened.
     """
 
     def __init__(
@@ -78,6 +80,7 @@ class Filesystem:
         owed: Callable[[], int] = lambda: 0,
         reclaim: Callable[[], Awaitable[None]] | None = None,
         kernel: bool = False,
+        shared: bool = False,
         read_only: bool = False,
         access_time: AccessTime = AccessTime.RELATIVE,
         directory_access_time: AccessTime = AccessTime.RELATIVE,
@@ -89,6 +92,7 @@ class Filesystem:
         self._chunks = chunks
         self._durable = durable
         self._kernel = kernel
+        self.shared = shared
         self._read_only = read_only
         self.access_time = access_time
         self.directory_access_time = directory_access_time
@@ -113,6 +117,8 @@ class Filesystem:
         self._atimes: dict[Ino, int] = {}
         self._orphans: set[Ino] = set()
         self._forgotten: list[Ino] = []
+        self._known: dict[Ino, bytes] = {}
+        """Of files that were opened lately, what tells whether their bytes have changed since."""
 
     # -- names
 
@@ -246,7 +252,10 @@ class Filesystem:
         if flags & os.O_TRUNC and writes:
             change = SetAttr(ino=ino, cred=_CHECKED, size=0, drop_privileges=drop_privileges)
             attributes = await self.setattr(change)
-        return self._open(ino, size_of(attributes), flags)
+        handle = self._open(ino, size_of(attributes), flags)
+        if self.shared:
+            handle.unchanged = self._renew(handle.file, attributes)
+        return handle
 
     async def create(
         self, parent: Ino, name: bytes, flags: int, mode: int, umask: int, cred: Cred
@@ -285,7 +294,10 @@ class Filesystem:
         data = await self.reader.read(file, offset, size)
         noted = file.ino in self._atimes and self.access_time is not AccessTime.STRICT
         if not noted and not handle.flags & os.O_NOATIME:
-            await self._touch(file.ino, await self._meta.read(GetAttr(file.ino)), self.access_time)
+            attributes = file.seen
+            if attributes is None:
+                attributes = await self._meta.read(GetAttr(file.ino))
+            await self._touch(file.ino, attributes, self.access_time)
         return data
 
     async def write(
@@ -468,6 +480,21 @@ class Filesystem:
         self._handles[handle.number] = handle
         return handle
 
+    def _renew(self, file: File, attributes: Attributes) -> bool:
+        """Somebody else may have changed a file since we knew it.  Returns whether nobody has."""
+        known = self._known.pop(file.ino, None)
+        now = _content_of(attributes)
+        self._known[file.ino] = now
+        if len(self._known) > _KNOWN_MAX:
+            del self._known[next(iter(self._known))]
+        file.seen = attributes
+        if known == now:
+            return True
+        file.forget_layouts()
+        if not file.unwritten:
+            file.size = size_of(attributes)
+        return False
+
     def _now(self, attributes: Attributes) -> Attributes:
         """Attributes with what has not reached the metadata yet: unwritten bytes, access times."""
         if not (self._atimes or self.writer.unwritten):
@@ -536,6 +563,15 @@ class Filesystem:
         if self._atimes:
             times, self._atimes = self._atimes, {}
             await self._meta.propose(Touch(tuple(times.items())))
+
+
+def _content_of(attributes: Attributes) -> bytes:
+    """Size, times of change, and nothing that reading changes."""
+    return (
+        attributes[_SIZE_AT : _SIZE_AT + 8]
+        + attributes[_MTIME_AT : _MTIME_AT + 16]
+        + (attributes[_NANOSECONDS_AT + 4 : _NANOSECONDS_AT + 12])
+    )
 
 
 def _unwritten_blocks(file: File) -> int:

@@ -1,7 +1,7 @@
 """Open files: `Handle` is one open file description, `File` what all handles of an inode share."""
 
 from mountfs.meta.locks import Owner
-from mountfs.meta.records import Slice
+from mountfs.meta.records import Attributes, Slice
 from mountfs.types import Ino
 from mountfs.vfs.dirty import Dirty, Run
 
@@ -11,7 +11,7 @@ class File:
 
     __slots__ = (
         "content", "dirty", "drop_privileges", "flight", "flushing", "handles", "ino", "layouts",
-        "locked", "mtime", "size",
+        "locked", "mtime", "seen", "size",
     )  # fmt: skip
 
     def __init__(self, ino: Ino, size: int) -> None:
@@ -31,6 +31,8 @@ class File:
         """A write that is not flushed takes set-user-ID away."""
         self.layouts: dict[int, list[Slice]] = {}
         """What is visible of chunks, ascending, as far as it was asked for."""
+        self.seen: Attributes | None = None
+        """As they were when it was opened, where others may change them."""
         self.content: bytes | None = None
         """The whole content of a small file; then there are no layouts."""
 
@@ -46,11 +48,13 @@ class File:
 class Handle:
     """One open(2)."""
 
-    __slots__ = ("file", "flags", "locked", "number")
+    __slots__ = ("file", "flags", "locked", "number", "unchanged")
 
     def __init__(self, number: int, file: File, flags: int) -> None:
         self.number = number
         self.file = file
         self.flags = flags
+        self.unchanged = True
+        """What the door has cached of the file is still right."""
         self.locked: set[tuple[int, Owner]] = set()
         """(flavor, owner) of locks taken through it; gone when it is, at the latest."""

@@ -9,6 +9,8 @@ from mountfs.meta.locks import Lock, Owner, would_deadlock
 from mountfs.meta.ops.lock import ReleaseLock, TakeLock, TestLock
 from mountfs.types import Ino
 
+LOOK_AGAIN_S = 0.1
+
 
 class LockTable:
     def __init__(self, meta: Meta) -> None:
@@ -45,7 +47,10 @@ class LockTable:
         released = self._released.setdefault(ino, trio.Event())
         await leave()
         self._waits[owner] = holder
+        elsewhere = holder.session != self._meta.session
         try:
-            await released.wait()
+            # Nobody tells us yet when a lock of another mount is released.
+            with trio.move_on_after(LOOK_AGAIN_S if elsewhere else float("inf")):
+                await released.wait()
         finally:
             self._waits.pop(owner, None)

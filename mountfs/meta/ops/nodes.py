@@ -28,6 +28,8 @@ class NodeRecord(msgspec.Struct, frozen=True, array_like=True):
     """When, in nanoseconds since 1970."""
     disk: str
     """Which home it has: a node that has lost its disk is not the same any more."""
+    roles: tuple[str, ...]
+    """What it does: "meta", "chunk"."""
     leaving: bool = False
     """It is to be no member of any group, and then forgotten."""
 
@@ -41,6 +43,7 @@ class AddNode(Command[NodeRecord], frozen=True, tag="add_node"):
     rpc: str
     door: str
     disk: str
+    roles: tuple[str, ...]
 
     def check(self) -> None:
         if not 0 < len(self.name.encode()) <= NAME_BYTES_MAX or not self.name.isprintable():
@@ -66,7 +69,9 @@ class AddNode(Command[NodeRecord], frozen=True, tag="add_node"):
             raise FsError(Fault.BUSY, f"a cluster has at most {NODES_MAX} nodes")
         number = tree.counters.next_node
         tree.counters.next_node += 1
-        record = NodeRecord(number, self.name, self.rpc, self.door, stamp.time, self.disk)
+        record = NodeRecord(
+            number, self.name, self.rpc, self.door, stamp.time, self.disk, self.roles
+        )
         put_node(tree, record)
         return record
 
@@ -79,6 +84,7 @@ class MoveNode(Command[None], frozen=True, tag="move_node"):
     rpc: str
     door: str
     disk: str
+    roles: tuple[str, ...]
 
     def apply(self, tree: Tree, stamp: Stamp) -> None:
         before = None
@@ -90,7 +96,10 @@ class MoveNode(Command[None], frozen=True, tag="move_node"):
         if before is None and self.number != FIRST:
             raise FsError(Fault.NOT_FOUND, f"there is no node {self.number}")
         joined = stamp.time if before is None else before.joined
-        put_node(tree, NodeRecord(self.number, self.name, self.rpc, self.door, joined, self.disk))
+        put_node(
+            tree,
+            NodeRecord(self.number, self.name, self.rpc, self.door, joined, self.disk, self.roles),
+        )
 
 
 class LeaveNode(Command[None], frozen=True, tag="leave_node"):

@@ -1,0 +1,69 @@
+"""A cluster as the source of a mount: who is meant, by which certificate, and where the mount keeps
+what is its own.
+"""
+
+import contextlib
+import fcntl
+import os
+import ssl
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from mountfs.errors import Fault, FsError, disk_error
+from mountfs.fuse.options import MountOptions
+from mountfs.meta.client import Address, Options
+
+DOOR_PORT = 7411
+
+
+def cluster_addresses(nodes: str) -> tuple[Address, ...]:
+    """HOST[:PORT],... as clients find nodes.  Raises INVALID."""
+    found = []
+    for one in filter(None, nodes.split(",")):
+        host, colon, port = one.rpartition(":")
+        if not colon or one.endswith("]"):
+            host, port = one, str(DOOR_PORT)
+        if not port.isdigit() or not 0 < int(port) < 65_536 or not host:
+            raise FsError(Fault.INVALID, f"{one!r} is not HOST or HOST:PORT of a node")
+        found.append((host.strip("[]"), int(port)))
+    return tuple(found)
+
+
+def client_options(options: MountOptions, about: str) -> Options:
+    """Raises what is wrong with the certificate."""
+    if options.tls is None:
+        return Options(soft_s=options.soft_s, about=about)
+    from mountfs.tls.reload import Identities  # takes a tenth of a second to import
+
+    identities = Identities(Path(options.tls))
+    now = identities.current()
+    context: Callable[[], ssl.SSLContext] = lambda: identities.current().client_context()  # noqa: E731
+    return Options(
+        cluster=bytes.fromhex(now.cluster),
+        soft_s=options.soft_s,
+        ssl_context=context,
+        server_hostname=now.server_name,
+        about=about,
+    )
+
+
+@contextlib.contextmanager
+def hold_directory(directory: Path, mountpoint: str) -> Iterator[None]:
+    """Make the directory of a mount, and keep other mounts of the same place out."""
+    try:
+        directory.mkdir(parents=True, exist_ok=True, mode=0o700)
+        fd = os.open(directory / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    except OSError as error:
+        raise disk_error(error, str(directory)) from error
+    try:
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise FsError(
+                Fault.BUSY, f"{directory}: another process is mounting at {mountpoint}"
+            ) from None
+        (directory / "pid").write_text(f"{os.getpid()}\n")
+        yield
+        (directory / "pid").unlink(missing_ok=True)
+    finally:
+        os.close(fd)

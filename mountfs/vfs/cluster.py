@@ -1,0 +1,164 @@
+"""A mount's side of a cluster: metadata and bytes on other machines, and the work that goes on
+behind the requests.
+
+To a door it looks as an `EmbeddedNode` does.
+"""
+
+import logging
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from typing import Any, Final
+
+import trio
+
+from mountfs.buffers import Buffers
+from mountfs.chunks.remote import RemoteChunks
+from mountfs.errors import FsError
+from mountfs.meta.client import Address, Options, RemoteMeta, remote_meta
+from mountfs.meta.ops.read import Usage
+from mountfs.types import SLICE_BYTES_MAX
+from mountfs.vfs.filesystem import Filesystem
+
+log = logging.getLogger(__name__)
+
+FLUSH_AFTER_S: Final = 5
+HOUSEKEEPING_S: Final = 1.0
+RETRY_AFTER_S: Final = 5
+SHUT_DOWN_S: Final = 30
+
+
+class ClusterMount:
+    """Use `cluster_mount`."""
+
+    def __init__(self, source: str, meta: RemoteMeta, chunks: RemoteChunks) -> None:
+        self.source = source
+        self.meta = meta
+        self.chunks = chunks
+        self.buffers = Buffers()
+        self.filesystem: Filesystem
+        self.troubles: dict[str, str] = {}
+        self._wake = trio.Event()
+
+    async def durable(self) -> None:
+        """What was proposed is on a majority's disks when it is answered, and slices are on theirs
+        before that: nothing is left to be done.
+        """
+
+    def kick(self) -> None:
+        """There is a whole slice to flush: do not wait for the next tick."""
+        woken, self._wake = self._wake, trio.Event()
+        woken.set()
+
+    async def run(self) -> None:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self.chunks.keep_asking)
+            nursery.start_soon(self._flush_for_ever)
+
+    async def _flush_for_ever(self) -> None:
+        while True:
+            try:
+                await self._flush()
+            except FsError as error:
+                if self.troubles.get("flush") != str(error):
+                    log.error("flush: %s", error)
+                self.troubles["flush"] = str(error)
+                await trio.sleep(RETRY_AFTER_S)
+            else:
+                self.troubles.pop("flush", None)
+                with trio.move_on_after(HOUSEKEEPING_S):
+                    await self._wake.wait()
+
+    async def _flush(self) -> None:
+        filesystem = self.filesystem
+        now = trio.current_time()
+        for file, since in list(filesystem.writer.unwritten.items()):
+            if file.dirty.bytes >= SLICE_BYTES_MAX:
+                await filesystem.flush_file(file, full_only=True)
+            elif now - since > FLUSH_AFTER_S:
+                await filesystem.flush_file(file)
+        await filesystem.write_access_times()
+        await filesystem.reap()
+
+    def all_troubles(self) -> dict[str, str]:
+        found = dict(self.troubles)
+        if self.meta.ended is not None:
+            found["session"] = f"{self.meta.ended}; mount again"
+        if self.meta.router.problem:
+            found["metaservers"] = self.meta.router.problem
+        if self.chunks.problem:
+            found["chunkservers"] = self.chunks.problem
+        return found
+
+    def stats(self) -> dict[str, Any]:
+        """Counters since the mount."""
+        return {
+            "rows": self.meta.calls,
+            "rows_stored": self.meta.attempts,
+            "reads": self.chunks.reads,
+            "reads_waited": self.chunks.reads,
+        }
+
+    async def status(self) -> dict[str, Any]:
+        """What `mountfs status` shows."""
+        total, free = self.chunks.space()
+        writer = self.filesystem.writer
+        found: dict[str, Any] = {
+            "source": self.source,
+            "session": self.meta.session,
+            "nodes": [
+                {"number": node.number, "name": node.name, "door": node.door}
+                for node in self.meta.router.nodes
+            ],
+            "leader": self.meta.router.leader_number,
+            "disk_total_bytes": total,
+            "disk_free_bytes": free,
+            "dirty_bytes": writer.dirty_bytes,
+            "unwritten_files": len(writer.unwritten),
+            "calls": self.meta.calls,
+            "attempts": self.meta.attempts,
+        }
+        with trio.move_on_after(2):
+            found["inodes"], found["used_bytes"] = await self.meta.read(Usage())
+        return {**found, "troubles": self.all_troubles()}
+
+
+@asynccontextmanager
+async def cluster_mount(
+    source: str, seeds: Sequence[Address], options: Options, **settings: Any
+) -> AsyncIterator[ClusterMount]:
+    """A session with a cluster, and a filesystem on it; `settings` are those of `Filesystem`.
+
+    On the way out everything is flushed, for as long as that may take.
+    """
+    async with remote_meta(seeds, options) as meta:
+        chunks = RemoteChunks(
+            meta.router.numbers_of("chunk"), meta.router.link_to, soft_s=options.soft_s
+        )
+        mount = ClusterMount(source, meta, chunks)
+        mount.filesystem = Filesystem(
+            meta,
+            chunks,
+            durable=mount.durable,
+            buffers=mount.buffers,
+            kick=mount.kick,
+            shared=True,
+            **settings,
+        )
+        await chunks.ask_for_room()
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(mount.run)
+            try:
+                yield mount
+            finally:
+                with trio.move_on_after(SHUT_DOWN_S, shield=True) as waited:
+                    await _flush_all(mount)
+                if waited.cancelled_caught:
+                    log.error("unmounted, but not everything could be written")
+                nursery.cancel_scope.cancel()
+
+
+async def _flush_all(mount: ClusterMount) -> None:
+    try:
+        await mount.filesystem.flush_all()
+    except FsError as error:
+        log.error("unmounting: %s", error)

@@ -1,0 +1,121 @@
+"""The leader's work on bytes: slices that nobody refers to are deleted where they are, and slices
+that lie over one another are merged.
+"""
+
+import logging
+from typing import Any, Final, TypeVar
+
+import msgspec
+import trio
+
+from mountfs.chunks.protocol import Method, node_of
+from mountfs.chunks.remote import RemoteChunks
+from mountfs.errors import Fault, FsError
+from mountfs.meta.client import Options, Router
+from mountfs.meta.command import Command, Query
+from mountfs.meta.ops.slices import Garbage, Reclaimed
+from mountfs.meta.server import MetaServer
+from mountfs.types import SliceId, VolumeId
+from mountfs.vfs.compactor import Compactor
+from mountfs.vfs.reader import Reader
+from mountfs.wire.connection import Disconnected
+
+log = logging.getLogger(__name__)
+
+R = TypeVar("R")
+
+LOOK_S: Final = 5.0
+BATCH: Final = 4_096
+CALL_S: Final = 30.0
+
+
+class LeadersMeta:
+    """The metadata as the leader sees it: commands through the log, queries from the state."""
+
+    session = 0
+
+    def __init__(self, server: MetaServer) -> None:
+        self._server = server
+
+    def now(self) -> int:
+        return self._server.machine.now()
+
+    async def propose(self, command: Command[R]) -> R:
+        return await self._server.service.order(command)  # type: ignore[no-any-return]
+
+    async def read(self, query: Query[R]) -> R:
+        self._server.group.raft.state.require_leader()
+        return query.read(self._server.machine.replica.machine.tree)
+
+
+class _Files:
+    """What `Compactor` asks of a filesystem, where nobody has a file open."""
+
+    def __init__(self, reader: Reader) -> None:
+        self.reader = reader
+
+    def seconds_since_write(self, ino: int) -> float:
+        return float("inf")
+
+    def moved(self, ino: int) -> None:
+        """Who reads by the old places finds nothing there, and looks again."""
+
+
+class Reclaimer:
+    """`options`: how this node connects to others as a client."""
+
+    def __init__(
+        self, server: MetaServer, nursery: trio.Nursery, own: tuple[str, int], options: Options
+    ) -> None:
+        self._server = server
+        self._router = Router(nursery, [own], options)
+        self._meta = LeadersMeta(server)
+        self._chunks = RemoteChunks(self._holders, self._link)
+        files: Any = _Files(Reader(self._meta, self._chunks))
+        self._compactor = Compactor(self._meta, self._chunks, files)
+        self.unreachable: dict[int, str] = {}
+
+    async def run(self) -> None:
+        while True:
+            await trio.sleep(LOOK_S)
+            group = self._server.group
+            if not group.is_leader or not group.raft.state.proven:
+                continue
+            if self._server.safe_mode.is_on:
+                continue
+            try:
+                await self._reclaim()
+                with trio.move_on_after(CALL_S):
+                    await self._compactor.run_once()
+            except FsError as error:
+                if error.fault not in (Fault.NOT_LEADER, Fault.UNAVAILABLE):
+                    log.warning("reclaiming: %s", error)
+
+    async def _reclaim(self) -> None:
+        by_node: dict[int, dict[VolumeId, list[SliceId]]] = {}
+        for slice_id, volume, _ in await self._meta.read(Garbage(BATCH)):
+            by_node.setdefault(node_of(volume), {}).setdefault(volume, []).append(slice_id)
+        for node, doomed in by_node.items():
+            try:
+                with trio.fail_after(CALL_S):
+                    link = await self._link(node)
+                    await link.call(Method.DELETE, msgspec.msgpack.encode(doomed))
+            except (Disconnected, trio.TooSlowError, FsError) as error:
+                if self.unreachable.get(node) != str(error):
+                    log.warning("node %d keeps deleted slices for now: %s", node, error)
+                self.unreachable[node] = str(error)
+                continue
+            self.unreachable.pop(node, None)
+            slices = tuple(one for ids in doomed.values() for one in ids)
+            await self._meta.propose(Reclaimed(slices))
+
+    def _holders(self) -> list[int]:
+        self._learn()
+        return [node.number for node in self._router.nodes if "chunk" in node.roles]
+
+    async def _link(self, node: int) -> Any:
+        self._learn()
+        return await self._router.link_to(node)
+
+    def _learn(self) -> None:
+        self._router.learn(self._server.service.cluster())
