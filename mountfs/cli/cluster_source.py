@@ -9,9 +9,12 @@ import ssl
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import msgspec
+
 from mountfs.errors import Fault, FsError, disk_error
 from mountfs.fuse.options import MountOptions
 from mountfs.meta.client import Address, Options
+from mountfs.vfs.home import Holder
 
 DOOR_PORT = 7411
 
@@ -63,6 +66,8 @@ def hold_directory(directory: Path, mountpoint: str) -> Iterator[None]:
                 Fault.BUSY, f"{directory}: another process is mounting at {mountpoint}"
             ) from None
         (directory / "pid").write_text(f"{os.getpid()}\n")
+        os.ftruncate(fd, 0)
+        os.pwrite(fd, msgspec.json.encode(Holder(os.getpid(), mountpoint)), 0)
         yield
         (directory / "pid").unlink(missing_ok=True)
     finally:

@@ -106,7 +106,10 @@ def examine(path: str) -> Iterator[Finding]:
     if place.mountpoint is not None:
         yield check_mount(place.mountpoint)
         yield from check_connection(place.mountpoint)
-    yield from check_home(place.home, place.mountpoint is not None)
+    if place.cluster is None:
+        yield from check_home(place.home, place.mountpoint is not None)
+    else:
+        yield check_log(place.home)
 
 
 # -- the machine
@@ -207,7 +210,9 @@ def find_place(path: str) -> tuple[Place | None, Finding]:
         )
     if place.mountpoint is None:
         return place, Finding("ok", "place", f"{path} is a home, and not mounted in our sight")
-    return place, Finding("ok", "place", f"{place.mountpoint} is a mount of {place.home}")
+    return place, Finding(
+        "ok", "place", f"{place.mountpoint} is a mount of {place.cluster or place.home}"
+    )
 
 
 def _look(path: str) -> Place | None:
@@ -262,7 +267,8 @@ def judge_daemon(place: Place, pid: int | None, holder: Holder | None, state: st
         died = f" (it was process {pid})" if pid else ""
         return Finding(
             "fail", "daemon", f"nobody holds the home: the daemon of the mount is gone{died}",
-            f"mount again, which clears this away: mount.dfs {place.home} {place.mountpoint}",
+            "mount again, which clears this away: mount.dfs "
+            f"{place.cluster or place.home} {place.mountpoint}",
         )  # fmt: skip
     return Finding("ok", "daemon", "none is running, as the home is not mounted")
 

@@ -9,7 +9,7 @@ from typing import Any
 from rich.table import Table
 
 from mountfs.cli import show
-from mountfs.cli.places import Place, home_of, mount_table, mounts_in
+from mountfs.cli.places import Place, mount_table, mounts_in, place_in
 from mountfs.errors import Fault, FsError, disk_error
 from mountfs.fuse.mount import MountInfo
 from mountfs.types import CHUNK_BYTES
@@ -83,7 +83,7 @@ def locate(path: str, table: list[MountInfo]) -> tuple[Place, int]:
         mounts = ", ".join(str(place.mountpoint) for place in mounts_in(table))
         hint = f"mountfs is mounted at: {mounts}" if mounts else "no mountfs is mounted"
         raise FsError(Fault.NOT_FOUND, f"{path} is not in a mount of mountfs; {hint}")
-    return Place(home_of(ours[-1]), ours[-1].mountpoint), found.st_ino
+    return place_in(ours[-1]), found.st_ino
 
 
 def _print(said: dict[str, Any]) -> None:
@@ -156,5 +156,7 @@ def _where(one: dict[str, Any]) -> str:
     where = one["where"]
     if where is None:
         return "with the inode" if not one["volume"] else f"MISSING in volume {one['volume']}"
+    if "node" in where:
+        return f"on node {where['node']}"
     offset = where.get("offset")
     return str(where["file"]) + (f" at {offset:,}" if offset is not None else "")

@@ -20,6 +20,8 @@ class Place:
     home: Path
     mountpoint: str | None
     """Where the home is mounted; None: it is not, or out of our sight."""
+    cluster: str | None = None
+    """Of the mount of a cluster, its source; `home` has what is the mount's own."""
 
     @property
     def control(self) -> Path:
@@ -50,11 +52,11 @@ def mount_directory(mountpoint: str) -> Path:
     return default_home().parent / "mounts" / name
 
 
-def home_of(info: MountInfo) -> Path:
+def place_in(info: MountInfo) -> Place:
     """Where the daemon behind a mount is to be asked."""
     if cluster_in(info.source) is not None:
-        return mount_directory(info.mountpoint)
-    return Path(info.source)
+        return Place(mount_directory(info.mountpoint), info.mountpoint, info.source)
+    return Place(Path(info.source), info.mountpoint)
 
 
 def mount_table() -> list[MountInfo]:
@@ -63,12 +65,12 @@ def mount_table() -> list[MountInfo]:
 
 def mounts_in(table: list[MountInfo]) -> list[Place]:
     """The mounts of ours that can be seen; of several at one place, the topmost."""
-    homes: dict[str, Path] = {}
+    places: dict[str, Place] = {}
     for info in table:
-        homes.pop(info.mountpoint, None)
+        places.pop(info.mountpoint, None)
         if info.ours:
-            homes[info.mountpoint] = home_of(info)
-    return [Place(home, mountpoint) for mountpoint, home in homes.items()]
+            places[info.mountpoint] = place_in(info)
+    return list(places.values())
 
 
 def mount_above(path: str) -> Place | None:
@@ -78,7 +80,7 @@ def mount_above(path: str) -> Place | None:
     for step in (*reversed(whole.parents), whole):
         info = find_mount(step)
         if info is not None and info.ours:
-            return Place(home_of(info), info.mountpoint)
+            return place_in(info)
     return None
 
 

@@ -1,6 +1,7 @@
 """mountfs status: what is mounted, how full it is, what is not well."""
 
 import argparse
+from collections.abc import Iterator
 from typing import Any, Final
 
 import msgspec
@@ -128,6 +129,8 @@ def _facts(report: Report) -> Table:
         if report.state == OTHERS:
             rows.append(("to see more", "ask as that user, or as root"))
         return show.facts(rows)
+    if "source" in said:
+        return show.facts([*_facts_of_cluster(said)])
     rows += [
         ("process", f"{said.get('pid', '?')}, {_door(said)}"),
         ("files", f"{said['inodes']:,} with {show.size(said['used_bytes'])}"),
@@ -147,6 +150,27 @@ def _facts(report: Report) -> Table:
     if said.get("bugs"):
         rows.append(("bugs", f"{said['bugs']}: please report them, with {report.home}/log"))
     return show.facts(rows)
+
+
+def _facts_of_cluster(said: dict[str, Any]) -> Iterator[tuple[str, str]]:
+    names = {node["number"]: node["name"] for node in said["nodes"]}
+    yield "cluster", said["source"]
+    yield "process", f"{said.get('pid', '?')}, {_door(said)}"
+    leader = names.get(said["leader"], "nobody")
+    yield "nodes", f"{', '.join(names.values())}; {leader} leads"
+    yield "session", str(said["session"])
+    if "inodes" in said:
+        yield "files", f"{said['inodes']:,} with {show.size(said['used_bytes'])}"
+    yield (
+        "disks",
+        (f"{show.size(said['disk_free_bytes'])} free of {show.size(said['disk_total_bytes'])}"),
+    )
+    yield (
+        "not yet written",
+        (f"{show.size(said['dirty_bytes'])} of {show.count_of(said['unwritten_files'], 'file')}"),
+    )
+    if said.get("bugs"):
+        yield "bugs", f"{said['bugs']}: please report them"
 
 
 def _door(said: dict[str, Any]) -> str:
