@@ -84,6 +84,10 @@ class Link:
         self._core = Connection(side, hello, limits)
         self._transport = transport
         self._handler = handler
+        self._out_bytes_read = limits.out_bytes_max if side is Side.SERVER else 1 << 62
+        """When more waits to be sent, requests are read no further.  Only a server does so: two
+        that stop reading would wait for each other.
+        """
         self._early: list[Event] = []
         """What has come together with the hello."""
         self._scope = trio.CancelScope()
@@ -255,9 +259,11 @@ class Link:
             return
         for event in core.received(size):
             self._handle(event)
+            if core.out_bytes > self._out_bytes_read:
+                self._send(alone=True)
+                await self._wait_to_answer()
+                core.alive()  # it is we who have not listened
         self._send(alone=True)
-        if core.out_bytes > self._limits.out_bytes_max:
-            await self._wait_to_answer()
         if size == len(view):
             await trio.lowlevel.checkpoint()  # there is more; others have their turn
         else:
@@ -475,7 +481,12 @@ async def connect(
                     )
                     await transport.handshake()
                 client = Client(Side.CLIENT, transport, hello, limits, on_push or _no_pushes, name)
-                await client.greet(lambda: None)
+                try:
+                    await client.greet(lambda: None)
+                except Disconnected as error:
+                    if ssl_context is not None:
+                        raise
+                    raise Disconnected(f"{error} (does it want TLS?)", sent=False) from error
             except BaseException:
                 close(sock)
                 raise

@@ -1,6 +1,5 @@
 """The rules of a connection, with two cores and no network."""
 
-from collections.abc import Callable
 from typing import Any
 
 import msgspec
@@ -410,8 +409,6 @@ def test_who_has_slept_itself_gives_the_peer_its_time_again() -> None:
 
 # --- all together ---
 
-Step = Callable[[Pair], None]
-
 
 @given(st.data())
 def test_whatever_happens_every_request_is_answered_once(data: st.DataObject) -> None:
@@ -429,9 +426,8 @@ def test_whatever_happens_every_request_is_answered_once(data: st.DataObject) ->
         for event in to(side, bytes(wire[:size])):
             if isinstance(event, Asked):
                 taken[side].add(event.number)
-            elif isinstance(event, (Answered, Refused)):
-                if event.token is not None:
-                    answered[side].append(event.token)
+            elif isinstance(event, (Answered, Refused)) and event.token is not None:
+                answered[side].append(event.token)
         del wire[:size]
 
     for _ in range(data.draw(st.integers(0, 40))):

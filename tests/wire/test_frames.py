@@ -164,7 +164,9 @@ def test_joining_keeps_the_bytes_and_does_not_copy_the_large(buffers: list[bytes
 @pytest.mark.parametrize(("low", "high"), [(1, 1), (4, 9)])
 def test_no_common_version_is_said_before_anything_else_is_read(low: int, high: int) -> None:
     theirs = Hello(cluster=bytes(16), role="", name="", version_min=low, version_max=high)
-    with pytest.raises(FsError, match="no common protocol: node 1 speaks versions 2 to 3, its peer"):
+    with pytest.raises(
+        FsError, match="no common protocol: node 1 speaks versions 2 to 3, its peer"
+    ):
         decode_hello(theirs.encode()[:12], OURS)
 
 
