@@ -11,7 +11,7 @@ import contextlib
 import logging
 import ssl
 from collections.abc import Callable, Coroutine
-from typing import Any
+from typing import Any, Final
 
 import trio
 
@@ -35,6 +35,9 @@ from mountfs.wire.frames import Hello, Parts
 from mountfs.wire.transport import Plain, Tls, Transport, close, linger, prepare, tls_reason
 
 log = logging.getLogger(__name__)
+
+TURN: Final = 128
+"""After so many frames of one connection the others have their turn."""
 
 Handler = Callable[[Any, int, Body], Coroutine[Any, Any, Parts]]
 """Answers a request: who asks (`Peer`, or `Client` for a push), the method, the body.  It may raise
@@ -257,12 +260,15 @@ class Link:
         if not size:
             self.close(core.ended())
             return
-        for event in core.received(size):
+        for handled, event in enumerate(core.received(size), 1):
             self._handle(event)
             if core.out_bytes > self._out_bytes_read:
                 self._send(alone=True)
                 await self._wait_to_answer()
                 core.alive()  # it is we who have not listened
+            elif handled % TURN == 0:
+                self._send(alone=True)
+                await trio.lowlevel.checkpoint()
         self._send(alone=True)
         if size == len(view):
             await trio.lowlevel.checkpoint()  # there is more; others have their turn
