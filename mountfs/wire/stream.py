@@ -32,6 +32,7 @@ from mountfs.wire.connection import (
     Withdrawn,
 )
 from mountfs.wire.frames import Hello, Parts
+from mountfs.wire.poll import Poll
 from mountfs.wire.transport import Plain, Tls, Transport, close, linger, prepare, tls_reason
 
 log = logging.getLogger(__name__)
@@ -99,6 +100,7 @@ class Link:
         """Of the requests of the peer that have become tasks."""
         self._paused: list[tuple[int, Coroutine[Any, Any, Parts]]] = []
         """Requests that share their work with others that are there already."""
+        self._poll = Poll(limits.poll_us / 1e6)
         self._writer: trio.lowlevel.Task | None = None
         """The task that writes, when it sleeps.  Otherwise it will send all there is."""
         self._room_to_ask = trio.lowlevel.ParkingLot()
@@ -255,8 +257,10 @@ class Link:
         try:
             size = self._transport.receive(view)
         except BlockingIOError:
-            await self._wait_readable()
+            if not await self._poll.again():
+                await self._wait_readable()
             return
+        self._poll.found()
         if not size:
             self.close(core.ended())
             return
@@ -270,14 +274,14 @@ class Link:
                 self._send(alone=True)
                 await trio.lowlevel.checkpoint()
         self._send(alone=True)
-        if size == len(view):
-            await trio.lowlevel.checkpoint()  # there is more; others have their turn
+        if size == len(view) or self._poll.begin():
+            await trio.lowlevel.checkpoint()  # others have their turn
         else:
             await self._wait_readable()
 
     async def _wait_readable(self) -> None:
         if not self._paused:
-            await trio.lowlevel.wait_readable(self._transport.sock)
+            await self._poll.sleep(self._transport.sock)
             return
         paused, self._paused = self._paused, []
         for number, coroutine in paused:

@@ -23,7 +23,7 @@ QUICK = Limits(hello_ms=200, connect_ms=5_000, linger_ms=500)
 END_S = 10.0
 """Nothing in these tests takes as long, unless it hangs."""
 
-ECHO, WAIT, FAIL, BUG, BIG, PUSH_BACK, SLOW_ECHO = range(1, 8)
+ECHO, WAIT, FAIL, BUG, BIG, PUSH_BACK, SLOW_ECHO, SLOW_BIG = range(1, 9)
 
 
 class Answers:
@@ -50,7 +50,10 @@ class Answers:
             raise FsError(Fault.NO_SPACE, "the disk of node 1 is full")
         if method == BUG:
             raise ZeroDivisionError
-        if method == BIG:
+        if method in (BIG, SLOW_BIG):
+            if method == SLOW_BIG:
+                await leave()
+                await trio.lowlevel.checkpoint()
             return bytes(int.from_bytes(body, "little"))
         if method == PUSH_BACK:
             await leave()

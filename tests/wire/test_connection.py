@@ -190,6 +190,19 @@ def test_the_peer_says_how_many_bytes_it_takes() -> None:
         pair.at_server()
 
 
+def test_what_is_answered_does_not_count_any_more() -> None:
+    pair = Pair(server=Limits(calls_bytes_max=1_000)).greeted()
+    for number in range(1, 6):
+        pair.client.ask(5, bytes(900), "token")
+        pair.at_server()
+        pair.server.answer(number, b"")
+        pair.at_client()
+    pair.client.ask(5, bytes(400), "token")
+    assert pair.client.may_ask(400)
+    pair.client.ask(5, bytes(400), "token")
+    assert len(pair.at_server()) == 2
+
+
 @given(st.lists(st.integers(0, 2_000)))
 def test_who_asks_only_when_it_may_is_never_refused(sizes: list[int]) -> None:
     pair = Pair(server=Limits(calls_bytes_max=3_000, calls_max=4)).greeted()
@@ -324,9 +337,13 @@ def test_the_last_word_comes_after_what_was_begun(pair: Pair) -> None:
     begun = sent_by(pair.client, 1_000)
     pair.client.close(FULL)
     body[:] = b"b" * len(body)
+    rest = sent_by(pair.client)
+    asked_bytes = 16 + len(body)
+    (asked,) = to(pair.server, (begun + rest)[:asked_bytes])
+    assert isinstance(asked, Asked)
+    assert bytes(asked.body) == b"a" * len(body)
     with pytest.raises(Disconnected, match="mount 7 says: full"):
-        to(pair.server, begun + sent_by(pair.client))
-    assert pair.server.answering == 1
+        to(pair.server, (begun + rest)[asked_bytes:])
 
 
 # --- parting ---

@@ -24,6 +24,7 @@ from tests.wire.conftest import (
     END_S,
     QUICK,
     SERVER,
+    SLOW_BIG,
     WAIT,
     Answers,
     read_all,
@@ -175,8 +176,9 @@ async def test_a_client_that_reads_nothing_is_cut_off(answers: Answers) -> None:
         assert answers.began < 150
 
 
-async def test_what_waits_for_a_slow_reader_is_bounded(answers: Answers) -> None:
-    """Answers are made all the same, and wait in their tasks."""
+@pytest.mark.parametrize("method", [BIG, SLOW_BIG])
+async def test_what_waits_for_a_slow_reader_is_bounded(answers: Answers, method: int) -> None:
+    """Answers that were made in tasks wait there."""
     limits = Limits(out_bytes_max=MIB)
     async with served(answers, limits=limits) as here:
         client = await here.connect()
@@ -192,7 +194,7 @@ async def test_what_waits_for_a_slow_reader_is_bounded(answers: Answers) -> None
             nursery.start_soon(watch)
             async with trio.open_nursery() as callers:
                 for _ in range(50):
-                    callers.start_soon(client.call, BIG, (MIB).to_bytes(4, "little"))
+                    callers.start_soon(client.call, method, (MIB).to_bytes(4, "little"))
             nursery.cancel_scope.cancel()
         assert MIB < most < 4 * MIB
 
@@ -299,7 +301,7 @@ def nonsense(rng: random.Random) -> bytes:
             case 1:
                 parts.append(HEADER.pack(rng.randrange(1 << 32), kind, number))
             case 2 | 3 | 4:
-                parts += encode_ask(Kind.CALL, number, rng.randrange(1, 9), body)
+                parts += encode_ask(Kind.CALL, number, rng.randrange(1, 10), body)
             case _:
                 parts += encode(kind, number, body)
     return b"".join(parts)
