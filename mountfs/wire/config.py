@@ -20,6 +20,10 @@ class Limits:
     connections_max: int = 10_000
     """Of one service."""
 
+    poll_us: int = 100
+    """So long we look for more before we sleep, if that has proved worth it: waking up costs more
+    than most calls.  0: never.
+    """
     connect_ms: int = 10_000
     """To connect, shake hands and be greeted."""
     hello_ms: int = 5_000

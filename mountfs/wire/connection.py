@@ -355,6 +355,8 @@ class Connection:
         """The stream has ended: how, in words."""
         if self._decoder.in_frame:
             return "the peer has closed in the middle of a frame"
+        if self.peer is None:
+            return "the peer has closed without a hello"
         return "the peer has closed the connection"
 
     def outgoing(self) -> list[Buffer]:
@@ -411,7 +413,8 @@ class Connection:
         if kind == Kind.CANCEL:
             return Withdrawn(number) if number in self._taken else None
         if kind == _PING:
-            self._queue(encode(_PONG, number))
+            if self.out_bytes <= self._limits.out_bytes_max:  # else there is news from us anyway
+                self._queue(encode(_PONG, number))
             return None
         if kind == _PONG:
             return None

@@ -288,7 +288,7 @@ def decode_hello(body: bytes | memoryview, ours: Hello) -> Hello:
         fields = _HELLO_REST.unpack_from(body, _HELLO_HEAD.size)
         role, position = _take_short(body, _HELLO_HEAD.size + _HELLO_REST.size)
         name, _ = _take_short(body, position)  # what follows is of a newer version
-    except (struct.error, IndexError, UnicodeDecodeError) as error:
+    except (struct.error, IndexError) as error:
         raise FsError(Fault.DEVICE, "the peer's hello is damaged") from error
     cluster, features, frame_bytes_max, calls_max, calls_bytes_max = fields
     return Hello(
@@ -316,7 +316,7 @@ def decode_fault(body: bytes | memoryview) -> FsError:
     """A fault that this version does not know becomes DEVICE, and keeps its name in the text."""
     try:
         name, position = _take_short(body, 0)
-    except (IndexError, UnicodeDecodeError) as error:
+    except IndexError as error:
         raise FsError(Fault.DEVICE, "the peer sent a damaged fault") from error
     detail = bytes(body[position:]).decode(errors="replace")
     try:
@@ -348,4 +348,4 @@ def _take_short(body: bytes | memoryview, position: int) -> tuple[str, int]:
     stop = position + 1 + body[position]
     if stop > len(body):
         raise IndexError
-    return bytes(body[position + 1 : stop]).decode(), stop
+    return bytes(body[position + 1 : stop]).decode(errors="replace"), stop

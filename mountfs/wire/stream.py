@@ -11,7 +11,7 @@ import contextlib
 import logging
 import ssl
 from collections.abc import Callable, Coroutine
-from typing import Any
+from typing import Any, Final
 
 import trio
 
@@ -32,9 +32,13 @@ from mountfs.wire.connection import (
     Withdrawn,
 )
 from mountfs.wire.frames import Hello, Parts
+from mountfs.wire.poll import Poll
 from mountfs.wire.transport import Plain, Tls, Transport, close, linger, prepare, tls_reason
 
 log = logging.getLogger(__name__)
+
+TURN: Final = 128
+"""After so many frames of one connection the others have their turn."""
 
 
 class Later:
@@ -117,6 +121,10 @@ class Link:
         self._core = Connection(side, hello, limits)
         self._transport = transport
         self._handler = handler
+        self._out_bytes_read = limits.out_bytes_max if side is Side.SERVER else 1 << 62
+        """When more waits to be sent, requests are read no further.  Only a server does so: two
+        that stop reading would wait for each other.
+        """
         self._early: list[Event] = []
         """What has come together with the hello."""
         self._scope = trio.CancelScope()
@@ -125,6 +133,7 @@ class Link:
         """Of the requests of the peer that have become tasks."""
         self._paused: list[tuple[int, Coroutine[Any, Any, Parts | Later]]] = []
         """Requests that share their work with others that are there already."""
+        self._poll = Poll(limits.poll_us / 1e6)
         self._writer: trio.lowlevel.Task | None = None
         """The task that writes, when it sleeps.  Otherwise it will send all there is."""
         self._room_to_ask = trio.lowlevel.ParkingLot()
@@ -281,24 +290,31 @@ class Link:
         try:
             size = self._transport.receive(view)
         except BlockingIOError:
-            await self._wait_readable()
+            if not await self._poll.again():
+                await self._wait_readable()
             return
+        self._poll.found()
         if not size:
             self.close(core.ended())
             return
-        for event in core.received(size):
+        for handled, event in enumerate(core.received(size), 1):
             self._handle(event)
+            if core.out_bytes > self._out_bytes_read:
+                self._send(alone=True)
+                await self._wait_to_answer()
+                core.alive()  # it is we who have not listened
+            elif handled % TURN == 0:
+                self._send(alone=True)
+                await trio.lowlevel.checkpoint()
         self._send(alone=True)
-        if core.out_bytes > self._limits.out_bytes_max:
-            await self._wait_to_answer()
-        if size == len(view):
-            await trio.lowlevel.checkpoint()  # there is more; others have their turn
+        if size == len(view) or self._poll.begin():
+            await trio.lowlevel.checkpoint()  # others have their turn
         else:
             await self._wait_readable()
 
     async def _wait_readable(self) -> None:
         if not self._paused:
-            await trio.lowlevel.wait_readable(self._transport.sock)
+            await self._poll.sleep(self._transport.sock)
             return
         paused, self._paused = self._paused, []
         for number, coroutine in paused:
@@ -521,7 +537,12 @@ async def connect(
                     )
                     await transport.handshake()
                 client = Client(Side.CLIENT, transport, hello, limits, on_push or _no_pushes, name)
-                await client.greet(lambda: None)
+                try:
+                    await client.greet(lambda: None)
+                except Disconnected as error:
+                    if ssl_context is not None:
+                        raise
+                    raise Disconnected(f"{error} (does it want TLS?)", sent=False) from error
             except BaseException:
                 close(sock)
                 raise
