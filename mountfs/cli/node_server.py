@@ -26,6 +26,7 @@ from mountfs.meta.ops.nodes import NodeRecord
 from mountfs.meta.protocol import ROLE
 from mountfs.meta.replica import META_GROUP
 from mountfs.meta.server import SEGMENT_BYTES, MetaServer, Place, meta_server
+from mountfs.raft.links import MESSAGES, Links
 from mountfs.raft.messages import HardState, NodeId, SnapshotHead, Term
 from mountfs.raft.storage import Storage
 from mountfs.rpc.client import open_client
@@ -37,6 +38,7 @@ from mountfs.types import LogIndex
 from mountfs.vfs.embedded import embedded_node
 from mountfs.vfs.home import FORMAT, Format, Home, make_home, open_home, read_format
 from mountfs.vfs.reclaimer import Reclaimer
+from mountfs.wire.config import Limits
 from mountfs.wire.connection import Body
 from mountfs.wire.frames import Hello, Parts
 from mountfs.wire.service import Peer, Service
@@ -82,11 +84,12 @@ class Trust:
 
     def require_node(self, peer: Peer) -> None:
         """With TLS, only nodes may delete.  Raises DENIED."""
-        if self.identities is not None:
+        if self.identities is not None and peer.state is not Kind.NODE:
             certificate = peer.certificate
             if certificate is None:
                 raise FsError(Fault.DENIED, f"{peer.address} has shown no certificate")
             self.identities.current().peer_of(certificate, Kind.NODE)
+            peer.state = Kind.NODE
 
     def client_options(self, cluster: bytes, name: str) -> Options:
         """How we connect to others as a client does."""
@@ -186,6 +189,13 @@ async def _running(settings: Settings, home: Home) -> AsyncIterator[MetaServer]:
             open_server(settings.rpc, home.format.id, trust.credentials)
         )
         client = await stack.enter_async_context(open_client(home.format.id, trust.credentials))
+        options = trust.client_options(home.id, settings.name)
+        links = Links(
+            place.number,
+            Hello(cluster=home.id, role=ROLE, name=settings.name),
+            ssl_context=options.ssl_context,
+            server_hostname=options.server_hostname,
+        )
         meta = await stack.enter_async_context(
             meta_server(
                 place,
@@ -193,7 +203,7 @@ async def _running(settings: Settings, home: Home) -> AsyncIterator[MetaServer]:
                 home.id,
                 server,
                 client,
-                credentials=trust.credentials,
+                links,
                 seeds=_seeds(home.path),
             )
         )
@@ -201,6 +211,14 @@ async def _running(settings: Settings, home: Home) -> AsyncIterator[MetaServer]:
         volumes = None
         if "chunk" in settings.roles:
             volumes = stack.enter_context(open_volumes(home, trust))
+
+        def admit(peer: Peer) -> None:
+            def noted(method: int, body: Body) -> None:
+                if method == MESSAGES:
+                    trust.require_node(peer)
+                    links.take(body)
+
+            peer.noted = noted
 
         async def handle(peer: Peer, method: int, body: Body) -> Parts | Later:
             if method < CHUNK_METHODS:
@@ -211,14 +229,18 @@ async def _running(settings: Settings, home: Home) -> AsyncIterator[MetaServer]:
 
         listeners = await _listen(settings.host, settings.port + 1)
         service = Service(
-            handle, Hello(cluster=home.id, role=ROLE, name=settings.name), ssl_context=context
+            handle,
+            Hello(cluster=home.id, role=ROLE, name=settings.name),
+            limits=Limits(poll_us=0),
+            ssl_context=context,
+            admit=admit,
         )
         async with trio.open_nursery() as nursery:
             nursery.start_soon(service.serve, listeners)
             if volumes is not None:
                 nursery.start_soon(volumes.run)
             own = (settings.host, settings.port + 1)
-            reclaimer = Reclaimer(meta, nursery, own, trust.client_options(home.id, settings.name))
+            reclaimer = Reclaimer(meta, nursery, own, options)
             nursery.start_soon(reclaimer.run)
             try:
                 yield meta

@@ -177,7 +177,7 @@ class Admin:
             "inodes": machine.tree.counters.inodes,
             "safe_mode": meta.safe_mode.is_on if meta.group.is_leader else None,
             "troubles": meta.troubles,
-            "peers": {str(node): why for node, why in meta.peers.problems.items()},
+            "peers": {str(node): why for node, why in meta.links.problems.items()},
             "snapshots": {
                 "sending": msgspec.to_builtins(list(meta.snapshots.sending.values())),
                 "receiving": msgspec.to_builtins(list(meta.snapshots.received.values())),

@@ -153,7 +153,7 @@ class Router:
 
     def learn(self, cluster: Cluster) -> None:
         self.nodes, self.leader_number = cluster.nodes, cluster.leader
-        known = {node.number: _address(node.door) for node in cluster.nodes}
+        known = {node.number: address_of(node.door) for node in cluster.nodes}
         self._known = {number: found for number, found in known.items() if found is not None}
 
     async def _link(self, address: Address) -> Client:
@@ -311,7 +311,7 @@ async def remote_meta(seeds: Sequence[Address], options: Options) -> AsyncIterat
             nursery.cancel_scope.cancel()
 
 
-def _address(text: str) -> Address | None:
+def address_of(text: str) -> Address | None:
     host, _, port = text.rpartition(":")
     return (host.strip("[]"), int(port)) if port.isdigit() else None
 

@@ -17,6 +17,7 @@ import trio
 from mountfs.errors import Fault, FsError
 from mountfs.kv.journal import Journal
 from mountfs.kv.leveldb import LevelStore
+from mountfs.meta.client import address_of
 from mountfs.meta.command import Command
 from mountfs.meta.local import check_place
 from mountfs.meta.machine import MetaMachine
@@ -37,13 +38,12 @@ from mountfs.meta.service import MetaService
 from mountfs.meta.snapshot import Source
 from mountfs.raft.config import Config
 from mountfs.raft.driver import Group, Node
+from mountfs.raft.links import Links
 from mountfs.raft.messages import NodeId
 from mountfs.raft.progress import Flow
 from mountfs.raft.snapshots import Snapshots
 from mountfs.raft.storage import Storage
 from mountfs.rpc.client import Client
-from mountfs.rpc.identity import Credentials
-from mountfs.rpc.peers import Peers, open_peers
 from mountfs.rpc.server import Server
 from mountfs.types import LogIndex
 
@@ -82,11 +82,13 @@ class MetaServer:
         home: bytes,
         server: Server,
         client: Client,
-        transport: "_Transport",
+        links: Links,
+        seeds: Sequence[NodeRecord],
         config: Config,
     ) -> None:
         self.place = place
-        self._transport = transport
+        self.links = links
+        self._seeds = {NodeId(node.number): node.door for node in seeds}
         self.journal = Journal(directory / "log", home=home, segment_bytes=SEGMENT_BYTES)
         self.storage = Storage(self.journal)
         found = self.storage.groups.get(META_GROUP)
@@ -96,9 +98,9 @@ class MetaServer:
             directory, found.base, lambda path: LevelStore(path, create=True)
         )
         check_place(found, self.machine.applied)
-        self.node = Node(
-            place.number, self.storage, transport, config, chance=random.SystemRandom()
-        )
+        self.node = Node(place.number, self.storage, links, config, chance=random.SystemRandom())
+        links.received = self._received
+        links.unreachable = self.node.unreachable
         self.group = self.node.start(META_GROUP, self.machine)
         self.safe_mode = SafeMode()
         self.service = MetaService(self.node, self.group, self.machine, self.safe_mode)
@@ -111,7 +113,6 @@ class MetaServer:
             make_source=self._make_source,
             make_sink=lambda group, head: self.machine.sink(head),
         )
-        self.peers: Peers
         self._checkpointing = trio.Lock()
         self._checkpointed = trio.current_time()
         self.troubles: dict[str, str] = {}
@@ -125,6 +126,7 @@ class MetaServer:
     async def run(self) -> None:
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self.node.run)
+            nursery.start_soon(self.links.run)
             nursery.start_soon(self.snapshots.run)
             nursery.start_soon(self._forever, "checkpoint", self._checkpoint_if_due)
             nursery.start_soon(self._forever, "log segments", self._tend_log)
@@ -293,26 +295,18 @@ class MetaServer:
             self._learn_addresses()
 
     def _learn_addresses(self) -> None:
-        nodes = all_nodes(self.machine.replica.machine.tree)
-        self._transport.learn(self.place.number, nodes)
+        known = dict(self._seeds)
+        for node in all_nodes(self.machine.replica.machine.tree):
+            known[NodeId(node.number)] = node.door
+        known.pop(self.place.number, None)
+        places = {node: address_of(door) for node, door in known.items()}
+        self.links.set_peers({node: place for node, place in places.items() if place is not None})
 
-
-class _Transport:
-    """`Peers`, with what is known of addresses before and after anybody has told us."""
-
-    def __init__(self, seeds: Sequence[NodeRecord]) -> None:
-        self._seeds = {node.number: node.rpc for node in seeds}
-        self.peers: Peers | None = None
-
-    def send(self, node: NodeId, body: bytes) -> None:
-        if self.peers is not None:
-            self.peers.send(node, body)
-
-    def learn(self, own: NodeId, nodes: Sequence[NodeRecord]) -> None:
-        known = {**self._seeds, **{node.number: node.rpc for node in nodes}}
-        known.pop(own, None)
-        if self.peers is not None:
-            self.peers.set_peers(known)
+    def _received(self, source: NodeId, bodies: list[bytes | memoryview]) -> None:
+        try:
+            self.node.received(source, bodies)
+        except FsError as error:
+            log.warning("node %d: %s", source, error)
 
 
 @contextlib.asynccontextmanager
@@ -322,8 +316,8 @@ async def meta_server(
     home: bytes,
     server: Server,
     client: Client,
+    links: Links,
     *,
-    credentials: Credentials | None = None,
     seeds: Sequence[NodeRecord] = (),
     config: Config | None = None,
 ) -> AsyncIterator[MetaServer]:
@@ -331,31 +325,15 @@ async def meta_server(
 
     `seeds`: where other nodes were when we joined.  Raises CORRUPT, BAD_HOME.
     """
-    transport = _Transport(seeds)
-    found = MetaServer(place, directory, home, server, client, transport, config or Config())
+    found = MetaServer(place, directory, home, server, client, links, seeds, config or Config())
     try:
-
-        def received(node: int, bodies: list[bytes]) -> None:
+        found._learn_addresses()
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(found.run)
             try:
-                found.node.received(NodeId(node), bodies)
-            except FsError as error:
-                log.warning("node %d: %s", node, error)
-
-        async with open_peers(
-            place.number,
-            server,
-            received,
-            lambda node: found.node.unreachable(NodeId(node)),
-            credentials,
-        ) as peers:
-            transport.peers = found.peers = peers
-            found._learn_addresses()
-            async with trio.open_nursery() as nursery:
-                nursery.start_soon(found.run)
-                try:
-                    yield found
-                finally:
-                    nursery.cancel_scope.cancel()
+                yield found
+            finally:
+                nursery.cancel_scope.cancel()
     finally:
         found.close()
 

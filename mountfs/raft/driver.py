@@ -24,6 +24,7 @@ from mountfs.raft.core import Raft, Ready, Save
 from mountfs.raft.envelope import open_, seal
 from mountfs.raft.log_record import GroupId
 from mountfs.raft.messages import (
+    AppendReply,
     Entry,
     EntryKind,
     InstallSnapshot,
@@ -41,6 +42,8 @@ QUICK_SYNC_S: Final = 0.002
 """A disk that syncs in less is waited for in place: a thread would have to wake us, and meanwhile
 more cannot be done than gather for the next sync.
 """
+ROUNDS: Final = 4
+"""Of what follows from what, before others have their turn."""
 ENVELOPE_ENTRIES_BYTES: Final = 1 << 20
 """An envelope is closed when it has so much."""
 
@@ -200,6 +203,7 @@ class Node:
         """The disk has no room for the log, since then nothing is promised."""
         self._sync_begun: int | None = None
         """When the sync began that a thread does now."""
+        self.log_failure: FsError | None = None
         self._request = random.SystemRandom().getrandbits(62)
         """Answers to questions from before a restart must not fit new ones."""
         self.on_snapshot_wanted: Callable[[Group, NodeId], None] = lambda group, node: None
@@ -242,9 +246,10 @@ class Node:
         self._woken[group.id] = group
         self._wake.set()
 
-    def received(self, source: NodeId, bodies: Sequence[bytes]) -> None:
+    def received(self, source: NodeId, bodies: Sequence[bytes | memoryview]) -> None:
         """Envelopes came from another node.  Raises INVALID for what is none."""
         now = self.now()
+        committed: Group | None = None
         for body in bodies:
             for number, message in open_(body):
                 group = self.groups.get(number)
@@ -255,7 +260,17 @@ class Node:
                 if isinstance(message, InstallSnapshot):
                     continue  # only who has received all of it may say that it is there
                 group.raft.step(message, now)
+                if (
+                    type(message) is AppendReply
+                    and group.raft.log.committed > group.machine.applied
+                ):
+                    committed = group
                 self._woken[number] = group
+        if committed is not None and self._sync_begun is None and not self._unsaved:
+            # Somebody waits for this answer: it need not wait for what else may come.
+            del self._woken[committed.id]
+            self._pump_guarded(committed)
+            self._send_all()
         self._wake.set()
 
     def arrived(self, group: Group, message: InstallSnapshot) -> None:
@@ -274,17 +289,20 @@ class Node:
             while True:
                 await self._wake.wait()
                 self._wake = trio.Event()
-                self._pump_all()
-                self._send_all()
-                if self._saving and self._sync_begun is None:
-                    if self._saving[-1][0] <= self._journal.synced_index:
-                        self._synced()
-                    elif self.figures.last_sync_s < QUICK_SYNC_S:
+                for _ in range(ROUNDS):
+                    self._pump_all()
+                    if self.log_failure is not None:
+                        raise self.log_failure
+                    self._send_all()
+                    if not self._saving or self._sync_begun is not None:
+                        break
+                    if self._saving[-1][0] > self._journal.synced_index:
+                        if self.figures.last_sync_s >= QUICK_SYNC_S:
+                            self._sync_begun = self.now()
+                            nursery.start_soon(self._sync_in_thread)
+                            break
                         self._sync()
-                        self._synced()
-                    else:
-                        self._sync_begun = self.now()
-                        nursery.start_soon(self._sync_in_thread)
+                    self._synced()
                 await trio.lowlevel.checkpoint()
 
     # -- the loop
@@ -309,10 +327,13 @@ class Node:
             woken, self._woken = self._woken, {}
             for group in woken.values():
                 if group.failure is None:
-                    try:
-                        self._pump(group)
-                    except FsError as error:
-                        self._failed(group, error)
+                    self._pump_guarded(group)
+
+    def _pump_guarded(self, group: Group) -> None:
+        try:
+            self._pump(group)
+        except FsError as error:
+            self._failed(group, error)
 
     def _pump(self, group: Group) -> None:
         """Do what the core says, until it has nothing more to say."""
@@ -417,18 +438,16 @@ class Node:
             return
         number = self._journal.last_index
         if save is not None:
-            if save.snapshot is not None:
-                self._install(group, save)
-                number = self._journal.last_index
-            else:
-                try:
+            try:
+                if save.snapshot is not None:
+                    self._install(group, save)
+                    number = self._journal.last_index
+                else:
                     number = self.storage.save(group.id, save)
-                except FsError as error:
-                    if error.fault is not Fault.NO_SPACE:
-                        raise
-                    self._no_room(error)
-                    self._unsaved.append((group, save, after))
-                    return
+            except FsError as error:
+                self._not_saved(error)
+                self._unsaved.append((group, save, after))
+                return
             self.figures.batches += 1
             self.figures.appended += len(save.entries)
             if not save.synced:
@@ -442,6 +461,13 @@ class Node:
         self.storage.save(group.id, save)
         self._journal.sync()
         group.machine.install(save.snapshot)
+
+    def _not_saved(self, error: FsError) -> None:
+        if error.fault is Fault.NO_SPACE:
+            self._no_room(error)
+        else:  # nobody knows what is on that disk: the node ends, and the others go on
+            self.log_failure = error
+            self._wake.set()
 
     def _no_room(self, error: FsError) -> None:
         if self.full is None:
@@ -473,9 +499,7 @@ class Node:
                 else:
                     number = self.storage.save(group.id, save)
             except FsError as error:
-                if error.fault is not Fault.NO_SPACE:
-                    raise
-                self._no_room(error)
+                self._not_saved(error)
                 return
             self._unsaved.popleft()
             self._saving.append((number, group, save, after))

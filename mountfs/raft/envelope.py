@@ -24,7 +24,7 @@ def seal(messages: Sequence[tuple[GroupId, Message]]) -> bytes:
     return _encoder.encode((VERSION, messages))
 
 
-def open_(body: bytes) -> list[tuple[GroupId, AnyMessage]]:
+def open_(body: bytes | memoryview) -> list[tuple[GroupId, AnyMessage]]:
     """Raises INVALID for what is none."""
     try:
         envelope = _decoder.decode(body)

@@ -51,6 +51,7 @@ _CALL: Final = int(Kind.CALL)
 _REPLY: Final = int(Kind.REPLY)
 _PUSH: Final = int(Kind.PUSH)
 _PUSH_ACK: Final = int(Kind.PUSH_ACK)
+_NOTE: Final = int(Kind.NOTE)
 _PING: Final = int(Kind.PING)
 _PONG: Final = int(Kind.PONG)
 
@@ -90,6 +91,13 @@ class Asked(msgspec.Struct):
     body: Body
 
 
+class Noted(msgspec.Struct):
+    """The peer has told us something, and wants no answer."""
+
+    method: int
+    body: Body
+
+
 class Withdrawn(msgspec.Struct):
     """The peer has cancelled its request `number`.  It is answered all the same."""
 
@@ -115,7 +123,7 @@ class Leaving(msgspec.Struct):
     where: str
 
 
-Event = Greeted | Asked | Withdrawn | Answered | Refused | Leaving
+Event = Greeted | Asked | Noted | Withdrawn | Answered | Refused | Leaving
 
 
 class Connection:
@@ -232,6 +240,23 @@ class Connection:
         self._out += frame
         self.out_bytes += size
         return number
+
+    def note(self, method: int, parts: Parts) -> bool:
+        """Send what wants no answer.  Returns whether there was room for it: the bound is what
+        waits to be sent, for nothing says when it has been read.
+        """
+        peer = self.peer
+        assert peer is not None
+        assert 0 <= method <= METHOD_MAX, method
+        if self.we_leave or self.out_bytes > self._limits.out_bytes_max:
+            return False
+        frame = encode_ask(_NOTE, 0, method, parts)
+        size = sum(map(len, frame))
+        if size - HEADER.size > peer.frame_bytes_max:
+            return False
+        self._out += frame
+        self.out_bytes += size
+        return True
 
     def cancel(self, number: int) -> None:
         """Nobody waits for the answer any more.  The memory of the request is its owner's again."""
@@ -400,6 +425,13 @@ class Connection:
             raise FsError(Fault.DEVICE, f"the peer sends {_name(kind)} before it says hello")
         if kind == (_CALL if server else _PUSH):
             return self._asked_by_peer(number, body)
+        if server and kind == _NOTE:
+            if len(body) < METHOD.size:
+                raise FsError(Fault.DEVICE, "a note of the peer is too short")
+            method, flags = METHOD.unpack_from(body)
+            if flags:
+                raise FsError(Fault.DEVICE, f"a note of the peer has flags {flags}")
+            return Noted(method, body[METHOD.size :])
         if not server and kind == _REPLY:
             token = self._take_back(number)
             return Answered(token, body)

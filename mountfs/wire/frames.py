@@ -46,6 +46,7 @@ class Kind(enum.IntEnum):
     PING = 8
     PONG = 9
     GOODBYE = 10
+    NOTE = 11
 
 
 class Frame(NamedTuple):
@@ -63,7 +64,7 @@ def encode(kind: int, number: int, parts: Parts = b"") -> list[Buffer]:
 
 
 def encode_ask(kind: int, number: int, method: int, parts: Parts) -> list[Buffer]:
-    """A CALL or a PUSH."""
+    """A CALL, a PUSH or a NOTE."""
     if type(parts) is bytes and len(parts) <= SMALL_BYTES:
         return [ASK.pack(len(parts) + METHOD.size, kind, number, method, 0) + parts]
     pieces, size = _pieces(parts)

@@ -27,6 +27,7 @@ from mountfs.wire.connection import (
     Event,
     Greeted,
     Leaving,
+    Noted,
     Refused,
     Side,
     Withdrawn,
@@ -116,6 +117,10 @@ class Link:
         self.why: str | None = None
         """Why the connection has ended."""
         self.closed = trio.Event()
+        self.noted: Callable[[int, Body], None] = lambda method, body: None
+        """Takes what the peer tells us and wants no answer to.  May raise FsError: then the
+        connection ends with that.
+        """
         self._side = side
         self._limits = limits
         self._core = Connection(side, hello, limits)
@@ -341,6 +346,8 @@ class Link:
         kind = type(event)
         if kind is Asked:
             self._step(event.number, self._handler(self, event.method, event.body))  # type: ignore[union-attr]
+        elif kind is Noted:
+            self.noted(event.method, event.body)  # type: ignore[union-attr]
         elif kind is Answered:
             waiter = event.token  # type: ignore[union-attr]
             if waiter is not None:
@@ -372,7 +379,7 @@ class Link:
             self._core.refuse(number, outcome)
         else:
             self._core.answer(number, outcome)
-        self._send(alone=False)
+        self._send(alone=self._core.answering == 0)
 
     def _step(self, number: int, coroutine: Coroutine[Any, Any, Parts | Later]) -> None:
         try:
@@ -502,6 +509,15 @@ class Client(Link):
         when it has returned or raised.
         """
         return await self._ask(method, parts)
+
+    def tell(self, method: int, parts: Parts) -> bool:
+        """Send what wants no answer, at once.  Returns whether it could be: not when the connection
+        has ended, or too much waits to be sent.  Whether it arrives nobody says.
+        """
+        if self.why is not None or self.leaving is not None or not self._core.note(method, parts):
+            return False
+        self._send(alone=True)
+        return True
 
     async def aclose(self, reason: str = "") -> None:
         """Part; the caller's scope says how long that may take."""
