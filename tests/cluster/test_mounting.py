@@ -336,7 +336,7 @@ def test_a_mount_point_and_a_home_with_odd_names(tmp_path):
 def test_a_wrong_call_is_told_as_mount_8_documents(call):
     done = subprocess.run([*MOUNT_DFS, *call], capture_output=True, text=True)
     assert done.returncode == 1
-    assert done.stderr.startswith("usage: mount.dfs [HOME] MOUNTPOINT")
+    assert done.stderr.startswith("usage: mount.dfs [HOME|NODES:] MOUNTPOINT")
     assert done.stderr.endswith("see: mount.dfs --help\n")
 
 

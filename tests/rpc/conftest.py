@@ -1,10 +1,12 @@
 """`rpc_rig` and `echo_node` lie beside the tests.  A test leaves no thread and no descriptor."""
 
+import contextlib
 import gc
 import os
 import sys
 import threading
 import time
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -28,29 +30,40 @@ def native_threads() -> list[str]:
     """Of gRPC itself."""
     names = []
     for task in Path("/proc/self/task").iterdir():
-        names.append((task / "comm").read_text().strip())
+        with contextlib.suppress(FileNotFoundError):  # it has just ended
+            names.append((task / "comm").read_text().strip())
     return sorted(name for name in names if name in ("event_engine", "lifeguard"))
 
 
-def descriptors() -> list[str]:
-    found = []
+def descriptors() -> Counter[str]:
+    found: Counter[str] = Counter()
     for entry in os.listdir("/proc/self/fd"):
         try:
-            found.append(os.readlink(f"/proc/self/fd/{entry}").partition(":")[0])
+            kind = os.readlink(f"/proc/self/fd/{entry}").partition(":")[0]
         except OSError:  # that of the listing itself
             continue
-    if found.count("anon_inode") <= GRPC_DESCRIPTORS:
-        found = [name for name in found if name != "anon_inode"]
-    return sorted(name for name in found if name in ("socket", "anon_inode", "pipe"))
+        if kind in ("socket", "anon_inode", "pipe"):
+            found[kind] += 1
+    return found
+
+
+def left(before: tuple[list[str], Counter[str]]) -> list[str]:
+    """What there is now and was not before."""
+    more = descriptors() - before[1]
+    if more["anon_inode"] <= GRPC_DESCRIPTORS:
+        del more["anon_inode"]
+    threads_left = Counter(threads()) - Counter(before[0])
+    return [*more.elements(), *threads_left.elements(), *native_threads()]
 
 
 @pytest.fixture(autouse=True)
 def nothing_is_left() -> Iterator[None]:
+    gc.collect()  # what other tests have left, which would go at any time
     before = threads(), descriptors()
     assert not native_threads(), "the test before has left some"
     yield
     until = time.monotonic() + END_SECONDS_MAX
-    while (threads(), descriptors()) != before or native_threads():
-        assert time.monotonic() < until, (before, threads(), descriptors(), native_threads())
+    while found := left(before):
+        assert time.monotonic() < until, found
         gc.collect()  # what is garbage, gRPC still takes for being in use
         time.sleep(0.02)
