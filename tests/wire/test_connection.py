@@ -296,7 +296,7 @@ BROKEN_BY_CLIENT = [
     (encode_ask(Kind.PUSH, 1, 5, b""), "PUSH, which is not its to send"),
     (encode(Kind.FAULT, 1, encode_fault(FULL)), "FAULT, which is not its to send"),
     (encode(Kind.PUSH_ACK, 1, b"\0"), "answers 1, which nobody asked"),
-    (encode(11, 0), "a frame of the unknown kind 11"),
+    (encode(12, 0), "a frame of the unknown kind 12"),
     (encode(Kind.GOODBYE, 0, b"") * 2, "damaged goodbye"),
     (encode(Kind.GOODBYE, 0, b"\0\0") + encode_ask(Kind.CALL, 1, 5, b""), "after it has said good"),
 ]
