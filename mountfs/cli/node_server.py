@@ -3,6 +3,7 @@
 import contextlib
 import logging
 import signal
+import ssl
 import sys
 from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
@@ -90,6 +91,11 @@ class Trust:
                 raise FsError(Fault.DENIED, f"{peer.address} has shown no certificate")
             self.identities.current().peer_of(certificate, Kind.NODE)
             peer.state = Kind.NODE
+
+    @property
+    def server_context(self) -> Callable[[], ssl.SSLContext] | None:
+        identities = self.identities
+        return None if identities is None else lambda: identities.current().server_context()
 
     def client_options(self, cluster: bytes, name: str) -> Options:
         """How we connect to others as a client does."""
@@ -183,7 +189,6 @@ async def _running(settings: Settings, home: Home) -> AsyncIterator[MetaServer]:
         disk=home.disk,
         roles=settings.roles,
     )
-    context = trust.identities.current().server_context() if trust.identities else None
     async with contextlib.AsyncExitStack() as stack:
         server = await stack.enter_async_context(
             open_server(settings.rpc, home.format.id, trust.credentials)
@@ -232,7 +237,7 @@ async def _running(settings: Settings, home: Home) -> AsyncIterator[MetaServer]:
             handle,
             Hello(cluster=home.id, role=ROLE, name=settings.name),
             limits=Limits(poll_us=0),
-            ssl_context=context,
+            ssl_context=trust.server_context,
             admit=admit,
         )
         async with trio.open_nursery() as nursery:

@@ -1,6 +1,7 @@
 """What operators and joining nodes ask of a metaserver, over gRPC.
 
-Any node answers STATUS of itself; the rest is for the leader, and others say who that is.
+Any node answers STATUS of itself; the rest is for the leader, and others say who that is.  With TLS,
+a client's certificate is enough to look, and a node's is needed to change anything.
 """
 
 import time
@@ -116,6 +117,7 @@ class Admin:
         return None if peer is None else raft.log.last_index - peer.match
 
     async def _remove(self, body: bytes, call: Call) -> Any:
+        require_node(call)
         meta = self._meta
         asked = msgspec.msgpack.decode(body, type=Named)
         meta.group.raft.state.require_leader()
@@ -128,6 +130,7 @@ class Admin:
         return msgspec.to_builtins(_named(record))
 
     async def _transfer(self, body: bytes, call: Call) -> Any:
+        require_node(call)
         meta = self._meta
         asked = msgspec.msgpack.decode(body, type=Named)
         record = self._find(asked.node)
@@ -144,6 +147,7 @@ class Admin:
         return msgspec.to_builtins(self._meta.safe_mode.report())
 
     async def _leave_safe_mode(self, body: bytes, call: Call) -> Any:
+        require_node(call)
         self._meta.group.raft.state.require_leader()
         self._meta.safe_mode.leave()
         return msgspec.to_builtins(self._meta.safe_mode.report())
