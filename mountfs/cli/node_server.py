@@ -128,6 +128,7 @@ async def _running(settings: Settings, home: Home) -> AsyncIterator[MetaServer]:
                     links.take(body)
 
             peer.noted = noted
+            peer.noted_all = links.deliver
 
         async def handle(peer: Peer, method: int, body: Body) -> Parts | Later:
             if method < CHUNK_METHODS:
