@@ -22,6 +22,7 @@ from mountfs.errors import Fault, FsError
 from mountfs.raft.config import Config
 from mountfs.raft.core import Raft, Ready, Save
 from mountfs.raft.envelope import open_, seal
+from mountfs.raft.figures import Figures
 from mountfs.raft.log_record import GroupId
 from mountfs.raft.messages import (
     AppendReply,
@@ -85,29 +86,14 @@ class _Proposal(msgspec.Struct):
     data: bytes
     subject: Any
     done: Done
+    begun: float
 
 
 class _Waiting(msgspec.Struct):
     term: Term
     subject: Any
     done: Done
-
-
-class Figures(msgspec.Struct):
-    """What a node counts, since its start."""
-
-    elections_won: int = 0
-    proposals: int = 0
-    applied: int = 0
-    batches: int = 0
-    """Appends to the log; entries in them are `appended`."""
-    appended: int = 0
-    syncs: int = 0
-    sync_s: float = 0.0
-    last_sync_s: float = 0.0
-    envelopes: int = 0
-    messages: int = 0
-    sent_bytes: int = 0
+    begun: float
 
 
 class Group:
@@ -125,12 +111,13 @@ class Group:
         self.readers: dict[int, Callable[[FsError | None], None]] = {}
         self.readable: list[tuple[LogIndex, int]] = []
         self.leads = False
+        self.leaderless_since: float | None = time.perf_counter()
 
     # -- asking
 
     def propose(self, data: bytes, done: Done, subject: Any = None) -> None:
         """Have a command ordered, and `done` called with its effect."""
-        self.queue.append(_Proposal(data, subject, done))
+        self.queue.append(_Proposal(data, subject, done, time.perf_counter()))
         self._node.wake(self)
 
     def read_now(self) -> bool:
@@ -368,11 +355,12 @@ class Node:
                 one.done(_later(error))
             return
         for index, one in enumerate(queue, first):
-            group.waiting[LogIndex(index)] = _Waiting(term, one.subject, one.done)
+            group.waiting[LogIndex(index)] = _Waiting(term, one.subject, one.done, one.begun)
 
     def _apply(self, group: Group, ready: Ready) -> None:
-        machine, waiting = group.machine, group.waiting
-        self.figures.applied += len(ready.committed)
+        machine, waiting, figures = group.machine, group.waiting, self.figures
+        figures.applied += len(ready.committed)
+        begun = time.perf_counter()
         for entry in ready.committed:
             proposal = waiting.pop(entry.index, None)
             if proposal is not None and proposal.term != entry.term:
@@ -384,7 +372,9 @@ class Node:
                 machine.apply(entry, None)
             else:
                 proposal.done(machine.apply(entry, proposal.subject))
+                figures.commit_s.note(time.perf_counter() - proposal.begun)
         group.raft.applied(ready.committed[-1].index)
+        figures.apply_s.note(time.perf_counter() - begun)
 
     def _answer_readers(self, group: Group) -> None:
         applied = group.machine.applied
@@ -402,6 +392,8 @@ class Node:
             done(error)
 
     def _look_at_leadership(self, group: Group) -> None:
+        if (group.leaderless_since is None) != bool(group.raft.leader):
+            self._note_leader(group)
         leads = group.is_leader
         if leads == group.leads:
             return
@@ -413,6 +405,14 @@ class Node:
             # the same sequence finds out.
             self._fail_all(group, _not_leader(group))
         self.on_leader(group)
+
+    def _note_leader(self, group: Group) -> None:
+        now = time.perf_counter()
+        if group.leaderless_since is None:
+            group.leaderless_since = now
+        else:
+            self.figures.leaderless_s.note(now - group.leaderless_since)
+            group.leaderless_since = None
 
     def _fail_all(self, group: Group, error: FsError) -> None:
         waiting, group.waiting = group.waiting, {}
@@ -450,6 +450,8 @@ class Node:
                 return
             self.figures.batches += 1
             self.figures.appended += len(save.entries)
+            if save.entries:
+                self.figures.batch_entries.note(len(save.entries))
             if not save.synced:
                 number = 0
         self._saving.append((number, group, save, after))
@@ -517,8 +519,7 @@ class Node:
         begun = time.perf_counter()
         self._journal.sync()
         took = time.perf_counter() - begun
-        self.figures.syncs += 1
-        self.figures.sync_s += took
+        self.figures.sync_s.note(took)
         self.figures.last_sync_s = took
 
     def _synced(self) -> None:
