@@ -49,6 +49,7 @@ class Cluster:
 
 Start = Callable[[Path], AbstractContextManager[Cluster]]
 
+INIT = (sys.executable, "-m", "mountfs.cli.main", "cluster", "init")
 ORDINARY = (sys.executable, "-m", "mountfs.cli.main", "node")
 
 
@@ -61,6 +62,7 @@ def mountfs(scratch: Path, program: Sequence[str] = ORDINARY) -> Iterator[Cluste
     ports = [free_pair() for _ in range(NODES)]
     first = f"127.0.0.1:{ports[0]}"
     with ExitStack() as stack:
+        subprocess.run([*INIT, str(scratch / "n1")], check=True, stdout=subprocess.DEVNULL)
         nodes = []
         for number, port in enumerate(ports, 1):
             argv = [
