@@ -74,7 +74,7 @@ class MetaService:
 
     def cluster(self) -> Cluster:
         nodes = tuple(all_nodes(self._machine.replica.machine.tree))
-        return Cluster(self._group.raft.leader, nodes)
+        return Cluster(self._group.leader, nodes)
 
     def node_of(self, number: int) -> NodeRecord | None:
         tree = self._machine.replica.machine.tree
@@ -159,7 +159,7 @@ class MetaService:
         return encode(asked.query.read(self._machine.replica.machine.tree))
 
     def _require_leader(self) -> None:
-        self._group.raft.state.require_leader()
+        self._group.require_leader()
 
 
 def _number(body: Body) -> int:
