@@ -13,6 +13,7 @@ import msgspec
 from mountfs.errors import Fault, FsError
 from mountfs.inline import leave
 from mountfs.meta import keys
+from mountfs.meta.command import UNFIT
 from mountfs.meta.machine import MetaMachine
 from mountfs.meta.ops.nodes import NodeRecord, all_nodes
 from mountfs.meta.ops.session import EndSession, OpenSession
@@ -123,7 +124,6 @@ class MetaService:
 
     def _propose(self, body: Body) -> Parts | Later:
         asked = decode_propose(body)
-        asked.command.check()
         group = self._group
         if not group.is_leader:
             self._require_leader()
@@ -156,7 +156,13 @@ class MetaService:
         if asked.session:
             self._hear(asked.session)
         self.queries += 1
-        return encode(asked.query.read(self._machine.replica.machine.tree))
+        try:
+            return encode(asked.query.read(self._machine.replica.machine.tree))
+        except UNFIT as error:
+            raise FsError(
+                Fault.INVALID,
+                f"{type(asked.query).__name__} with numbers that make no sense: {error}",
+            ) from error
 
     def _require_leader(self) -> None:
         self._group.require_leader()
