@@ -25,6 +25,7 @@ from mountfs.meta.protocol import (
     encode,
 )
 from mountfs.meta.safe_mode import SafeMode
+from mountfs.meta.session_watch import SessionWatch, kept_reply
 from mountfs.raft.driver import Group, Node
 from mountfs.wire.connection import Body
 from mountfs.wire.frames import Parts
@@ -45,8 +46,7 @@ class MetaService:
         self._group = group
         self._machine = machine
         self._safe_mode = safe_mode
-        self._heard: dict[int, float] = {}
-        """Sessions, and when they were last heard of, in milliseconds; only while we lead."""
+        self._watch = SessionWatch(SESSION_TTL_MS)
         self._sequence = 0
         self.commands = 0
         self.queries = 0
@@ -68,7 +68,7 @@ class MetaService:
             await leave()
             number = _number(body)
             await self.order(EndSession(number))
-            self._heard.pop(number, None)
+            self._watch.forget(number)
             return b""
         raise FsError(Fault.NOT_IMPLEMENTED, f"a metaserver has no method {method}")
 
@@ -90,24 +90,15 @@ class MetaService:
     # -- sessions
 
     def began_to_lead(self) -> None:
-        """Nobody is ended for what a leader before us has not told us."""
-        now = self._node.now()
-        self._heard = {number: now for number in self._machine.replica.machine.sessions}
+        self._watch.began_to_lead(self._machine.replica.machine.sessions, self._node.now())
 
     def silent_sessions(self) -> list[int]:
         """Those that have not been heard of for too long."""
-        now = self._node.now()
-        sessions = self._machine.replica.machine.sessions
-        for number in sessions:
-            self._heard.setdefault(number, now)
-        for number in self._heard.keys() - sessions:
-            del self._heard[number]
-        return [number for number, heard in self._heard.items() if now - heard > SESSION_TTL_MS]
+        return self._watch.silent(self._machine.replica.machine.sessions, self._node.now())
 
     def _hear(self, session: int) -> None:
-        if session not in self._machine.replica.machine.sessions:
+        if not self._watch.hear(self._machine.replica.machine.sessions, session, self._node.now()):
             raise FsError(Fault.SESSION_ENDED, f"session {session} has ended")
-        self._heard[session] = self._node.now()
 
     async def _open_session(self, peer: Peer, body: Body) -> bytes:
         about = msgspec.msgpack.decode(body, type=str)
@@ -116,7 +107,7 @@ class MetaService:
         if len(self._machine.replica.machine.sessions) >= SESSIONS_MAX:
             raise FsError(Fault.BUSY, f"there are {SESSIONS_MAX} sessions; end some of them first")
         number = await self.order(OpenSession(about))
-        self._heard[number] = self._node.now()
+        self._hear(number)
         return encode(Opened(number, SESSION_TTL_MS, self._machine.now()))
 
     # -- commands and queries
@@ -128,11 +119,8 @@ class MetaService:
         if not group.is_leader:
             self._require_leader()
         self._hear(asked.session)
-        machine = self._machine.replica.machine
-        known, reply = machine.reply_to(asked.session, asked.sequence)
-        if known:  # it was asked before, and the answer was lost
-            if isinstance(reply, FsError):
-                raise reply
+        known, reply = kept_reply(self._machine.replica.machine, asked.session, asked.sequence)
+        if known:
             return encode(reply)
         self._safe_mode.require_writable()
         self.commands += 1
