@@ -58,8 +58,7 @@ class MetaService:
             return await self._read(body)
         if method == Method.RENEW:
             self._require_leader()
-            self._hear(_number(body))
-            return b""
+            return await self._renew(_number(body))
         if method == Method.CLUSTER:
             return encode(self.cluster())
         if method == Method.OPEN_SESSION:
@@ -96,9 +95,19 @@ class MetaService:
         """Those that have not been heard of for too long."""
         return self._watch.silent(self._machine.replica.machine.sessions, self._node.now())
 
-    def _hear(self, session: int) -> None:
-        if not self._watch.hear(self._machine.replica.machine.sessions, session, self._node.now()):
-            raise FsError(Fault.SESSION_ENDED, f"session {session} has ended")
+    def _hear(self, session: int) -> bool:
+        sessions = self._machine.replica.machine.sessions
+        return self._watch.hear(sessions, session, self._node.now())
+
+    async def _renew(self, session: int) -> bytes:
+        if not self._hear(session):
+            # A leader before us may have opened it, and we have not applied that yet.
+            if not self._group.read_now():
+                await leave()
+                await self._group.wait_read()
+            if not self._hear(session):
+                raise _ended(session)
+        return b""
 
     async def _open_session(self, peer: Peer, body: Body) -> bytes:
         about = msgspec.msgpack.decode(body, type=str)
@@ -118,7 +127,9 @@ class MetaService:
         group = self._group
         if not group.is_leader:
             self._require_leader()
-        self._hear(asked.session)
+        if not self._hear(asked.session) and not asked.session:
+            raise _ended(asked.session)
+        # One that we do not know may be new: whether it has ended, the log says.
         known, reply = kept_reply(self._machine.replica.machine, asked.session, asked.sequence)
         if known:
             return encode(reply)
@@ -141,13 +152,17 @@ class MetaService:
         if not self._group.read_now():
             await leave()
             await self._group.wait_read()
-        if asked.session:
-            self._hear(asked.session)
+        if asked.session and not self._hear(asked.session):
+            raise _ended(asked.session)
         self.queries += 1
         return encode(asked.query.read(self._machine.replica.machine.tree))
 
     def _require_leader(self) -> None:
         self._group.raft.state.require_leader()
+
+
+def _ended(session: int) -> FsError:
+    return FsError(Fault.SESSION_ENDED, f"session {session} has ended")
 
 
 def _number(body: Body) -> int:
