@@ -142,7 +142,9 @@ class Router:
 
     def learn(self, cluster: Cluster) -> tuple[Address | None, str]:
         """(who leads, and if nobody, why not)"""
-        self.nodes, self.leader_number = cluster.nodes, cluster.leader
+        self.leader_number = cluster.leader
+        if cluster.nodes:  # or it has only just joined
+            self.nodes = cluster.nodes
         known = {node.number: address_of(node.door) for node in cluster.nodes}
         return self._route.heard(
             cluster.leader, {number: found for number, found in known.items() if found is not None}

@@ -102,7 +102,9 @@ class Route(Generic[A]):
     def __init__(self, seeds: Iterable[A]) -> None:
         self._seeds = list(seeds)
         self.known: Mapping[int, A] = {}
-        """Nodes by their number, as far as a node has told us."""
+        """Nodes by their number, whoever has told us: one that has only just joined knows of nobody
+        yet, and one that has been removed does not know who came later.
+        """
         self.leader: A | None = None
         """Who leads, as far as we know: it is asked first."""
 
@@ -114,10 +116,10 @@ class Route(Generic[A]):
 
     def heard(self, leader: int, known: Mapping[int, A]) -> tuple[A | None, str]:
         """What one node says of the cluster: (who leads, and if nobody, why not)."""
-        self.known = known
+        self.known = {**self.known, **known}
         if not leader:
             return None, "knows of nobody who leads"
-        found = known.get(leader)
+        found = self.known.get(leader)
         if found is None:
             return None, f"says node {leader} leads, but not where"
         return found, ""

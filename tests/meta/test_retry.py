@@ -88,3 +88,16 @@ def test_the_order_of_asking_is_left_to_chance() -> None:
 )
 def test_a_node_says_who_leads(leader: int, where: str | None, problem: str) -> None:
     assert Route(["seed"]).heard(leader, {1: "one", 2: "two"}) == (where, problem)
+
+
+def test_a_node_that_has_only_just_joined_takes_no_knowledge_away() -> None:
+    route = Route(["seed"])
+    route.heard(0, {1: "one", 2: "two"})
+    assert route.heard(2, {}) == ("two", "")
+    assert route.candidates(_as_they_come) == ["one", "two", "seed"]
+
+
+def test_a_node_is_found_where_it_was_heard_to_be_last() -> None:
+    route = Route(["seed"])
+    route.heard(0, {1: "one"})
+    assert route.heard(1, {1: "moved"}) == ("moved", "")
