@@ -224,6 +224,9 @@ class RemoteMeta:
             await trio.sleep(self.ttl_ms / 1000 / RENEWS_PER_TTL)
             try:
                 await self._ask(Method.RENEW, encode(self.session))
+                # All whom we know may be replaced one day, and those who come must be known then.
+                answer = await self._ask(Method.CLUSTER, b"")
+                self.router.learn(msgspec.msgpack.decode(answer, type=Cluster))
             except FsError as error:
                 if error.fault is Fault.SESSION_ENDED:
                     self._over(error)
