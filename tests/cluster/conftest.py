@@ -10,6 +10,8 @@ import pytest
 sys.path.insert(0, str(Path(__file__).parent))  # `mounted` and others, whatever the import mode
 
 from mounted import Node, fresh_node
+from network import Network, fresh_network
+from nodes import Nodes, fresh_cluster
 
 
 @pytest.fixture(autouse=True)
@@ -25,3 +27,24 @@ def node() -> Iterator[Node]:
     """A node of its own, not mounted yet."""
     with fresh_node() as node:
         yield node
+
+
+@pytest.fixture
+def cluster() -> Iterator[Nodes]:
+    """Three nodes that all vote, n1 to n3, not mounted yet."""
+    with fresh_cluster() as cluster:
+        yield cluster
+
+
+@pytest.fixture
+def network() -> Iterator[Network]:
+    """A network whose links can be cut."""
+    with fresh_network() as network:
+        yield network
+
+
+@pytest.fixture
+def apart(network: Network) -> Iterator[Nodes]:
+    """Three nodes that all vote, each on its own machine in the network; clients on another."""
+    with fresh_cluster(network=network) as cluster:
+        yield cluster
