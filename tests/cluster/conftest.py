@@ -16,6 +16,10 @@ from nodes import Nodes, fresh_cluster
 
 @pytest.fixture(autouse=True)
 def _root_and_fuse() -> None:
+    _needs_root_and_fuse()
+
+
+def _needs_root_and_fuse() -> None:
     if os.geteuid() != 0:
         pytest.skip("mounts, kills and fills disks: needs root")
     if not os.path.exists("/dev/fuse"):
@@ -36,15 +40,24 @@ def cluster() -> Iterator[Nodes]:
         yield cluster
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
+def shared_cluster() -> Iterator[Nodes]:
+    """The same for all tests of a module, who have to leave it as they have found it."""
+    _needs_root_and_fuse()
+    with fresh_cluster() as cluster:
+        yield cluster
+
+
+@pytest.fixture(scope="module")
 def network() -> Iterator[Network]:
     """A network whose links can be cut."""
+    _needs_root_and_fuse()
     with fresh_network() as network:
         yield network
 
 
-@pytest.fixture
-def apart(network: Network) -> Iterator[Nodes]:
+@pytest.fixture(scope="module")
+def shared_apart(network: Network) -> Iterator[Nodes]:
     """Three nodes that all vote, each on its own machine in the network; clients on another."""
     with fresh_cluster(network=network) as cluster:
         yield cluster

@@ -148,6 +148,7 @@ class Nodes:
         self.workers: list[subprocess.Popen[bytes]] = []
         self._prefix = f"127.{random.randrange(1, 250)}.{random.randrange(250)}"
         self._hosts = 0
+        self._places = 0
         if network is not None:
             network.add(CLIENT)
             self.options.append("--insecure")
@@ -276,7 +277,8 @@ class Nodes:
 
     def node_of_mount(self, name: str = "one", *, source: str | None = None) -> Node:
         """A place to mount the cluster, not mounted yet."""
-        top = self.top / f"mount-{name}"
+        self._places += 1
+        top = self.top / f"mount-{self._places}-{name}"
         top.mkdir()
         node = Node(
             top,
@@ -294,16 +296,21 @@ class Nodes:
 
     # -- the end of it
 
-    def destroy(self) -> None:
+    def calm(self) -> None:
+        """Nobody works, nothing is mounted: the nodes are as they are."""
         for worker in self.workers:
             worker.kill()
-        for member in self.members.values():
-            member.kill()
         for node in self.mounts:
             node.destroy()
             shutil.rmtree(node.home, ignore_errors=True)
         for worker in self.workers:  # only now: one that waited for a dead cluster goes on
             worker.wait(END_S_MAX)
+        self.workers, self.mounts = [], []
+
+    def destroy(self) -> None:
+        for member in self.members.values():
+            member.kill()
+        self.calm()
 
 
 async def _ask(host: str) -> Cluster | None:

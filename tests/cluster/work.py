@@ -31,6 +31,8 @@ class Work:
         self.ledgers: dict[Path, subprocess.Popen[bytes]] = {}
         self.loads: dict[Path, subprocess.Popen[bytes]] = {}
         self.calls = 0
+        self.mark = f"{time.time_ns():x}"
+        """Of our directories: there may be those of other work."""
 
     def begin_ledger(self, node: Node, name: str) -> None:
         book, self.ledgers[book] = self._begin("ledger.py", node, name)
@@ -39,15 +41,19 @@ class Work:
         book, self.loads[book] = self._begin("load.py", node, name)
 
     def _begin(self, program: str, node: Node, name: str) -> tuple[Path, subprocess.Popen[bytes]]:
-        (node.point / name).mkdir(exist_ok=True)
         book = self.books / name
-        arguments = [str(node.point / name), str(book)]
+        place = self._place(node, book)
+        place.mkdir(exist_ok=True)
+        arguments = [str(place), str(book)]
         if program == "load.py":
             arguments.insert(0, str(self.chance.randrange(1 << 30)))
         script = str(Path(__file__).with_name(program))
         process = subprocess.Popen([sys.executable, script, *arguments])
         self.cluster.workers.append(process)
         return book, process
+
+    def _place(self, node: Node, book: Path) -> Path:
+        return node.point / f"{book.name}-{self.mark}"
 
     def goes_on(self, why: str, since: float | None = None) -> None:
         """Wait until every ledger has a call acknowledged that began after this moment."""
@@ -83,11 +89,11 @@ class Work:
         for book in self.ledgers:
             lines = ledger.read(book)
             found += [
-                f"{book.name}: {what}" for what in ledger.check(lines, node.point / book.name)
+                f"{book.name}: {what}" for what in ledger.check(lines, self._place(node, book))
             ]
         for book in self.loads:
             journal = read_journal(book)
-            top = node.point / book.name
+            top = self._place(node, book)
             found += [f"{book.name}: while it worked: {what}" for what in journal.troubles]
             found += [f"{book.name}: {what}" for what in check(journal.before, top)]
             if not found:
