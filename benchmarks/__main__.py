@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks import report
-from benchmarks.filesystems import FILESYSTEMS, CannotStart, Mounted, choose
+from benchmarks.filesystems import FILESYSTEMS, Mounted, choose
 from benchmarks.measure import (
     Outcome,
     cpu_s,
@@ -28,6 +28,7 @@ from benchmarks.measure import (
     own_cpu_s,
     wait_until_quiet,
 )
+from benchmarks.processes import CannotStart
 from benchmarks.workloads import (
     FULL,
     PARTS,

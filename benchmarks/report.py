@@ -83,7 +83,7 @@ def _speed(results: Results) -> list[str]:
                 row.get("skipped") or verdict(row["name"], known),
             ]
         )
-    return _table(head, table, left=[0, 2, len(head) - 1])
+    return columns(head, table, left=[0, 2, len(head) - 1])
 
 
 def _cell(results: Results, row: Results, name: str) -> str:
@@ -144,7 +144,7 @@ def _cpu(results: Results) -> list[str]:
             spent = sum(one["daemon_cpu_s"] for one in measurements)
             cells.append(_number(1e6 * spent / operations) if operations else "-")
         table.append([row["name"], str(row["processes"]), row["unit"].split("/")[0], *cells])
-    return _table(["row", "x", "unit", *names], table, left=[0, 2])
+    return columns(["row", "x", "unit", *names], table, left=[0, 2])
 
 
 def _cost(results: Results) -> list[str]:
@@ -166,7 +166,7 @@ def _cost(results: Results) -> list[str]:
         for name, about in results["filesystems"].items()
         if name != "plain" and "cost" in about
     ]
-    return _table(head, table, left=[0])
+    return columns(head, table, left=[0])
 
 
 def _notes(results: Results) -> list[str]:
@@ -185,7 +185,7 @@ def _number(value: float) -> str:
     return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
 
 
-def _table(head: list[str], rows: list[list[str]], left: list[int]) -> list[str]:
+def columns(head: list[str], rows: list[list[str]], left: list[int]) -> list[str]:
     widths = [max(len(line[column]) for line in [head, *rows]) for column in range(len(head))]
 
     def line(cells: list[str]) -> str:

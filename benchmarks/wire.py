@@ -61,7 +61,7 @@ async def serve(sockets: list[socket.socket], pem: str) -> None:
         if pem:
             context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
             context.load_cert_chain(pem)
-            service = Service(answer, HELLO, ssl_context=context)
+            service = Service(answer, HELLO, ssl_context=lambda: context)
             nursery.start_soon(service.serve, [_listener(sealed)])
         await trio.serve_listeners(_echo, [_listener(bare)])
 

@@ -72,6 +72,14 @@ class FsError(Exception):
         return self.detail or self.fault.name.lower().replace("_", " ")
 
 
+def only_fault(group: BaseExceptionGroup[BaseException]) -> FsError | None:
+    """The expected failure in a group that holds nothing else: nurseries wrap what ends them."""
+    errors: list[BaseException] = list(group.exceptions)
+    while len(errors) == 1 and isinstance(errors[0], BaseExceptionGroup):
+        errors = list(errors[0].exceptions)
+    return errors[0] if len(errors) == 1 and isinstance(errors[0], FsError) else None
+
+
 _DISK_FAULTS = {
     errno.ENOSPC: Fault.NO_SPACE,
     errno.EDQUOT: Fault.NO_SPACE,

@@ -6,56 +6,85 @@ from typing import Any
 
 import trio
 
-from mountfs.errors import FsError
-from mountfs.meta import admin
-from mountfs.rpc.client import open_client
-from mountfs.rpc.identity import Credentials, Pems
-from mountfs.tls.reload import Identities
+from mountfs.errors import Fault, FsError, only_fault
 
 DEADLINE_S = 15.0
+LOOK_S = 3.0
 DEFAULT = "127.0.0.1:7410"
 
 
-def ask(arguments: argparse.Namespace, method: str, body: object) -> Any:
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--at", metavar="HOST[:PORT],...", help="nodes to ask; default: this machine's"
+    )
+    parser.add_argument("--tls", type=Path, metavar="DIR", help="certificates, of mountfs pki")
+
+
+def ask(
+    arguments: argparse.Namespace, method: str, body: object, *, deadline_s: float = DEADLINE_S
+) -> Any:
     """Ask whoever leads among the nodes at `--at`."""
     from mountfs.cli.node import addresses
 
     places = addresses(arguments.at or DEFAULT)
-    return trio.run(_ask, places, arguments.tls, method, body)
+    try:
+        return trio.run(_ask, places, arguments.tls, method, body, deadline_s)
+    except BaseExceptionGroup as group:
+        fault = only_fault(group)
+        if fault is None:
+            raise
+        raise fault from None
 
 
-async def _ask(places: list[str], tls: Path | None, method: str, body: object) -> Any:
-    cluster, credentials = trust(tls)
-    async with open_client(cluster, credentials) as client:
-        return await admin.ask(client, places, method, body, deadline_s=DEADLINE_S)
+async def _ask(
+    places: list[str], tls: Path | None, method: str, body: object, deadline_s: float
+) -> Any:
+    from mountfs.cli.trust import Trust
+    from mountfs.meta import admin
+    from mountfs.rpc.client import open_client
+
+    trust = Trust(tls, kind=None)
+    async with open_client(trust.cluster, trust.credentials) as client:
+        return await admin.ask(client, places, method, body, deadline_s=deadline_s)
 
 
-def trust(tls: Path | None) -> tuple[str, Credentials | None]:
-    """(cluster, credentials); without TLS, any cluster."""
-    if tls is None:
-        return "", None
-    identities = Identities(tls)
-    now = identities.current()
+async def look_at_all(places: list[str], tls: Path | None) -> tuple[Any, dict[str, Any]]:
+    """(the leader's list of nodes, or why there is none, as a string; what each node says of
+    itself, or why it does not, by its address).
+    """
+    from mountfs.cli.trust import Trust
+    from mountfs.meta import admin
+    from mountfs.rpc.client import open_client
 
-    def pems() -> Pems:
-        found = identities.current()
-        return Pems(found.authorities_pem, found.certificate_pem, found.key_pem)
-
-    return now.cluster, pems
-
-
-async def ask_each(places: list[str], tls: Path | None, method: str) -> dict[str, Any]:
-    """What each says, or why it does not, as a string."""
-    cluster, credentials = trust(tls)
+    trust = Trust(tls, kind=None)
     found: dict[str, Any] = {}
+    async with open_client(trust.cluster, trust.credentials) as client:
 
-    async def one(place: str) -> None:
+        async def one(place: str) -> None:
+            try:
+                found[place] = await admin.ask(client, [place], "Status", None, deadline_s=LOOK_S)
+            except FsError as error:
+                found[place] = str(error)
+
+        async def each(more: list[str]) -> None:
+            async with trio.open_nursery() as nursery:
+                for place in more:
+                    if place not in found:
+                        nursery.start_soon(one, place)
+
+        nodes: Any
+        await each(places)
+        if not any(isinstance(said, dict) for said in found.values()):
+            raise FsError(Fault.UNAVAILABLE, "; ".join(map(str, found.values())))
+        known = [said["leader_rpc"] for said in found.values() if isinstance(said, dict)]
         try:
-            found[place] = await admin.ask(client, [place], method, None, deadline_s=3)
+            nodes = await admin.ask(
+                client, list(filter(None, [*known, *places])), "Nodes", None, deadline_s=LOOK_S
+            )
         except FsError as error:
-            found[place] = str(error)
-
-    async with open_client(cluster, credentials) as client, trio.open_nursery() as nursery:
-        for place in places:
-            nursery.start_soon(one, place)
-    return found
+            nodes = str(error)
+            others = [said["nodes"] for said in found.values() if isinstance(said, dict)]
+            await each([node["rpc"] for some in others for node in some])
+        else:
+            await each([node["rpc"] for node in nodes])
+    return nodes, found

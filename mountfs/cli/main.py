@@ -7,11 +7,11 @@ import sys
 from typing import NoReturn
 
 from mountfs import __version__
-from mountfs.cli import bench, doctor, fsck, info, node, pki, stats, status
+from mountfs.cli import bench, cluster, doctor, fsck, info, node, pki, safemode, stats, status
 from mountfs.cli.show import EXIT_FAILED, EXIT_INTERRUPTED, EXIT_USAGE
 from mountfs.errors import FsError
 
-COMMANDS = (status, info, stats, fsck, doctor, bench, node, pki)
+COMMANDS = (status, info, stats, fsck, doctor, bench, cluster, node, safemode, pki)
 
 _DESCRIPTION = """\
 Look at, check and measure filesystems of mountfs.  To mount one, use mount.dfs.

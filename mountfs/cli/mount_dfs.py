@@ -21,7 +21,7 @@ import trio
 
 from mountfs.cli.cluster_source import client_options, cluster_addresses, hold_directory
 from mountfs.cli.places import cluster_in, default_home, mount_directory
-from mountfs.errors import Fault, FsError, disk_error
+from mountfs.errors import Fault, FsError, disk_error, only_fault
 from mountfs.fuse import mount as mounting
 from mountfs.fuse.binding import Binding, native_binding
 from mountfs.fuse.options import MountOptions, parse_options
@@ -256,19 +256,11 @@ def _run(
     try:
         trio.run(_serve, origin, mountpoint, options, ready, log_to, verbose)
     except BaseExceptionGroup as group:
-        fault = _only_fault(group)
+        fault = only_fault(group)
         if fault is None:
             raise
         raise fault from None
     return 0
-
-
-def _only_fault(group: BaseExceptionGroup[BaseException]) -> FsError | None:
-    """The expected failure in a group that holds nothing else."""
-    errors: list[BaseException] = list(group.exceptions)
-    while len(errors) == 1 and isinstance(errors[0], BaseExceptionGroup):
-        errors = list(errors[0].exceptions)
-    return errors[0] if len(errors) == 1 and isinstance(errors[0], FsError) else None
 
 
 def _log_later() -> logging.handlers.MemoryHandler:

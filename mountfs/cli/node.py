@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any, Final
 import trio
 from rich.table import Table
 
-from mountfs.cli import show
-from mountfs.errors import Fault, FsError
+from mountfs.cli import cluster_calls, show
+from mountfs.errors import Fault, FsError, only_fault
 
 if TYPE_CHECKING:
     from mountfs.cli.node_server import Settings
@@ -24,8 +24,9 @@ was mounted alone has, a node can serve: other machines join it, and get what it
 """
 EPILOG = """\
 examples:
-  mountfs node --home /srv/mountfs --listen 10.0.0.1           the first node; its home may be new,
-                                                               or one that was mounted before
+  mountfs cluster init /srv/mountfs                            begin a cluster
+  mountfs node --home /srv/mountfs --listen 10.0.0.1           its first node; the home may as well
+                                                               be one that was mounted before
   mountfs node --home /srv/mountfs --listen 10.0.0.2 --join 10.0.0.1      another one
   mountfs node list --at 10.0.0.1                              who there is, who leads, who lags
   mountfs node transfer-leader n2 --at 10.0.0.1                let n2 lead, before maintenance
@@ -35,8 +36,10 @@ examples:
 Two nodes are one voter and one that follows: an even number of voters tolerates no more failures
 than one voter less.  When a third joins, all three vote, and the cluster survives the loss of one.
 
-A node takes two ports: that of --listen (7410 unless named) for other nodes, and the next one for
-clients.  Without --tls anybody who reaches them can read and change everything: that is allowed on
+A node takes three ports: that of --listen (7410 unless named) for other nodes, the next one for
+clients, and the one after that for Prometheus.
+
+Without --tls anybody who reaches them can read and change everything: that is allowed on
 a loopback address, or with --insecure.  For certificates see: mountfs pki --help
 
 exit status: 0 done, or ended by SIGTERM; 1 failed; 2 wrong call
@@ -58,11 +61,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--roles", default="meta,chunk", help="what the node does; default: meta,chunk"
     )
-    parser.add_argument("--tls", type=Path, metavar="DIR", help="certificates, of mountfs pki")
-    parser.add_argument("--insecure", action="store_true", help="allow a network without TLS")
     parser.add_argument(
-        "--at", metavar="HOST[:PORT],...", help="nodes to ask; default: this machine's"
+        "--metrics", metavar="HOST:PORT", help="where Prometheus reads; or: off; default: PORT + 2"
     )
+    parser.add_argument("--insecure", action="store_true", help="allow a network without TLS")
+    cluster_calls.add_arguments(parser)
     parser.add_argument("--force", action="store_true", help="remove, though it does harm")
     parser.add_argument("--json", action="store_true")
 
@@ -72,8 +75,6 @@ def run(arguments: argparse.Namespace) -> int:
         return _run(arguments)
     if arguments.action != "list" and arguments.node is None:
         arguments.parser.error(f"{arguments.action} needs the name of a node")
-    from mountfs.cli import cluster_calls
-
     if arguments.action == "list":
         found = cluster_calls.ask(arguments, "Nodes", None)
         if arguments.json:
@@ -103,28 +104,40 @@ def _run(arguments: argparse.Namespace) -> int:
         stream=sys.stderr, level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s"
     )
     sys.setswitchinterval(0.0005)  # threads of gRPC wait for the one that does all the work
-    fresh = not (settings.home / "format.json").exists()
-    if fresh and settings.join:
-        trio.run(node_server.join, settings)
-    elif fresh or _needs_recovery(settings.home):
-        trio.run(node_server.found_cluster, settings.home)
-    gc.freeze()
-    trio.run(node_server.serve, settings)
+    try:
+        _prepare(settings)
+        gc.freeze()
+        trio.run(node_server.serve, settings)
+    except BaseExceptionGroup as group:
+        fault = only_fault(group)
+        if fault is None:
+            raise
+        raise fault from None
     return show.EXIT_OK
 
 
-def _needs_recovery(home: Path) -> bool:
-    """It is a home that was mounted alone: what its last mount left has to be judged as a mount
-    does, by the bytes that are there.
-    """
-    from mountfs.vfs.home import BEFORE, read_format
+def _prepare(settings: "Settings") -> None:
+    """See to it that there is a home that a node can open."""
+    from mountfs.cli import node_homes
+    from mountfs.cli.trust import Trust
+    from mountfs.meta.admin import Join
+    from mountfs.vfs.home import NODE_MARK, read_format
 
-    if read_format(home).format == BEFORE:
-        return True
-    return not (home / NODE_MARK).exists()
-
-
-NODE_MARK: Final = "node"
+    home = settings.home
+    if (home / "format.json").exists():
+        read_format(home)
+        if not (home / NODE_MARK).exists():  # it was mounted alone last
+            trio.run(node_homes.found, home)
+    elif settings.join:
+        asked = Join(settings.name, settings.rpc, settings.door, "", settings.roles)
+        trio.run(node_homes.join, home, asked, settings.join, Trust(settings.tls))
+    else:
+        raise FsError(
+            Fault.NOT_FOUND,
+            f"{home} is no home yet: to begin a cluster there: mountfs cluster init {home}; to "
+            "join one that runs, name one of its nodes: --join HOST.  (If this node ran before, "
+            "is its disk mounted?)",
+        )
 
 
 def _settings(arguments: argparse.Namespace) -> "Settings":
@@ -152,7 +165,15 @@ def _settings(arguments: argparse.Namespace) -> "Settings":
         roles=roles,
         join=tuple(addresses(arguments.join)) if arguments.join else (),
         tls=arguments.tls,
+        metrics=_metrics(arguments.metrics, host, port),
+        metrics_must=arguments.metrics is not None,
     )
+
+
+def _metrics(asked: str | None, host: str, port: int) -> tuple[str, int] | None:
+    if asked == "off":
+        return None
+    return (host, port + 2) if asked is None else place(asked)
 
 
 def _is_loopback(host: str) -> bool:

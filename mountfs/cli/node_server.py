@@ -3,7 +3,6 @@
 import contextlib
 import logging
 import signal
-import sys
 from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 from typing import Any, Final
@@ -18,25 +17,18 @@ from mountfs.chunks.disk import DiskStore
 from mountfs.chunks.index_store import open_index
 from mountfs.chunks.protocol import first_volume_of
 from mountfs.chunks.service import ChunkService
-from mountfs.errors import Fault, FsError
-from mountfs.kv.journal import Journal
-from mountfs.meta.admin import Admin, Join, Joined, ask_raw
-from mountfs.meta.client import Options
-from mountfs.meta.ops.nodes import NodeRecord
+from mountfs.cli.metrics import NodeMetrics, served
+from mountfs.cli.node_homes import read_seeds, rejoin, settle, write_seeds
+from mountfs.cli.trust import Trust
+from mountfs.errors import Fault, FsError, only_fault
+from mountfs.meta.admin import Admin
 from mountfs.meta.protocol import ROLE
-from mountfs.meta.replica import META_GROUP
-from mountfs.meta.server import SEGMENT_BYTES, MetaServer, Place, meta_server
+from mountfs.meta.server import MetadataDamaged, MetaServer, Place, meta_server
 from mountfs.raft.links import MESSAGES, Links
-from mountfs.raft.messages import HardState, NodeId, SnapshotHead, Term
-from mountfs.raft.storage import Storage
+from mountfs.raft.messages import NodeId
 from mountfs.rpc.client import open_client
-from mountfs.rpc.identity import Credentials, Pems
 from mountfs.rpc.server import open_server
-from mountfs.tls.authority import Kind
-from mountfs.tls.reload import Identities
-from mountfs.types import LogIndex
-from mountfs.vfs.embedded import embedded_node
-from mountfs.vfs.home import FORMAT, Format, Home, make_home, open_home, read_format
+from mountfs.vfs.home import Home, open_home, read_format
 from mountfs.vfs.reclaimer import Reclaimer
 from mountfs.wire.config import Limits
 from mountfs.wire.connection import Body
@@ -46,10 +38,8 @@ from mountfs.wire.stream import Later
 
 log = logging.getLogger(__name__)
 
-RPC_PORT: Final = 7410
 LEAVE_S: Final = 3.0
 """What a node takes at most to hand over before it stops."""
-SEEDS: Final = "nodes.json"
 CHUNK_METHODS: Final = 100
 """Methods from here on are of the role chunk."""
 COMPACT_S: Final = 5.0
@@ -64,6 +54,10 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     roles: tuple[str, ...] = ("meta", "chunk")
     join: tuple[str, ...] = ()
     tls: Path | None = None
+    metrics: tuple[str, int] | None = None
+    """Where they are read; None: nowhere."""
+    metrics_must: bool = False
+    """Somebody has asked for them there."""
 
     @property
     def rpc(self) -> str:
@@ -72,92 +66,6 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     @property
     def door(self) -> str:
         return f"{self.host}:{self.port + 1}"
-
-
-class Trust:
-    """Certificates, as the layers want them; or none."""
-
-    def __init__(self, directory: Path | None, cluster: str | None) -> None:
-        self.identities = (
-            None if directory is None else Identities(directory, cluster=cluster, kind=Kind.NODE)
-        )
-
-    def require_node(self, peer: Peer) -> None:
-        """With TLS, only nodes may delete.  Raises DENIED."""
-        if self.identities is not None and peer.state is not Kind.NODE:
-            certificate = peer.certificate
-            if certificate is None:
-                raise FsError(Fault.DENIED, f"{peer.address} has shown no certificate")
-            self.identities.current().peer_of(certificate, Kind.NODE)
-            peer.state = Kind.NODE
-
-    def client_options(self, cluster: bytes, name: str) -> Options:
-        """How we connect to others as a client does."""
-        identities = self.identities
-        if identities is None:
-            return Options(cluster=cluster, about=name)
-        return Options(
-            cluster=cluster,
-            ssl_context=lambda: identities.current().client_context(),
-            server_hostname=identities.current().server_name,
-            about=name,
-        )
-
-    @property
-    def credentials(self) -> Credentials | None:
-        identities = self.identities
-        if identities is None:
-            return None
-
-        def pems() -> Pems:
-            now = identities.current()
-            return Pems(now.authorities_pem, now.certificate_pem, now.key_pem)
-
-        return pems
-
-
-async def join(settings: Settings) -> None:
-    """Make the home of a new node of a cluster that is found at `settings.join`."""
-    trust = Trust(settings.tls, None)
-    cluster = trust.identities.current().cluster if trust.identities else ""
-
-    def ask(disk: str) -> Format:
-        return trio.from_thread.run(ask_leader, disk)
-
-    found: Joined | None = None
-
-    async def ask_leader(disk: str) -> Format:
-        nonlocal found
-        async with open_client(cluster, trust.credentials) as client:
-            answer = await ask_raw(
-                client,
-                list(settings.join),
-                "Join",
-                Join(settings.name, settings.rpc, settings.door, disk, settings.roles),
-                deadline_s=60,
-            )
-        found = msgspec.msgpack.decode(answer, type=Joined)
-        return Format(FORMAT, found.cluster, found.number, disk)
-
-    def fill(path: Path) -> None:
-        assert found is not None
-        journal = Journal(
-            path / "meta" / "log", home=bytes.fromhex(found.cluster), segment_bytes=SEGMENT_BYTES
-        )
-        head = SnapshotHead(LogIndex(0), Term(0), found.membership)
-        Storage(journal).create(META_GROUP, head, HardState())
-        journal.close()
-        (path / SEEDS).write_bytes(msgspec.json.encode(found.nodes))
-        (path / "node").touch()
-
-    await trio.to_thread.run_sync(make_home, settings.home, ask, fill)
-
-
-async def found_cluster(home: Path) -> None:
-    """Make a home, or bring one that a mount has left in disorder to where a node can open it."""
-    async with embedded_node(home, create=True):
-        pass
-    (home / "node").touch()
 
 
 @contextlib.asynccontextmanager
@@ -182,17 +90,17 @@ async def _running(settings: Settings, home: Home) -> AsyncIterator[MetaServer]:
         door=settings.door,
         disk=home.disk,
         roles=settings.roles,
+        cluster=home.cluster,
     )
-    context = trust.identities.current().server_context() if trust.identities else None
     async with contextlib.AsyncExitStack() as stack:
         server = await stack.enter_async_context(
             open_server(settings.rpc, home.format.id, trust.credentials)
         )
         client = await stack.enter_async_context(open_client(home.format.id, trust.credentials))
-        options = trust.client_options(home.id, settings.name)
+        options = trust.client_options(home.cluster, settings.name)
         links = Links(
             place.number,
-            Hello(cluster=home.id, role=ROLE, name=settings.name),
+            Hello(cluster=home.cluster, role=ROLE, name=settings.name),
             ssl_context=options.ssl_context,
             server_hostname=options.server_hostname,
         )
@@ -204,10 +112,11 @@ async def _running(settings: Settings, home: Home) -> AsyncIterator[MetaServer]:
                 server,
                 client,
                 links,
-                seeds=_seeds(home.path),
+                seeds=read_seeds(home.path),
             )
         )
-        Admin(meta, server, home.format.id)
+        meta.on_nodes = lambda nodes: write_seeds(home.path, nodes)
+        Admin(meta, server, home.format.id, home.format.generation)
         volumes = None
         if "chunk" in settings.roles:
             volumes = stack.enter_context(open_volumes(home, trust))
@@ -219,6 +128,7 @@ async def _running(settings: Settings, home: Home) -> AsyncIterator[MetaServer]:
                     links.take(body)
 
             peer.noted = noted
+            peer.noted_all = links.deliver
 
         async def handle(peer: Peer, method: int, body: Body) -> Parts | Later:
             if method < CHUNK_METHODS:
@@ -230,11 +140,21 @@ async def _running(settings: Settings, home: Home) -> AsyncIterator[MetaServer]:
         listeners = await _listen(settings.host, settings.port + 1)
         service = Service(
             handle,
-            Hello(cluster=home.id, role=ROLE, name=settings.name),
+            Hello(cluster=home.cluster, role=ROLE, name=settings.name),
             limits=Limits(poll_us=0),
-            ssl_context=context,
+            ssl_context=trust.server_context,
             admit=admit,
         )
+        if settings.metrics is not None:
+            space = None if volumes is None else volumes.chunks.space
+            collector = NodeMetrics(meta, space)
+            try:
+                where = served(collector, *settings.metrics, trust.server_context)
+                stack.enter_context(where)
+            except FsError as error:
+                if settings.metrics_must:
+                    raise
+                log.warning("%s", error)
         async with trio.open_nursery() as nursery:
             nursery.start_soon(service.serve, listeners)
             if volumes is not None:
@@ -291,7 +211,7 @@ def open_volumes(home: Home, trust: Trust) -> Iterator[Volumes]:
 async def hand_over(meta: MetaServer) -> None:
     """Let another node lead, if there is one that can."""
     raft = meta.group.raft
-    if not meta.group.is_leader:
+    if not meta.group.is_leader or meta.group.failure is not None:
         return
     peers = [
         peer
@@ -312,18 +232,43 @@ async def hand_over(meta: MetaServer) -> None:
         await trio.sleep(0.005)
 
 
-async def serve(settings: Settings, *, announce: bool = True) -> None:
-    """Until SIGTERM or SIGINT."""
+async def serve(settings: Settings) -> None:
+    """Until SIGTERM or SIGINT.  A node whose metadata is damaged joins its cluster anew."""
     with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
-        async with node_server(settings) as meta:
-            if announce:
-                who = f"node {meta.place.name} (number {meta.place.number})"
+        async with trio.open_nursery() as nursery:
+
+            async def end() -> None:
+                async for number in signals:
+                    log.info("ended by %s", signal.Signals(number).name)
+                    nursery.cancel_scope.cancel()
+
+            nursery.start_soon(end)
+            while True:
+                settle(settings.home)
+                damage = await _until_damaged(settings)
                 cluster = read_format(settings.home).id
-                where = f"{settings.rpc} and {settings.door}"
-                print(f"{who} of cluster {cluster} listens at {where}", flush=True)
-            async for number in signals:
-                log.info("ended by %s", signal.Signals(number).name)
-                break
+                trust = Trust(settings.tls, cluster)
+                await rejoin(settings.home, damage, settings.join, trust)
+
+
+async def _until_damaged(settings: Settings) -> FsError:
+    """Raises what ends the node otherwise."""
+    try:
+        async with node_server(settings) as meta:
+            who = f"node {meta.place.name} (number {meta.place.number})"
+            cluster = read_format(settings.home).id
+            where = f"{settings.rpc} and {settings.door}"
+            print(f"{who} of cluster {cluster} listens at {where}", flush=True)
+            await meta.damaged.wait()
+        failure = meta.group.failure
+    except BaseExceptionGroup as group:
+        failure = only_fault(group)
+        if not isinstance(failure, MetadataDamaged):
+            raise
+    assert failure is not None
+    if isinstance(failure, FsError) and failure.fault is Fault.CORRUPT:
+        return failure
+    raise failure
 
 
 async def _listen(host: str, port: int) -> list[trio.SocketListener]:
@@ -332,16 +277,3 @@ async def _listen(host: str, port: int) -> list[trio.SocketListener]:
     except OSError as error:
         what = f"cannot listen at {host}:{port}: {error.strerror or error}"
         raise FsError(Fault.BUSY, f"{what}; name another place with --listen") from error
-
-
-def _seeds(home: Path) -> tuple[NodeRecord, ...]:
-    try:
-        return msgspec.json.decode((home / SEEDS).read_bytes(), type=tuple[NodeRecord, ...])
-    except FileNotFoundError:
-        return ()
-    except msgspec.MsgspecError as error:
-        raise FsError(Fault.BAD_HOME, f"{home / SEEDS} is damaged ({error}); remove it") from None
-
-
-def said(data: Any) -> None:
-    print(msgspec.json.format(msgspec.json.encode(data)).decode(), file=sys.stdout)

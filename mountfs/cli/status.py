@@ -1,4 +1,4 @@
-"""mountfs status: what is mounted, how full it is, what is not well."""
+"""mountfs status: what is mounted, how full it is, what is not well; how a cluster is."""
 
 import argparse
 from collections.abc import Iterator
@@ -8,16 +8,18 @@ import msgspec
 from rich.table import Table
 from rich.text import Text
 
-from mountfs.cli import show
+from mountfs.cli import cluster_calls, show
 from mountfs.cli.places import Place, mount_table, mounts_in, place_of
 from mountfs.errors import Fault, FsError
 from mountfs.vfs import control
 from mountfs.vfs.home import read_format
 
-SUMMARY = "what is mounted, how full it is, what is not well"
+SUMMARY = "what is mounted, how full it is, what is not well; how a cluster is"
 DESCRIPTION = """\
 Ask the daemons behind mounts of mountfs how they are.  Without a name: all mounts in sight.
 A home that is not mounted is named as such; nothing of it is read but its format.
+With --at, ask nodes of a cluster instead: one word for its health and the reason, and for each node
+how far its log and its state are.
 """
 EPILOG = """\
 examples:
@@ -25,6 +27,7 @@ examples:
   mountfs status /mnt/data           one mount
   mountfs status /srv/home           a home, mounted or not
   mountfs status --json | jq '.[].troubles'
+  mountfs status --at 10.0.0.1       a cluster: all of its nodes, whichever is asked
 
 what the lines mean:
   not yet written   bytes that programs have written and that are in memory only; fsync writes them
@@ -32,7 +35,15 @@ what the lines mean:
   to compact        overwritten parts of files, and deleted bytes that still take space
   troubles          work in the background that fails at the moment, and is tried again
 
-exit status: 0 all is well; 1 a mount does not answer or has troubles; 2 wrong call
+of a cluster:
+  healthy           all nodes are there, and one leads
+  degraded          it works, but a node is missing: the next one that fails may stop it
+  safe mode         after a cold start: see mountfs safemode --help
+  full, troubled, damaged    of a node: its disk has no room, work fails, its copy is of no use
+  leaderless        no majority: reads and writes wait
+  lag               entries of the log that a node is known to lack
+
+exit status: 0 all is well; 1 a mount or node does not answer or is not well; 2 wrong call
 """
 
 ANSWER_S = 5.0
@@ -59,10 +70,15 @@ class Report(msgspec.Struct, omit_defaults=False):
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("place", nargs="?", metavar="HOME|MOUNTPOINT", help="default: all mounts")
-    parser.add_argument("--json", action="store_true", help="a JSON array, one object a mount")
+    cluster_calls.add_arguments(parser)
+    parser.add_argument(
+        "--json", action="store_true", help="a JSON array, one object a mount; of a cluster, one"
+    )
 
 
 def run(arguments: argparse.Namespace) -> int:
+    if arguments.at is not None:
+        return _run_on_cluster(arguments)
     table = mount_table()
     named = arguments.place is not None
     places = [place_of(arguments.place, table)] if named else mounts_in(table)
@@ -76,6 +92,20 @@ def run(arguments: argparse.Namespace) -> int:
     # Who asks for all mounts does not mean those of others; who names one wants an answer.
     well = all(report.well or (report.state == OTHERS and not named) for report in reports)
     return show.EXIT_OK if well else show.EXIT_FAILED
+
+
+def _run_on_cluster(arguments: argparse.Namespace) -> int:
+    from mountfs.cli import cluster_status
+    from mountfs.cli.node import addresses
+
+    if arguments.place is not None:
+        arguments.parser.error("name a mount, or the nodes of a cluster with --at")
+    report = cluster_status.report_on(addresses(arguments.at), arguments.tls)
+    if arguments.json:
+        show.print_json(msgspec.to_builtins(report))
+    else:
+        cluster_status.show_report(report)
+    return show.EXIT_OK if report.well else show.EXIT_FAILED
 
 
 def report_on(place: Place) -> Report:

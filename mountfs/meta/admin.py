@@ -1,6 +1,7 @@
 """What operators and joining nodes ask of a metaserver, over gRPC.
 
-Any node answers STATUS of itself; the rest is for the leader, and others say who that is.
+Any node answers STATUS of itself; the rest is for the leader, and others say who that is.  With
+TLS, a client's certificate is enough to look, and a node's is needed to change anything.
 """
 
 import time
@@ -35,10 +36,18 @@ class Join(msgspec.Struct, frozen=True):
     roles: tuple[str, ...]
 
 
+class Rejoin(msgspec.Struct, frozen=True):
+    """A node has lost what it knew, and must not count until it has it again."""
+
+    number: int
+    disk: str
+
+
 class Joined(msgspec.Struct, frozen=True):
     """It is one."""
 
     cluster: str
+    generation: int
     number: int
     membership: Membership
     nodes: tuple[NodeRecord, ...]
@@ -52,13 +61,15 @@ class Named(msgspec.Struct, frozen=True):
 
 
 class Admin:
-    def __init__(self, meta: MetaServer, server: Server, cluster: str) -> None:
+    def __init__(self, meta: MetaServer, server: Server, cluster: str, generation: int) -> None:
         self._meta = meta
         self._cluster = cluster
+        self._generation = generation
         self.more: Callable[[], dict[str, Any]] = dict
         """What else STATUS tells."""
         handlers: dict[str, Callable[[bytes, Call], Awaitable[Any]]] = {
             "Join": self._join,
+            "Rejoin": self._rejoin,
             "Move": self._move,
             "Status": self._status,
             "Nodes": self._nodes,
@@ -81,13 +92,52 @@ class Admin:
         number = NodeId(record.number)
         # The leader's duties see to it.
         await _until(lambda: number in meta.group.raft.log.membership.everyone, JOIN_S)
-        membership = meta.group.raft.log.membership
-        if number not in membership.everyone:
+        if number not in meta.group.raft.log.membership.everyone:
             raise FsError(
                 Fault.TIMED_OUT, f"node {number} could not be made a member: is there a majority?"
             )
+        return self._joined(number)
+
+    async def _rejoin(self, body: bytes, call: Call) -> Joined:
+        """A voter that has forgotten what it promised is harmless once the others have agreed, by a
+        majority without it, that it is none.
+        """
+        require_node(call)
+        meta = self._meta
+        asked = msgspec.msgpack.decode(body, type=Rejoin)
+        raft = meta.group.raft
+        raft.state.require_leader()
+        number = NodeId(asked.number)
+        record = self._find(str(number))
+        if record.disk != asked.disk:
+            raise FsError(
+                Fault.INVALID, f"node {record.name} (number {number}) has another disk than this"
+            )
+        if record.leaving:
+            raise FsError(Fault.NOT_FOUND, f"node {record.name} was removed from the cluster")
+        if number == meta.place.number:
+            raise FsError(Fault.BUSY, f"node {number} leads: what asks here is a second one")
+
+        def is_out() -> bool:
+            log = raft.log
+            return number not in log.membership.everyone and log.membership_index <= log.committed
+
+        with meta.kept_out(number):
+            out = await _until(lambda: is_out() or not raft.state.is_leader, JOIN_S)
+            raft.state.require_leader()
+            if not out:
+                raise FsError(
+                    Fault.TIMED_OUT,
+                    f"the others could not agree to go on without node {record.name}: is there a "
+                    "majority?  See: mountfs node list",
+                )
+            return self._joined(number)
+
+    def _joined(self, number: NodeId) -> Joined:
+        meta = self._meta
         nodes = tuple(all_nodes(meta.machine.replica.machine.tree))
-        return Joined(self._cluster, number, membership, nodes)
+        membership = meta.group.raft.log.membership
+        return Joined(self._cluster, self._generation, number, membership, nodes)
 
     async def _move(self, body: bytes, call: Call) -> None:
         require_node(call)
@@ -116,6 +166,7 @@ class Admin:
         return None if peer is None else raft.log.last_index - peer.match
 
     async def _remove(self, body: bytes, call: Call) -> Any:
+        require_node(call)
         meta = self._meta
         asked = msgspec.msgpack.decode(body, type=Named)
         meta.group.raft.state.require_leader()
@@ -128,6 +179,7 @@ class Admin:
         return msgspec.to_builtins(_named(record))
 
     async def _transfer(self, body: bytes, call: Call) -> Any:
+        require_node(call)
         meta = self._meta
         asked = msgspec.msgpack.decode(body, type=Named)
         record = self._find(asked.node)
@@ -144,6 +196,7 @@ class Admin:
         return msgspec.to_builtins(self._meta.safe_mode.report())
 
     async def _leave_safe_mode(self, body: bytes, call: Call) -> Any:
+        require_node(call)
         self._meta.group.raft.state.require_leader()
         self._meta.safe_mode.leave()
         return msgspec.to_builtins(self._meta.safe_mode.report())
@@ -153,8 +206,10 @@ class Admin:
         raft, place = meta.group.raft, meta.place
         machine = meta.machine.replica.machine
         health, why = self._health()
+        leader = meta.service.node_of(raft.leader)
         return {
             "cluster": self._cluster,
+            "generation": self._generation,
             "node": place.number,
             "name": place.name,
             "rpc": place.rpc,
@@ -163,6 +218,11 @@ class Admin:
             "why": why,
             "role": raft.role.value,
             "leader": raft.leader,
+            "leader_rpc": None if leader is None else leader.rpc,
+            "nodes": [
+                {"number": node.number, "name": node.name, "rpc": node.rpc}
+                for node in all_nodes(machine.tree)
+            ],
             "term": raft.term,
             "committed": raft.log.committed,
             "applied": machine.applied,
@@ -182,7 +242,7 @@ class Admin:
                 "sending": msgspec.to_builtins(list(meta.snapshots.sending.values())),
                 "receiving": msgspec.to_builtins(list(meta.snapshots.received.values())),
             },
-            "figures": msgspec.to_builtins(meta.node.figures),
+            "figures": meta.node.figures.told(),
             **self.more(),
         }
 

@@ -73,6 +73,8 @@ class Router:
         self._links: dict[Address, Client] = {}
         self._connecting = trio.Lock()
         self._leader: Address | None = None
+        self._cluster = options.cluster
+        """Once somebody has answered, it is theirs: other machines may come to have an address."""
         self.problem = ""
         """Why nobody is found that leads."""
 
@@ -164,10 +166,11 @@ class Router:
         link = await connect(
             self._nursery,
             address,
-            Hello(cluster=options.cluster, role=ROLE, name=options.about or socket.gethostname()),
+            Hello(cluster=self._cluster, role=ROLE, name=options.about or socket.gethostname()),
             ssl_context=options.ssl_context() if options.ssl_context else None,
             server_hostname=options.server_hostname,
         )
+        self._cluster = link.peer.cluster
         self._links[address] = link
         return link
 

@@ -7,7 +7,7 @@ files that nobody uses any more, and to who votes.
 import contextlib
 import logging
 import random
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Final
 
@@ -42,7 +42,7 @@ from mountfs.raft.links import Links
 from mountfs.raft.messages import NodeId
 from mountfs.raft.progress import Flow
 from mountfs.raft.snapshots import Snapshots
-from mountfs.raft.storage import Storage
+from mountfs.raft.storage import GroupLog, Storage
 from mountfs.rpc.client import Client
 from mountfs.rpc.server import Server
 from mountfs.types import LogIndex
@@ -70,6 +70,12 @@ class Place(msgspec.Struct, frozen=True, kw_only=True):
     disk: str
     """What names its home."""
     roles: tuple[str, ...] = ("meta",)
+    cluster: bytes = bytes(16)
+    """What the machines of the cluster call it, as long as it has this generation."""
+
+
+class MetadataDamaged(FsError):
+    """What this node has of the metadata is of no use.  The others may have it."""
 
 
 class MetaServer:
@@ -89,15 +95,7 @@ class MetaServer:
         self.place = place
         self.links = links
         self._seeds = {NodeId(node.number): node.door for node in seeds}
-        self.journal = Journal(directory / "log", home=home, segment_bytes=SEGMENT_BYTES)
-        self.storage = Storage(self.journal)
-        found = self.storage.groups.get(META_GROUP)
-        if found is None:
-            raise FsError(Fault.BAD_HOME, f"{directory}: there is no metadata; was it ever made?")
-        self.machine = MetaMachine(
-            directory, found.base, lambda path: LevelStore(path, create=True)
-        )
-        check_place(found, self.machine.applied)
+        self.journal, self.storage, self.machine = _opened(directory, home)
         self.node = Node(place.number, self.storage, links, config, chance=random.SystemRandom())
         links.received = self._received
         links.unreachable = self.node.unreachable
@@ -109,6 +107,7 @@ class MetaServer:
             server,
             client,
             place.rpc,
+            cluster=place.cluster,
             address_of=self._address_of,
             make_source=self._make_source,
             make_sink=lambda group, head: self.machine.sink(head),
@@ -116,7 +115,11 @@ class MetaServer:
         self._checkpointing = trio.Lock()
         self._checkpointed = trio.current_time()
         self.troubles: dict[str, str] = {}
-        self.failed: FsError | None = None
+        self.damaged = trio.Event()
+        """Our copy of the metadata is of no use any more; `group.failure` says why."""
+        self.on_nodes: Callable[[list[NodeRecord]], None] = lambda nodes: None
+        """There are other nodes now, or they are elsewhere."""
+        self._kept_out: set[NodeId] = set()
         self.node.on_leader = self._leadership
         self.machine.on_applied = self._applied
         self.machine.on_installed = self._learn_addresses
@@ -210,6 +213,7 @@ class MetaServer:
 
     def _leadership(self, group: Group) -> None:
         if group.failure is not None:
+            self.damaged.set()
             return
         if group.is_leader:
             self.safe_mode.began_to_lead()
@@ -251,10 +255,25 @@ class MetaServer:
         for session, inos in by_session.items():
             await self.service.order(Reap(session, tuple(inos)))
 
+    @contextlib.contextmanager
+    def kept_out(self, node: NodeId) -> Iterator[None]:
+        """It is no member while the block lasts, whatever its record says."""
+        if node in self._kept_out:
+            raise FsError(Fault.BUSY, f"node {node} asks for this already")
+        self._kept_out.add(node)
+        try:
+            yield
+        finally:
+            self._kept_out.discard(node)
+
     async def _tend_members(self) -> None:
         raft = self.group.raft
         membership = raft.log.membership
-        nodes = all_nodes(self.machine.replica.machine.tree)
+        nodes = [
+            node
+            for node in all_nodes(self.machine.replica.machine.tree)
+            if node.number not in self._kept_out
+        ]
         change = wanted(membership, nodes, self._is_ready)
         if change is not None:
             voters, learners = change
@@ -295,9 +314,12 @@ class MetaServer:
             self._learn_addresses()
 
     def _learn_addresses(self) -> None:
-        known = dict(self._seeds)
-        for node in all_nodes(self.machine.replica.machine.tree):
-            known[NodeId(node.number)] = node.door
+        nodes = all_nodes(self.machine.replica.machine.tree)
+        if nodes:
+            self.on_nodes(nodes)
+            known = {NodeId(node.number): node.door for node in nodes}
+        else:  # we have just come
+            known = dict(self._seeds)
         known.pop(self.place.number, None)
         places = {node: address_of(door) for node, door in known.items()}
         self.links.set_peers({node: place for node, place in places.items() if place is not None})
@@ -323,7 +345,8 @@ async def meta_server(
 ) -> AsyncIterator[MetaServer]:
     """Run the metadata of the home whose part for it is `directory`, while the block lasts.
 
-    `seeds`: where other nodes were when we joined.  Raises CORRUPT, BAD_HOME.
+    `seeds`: where other nodes were when we last knew.  Raises MetadataDamaged when what is stored
+    is damaged or does not fit together.
     """
     found = MetaServer(place, directory, home, server, client, links, seeds, config or Config())
     try:
@@ -338,5 +361,29 @@ async def meta_server(
         found.close()
 
 
-def _open_store(path: Path) -> LevelStore:
-    return LevelStore(path, create=True)
+def _opened(directory: Path, home: bytes) -> tuple[Journal, Storage, MetaMachine]:
+    with contextlib.ExitStack() as stack:
+        try:
+            journal = Journal(directory / "log", home=home, segment_bytes=SEGMENT_BYTES)
+            stack.callback(journal.close)
+            storage = Storage(journal)
+            log = storage.groups.get(META_GROUP)
+            if log is None:
+                raise FsError(Fault.CORRUPT, f"{directory}: the log of the metadata is gone")
+            machine = MetaMachine(directory, log.base, lambda path: LevelStore(path, create=True))
+            stack.callback(machine.close)
+            _check_place(log, machine.applied)
+        except FsError as error:
+            if error.fault is Fault.CORRUPT:
+                raise MetadataDamaged(error.fault, error.detail) from error
+            raise
+        stack.pop_all()
+        return journal, storage, machine
+
+
+def _check_place(log: GroupLog, applied: int) -> None:
+    """For a node, tables and log that do not fit together are damage that the others can cure."""
+    try:
+        check_place(log, applied)
+    except FsError as error:
+        raise FsError(Fault.CORRUPT, error.detail) from None

@@ -1,9 +1,10 @@
 """The servers of all groups on one node: the loop around the cores.
 
-What happens (a message, a proposal, the clock, the disk) is told to a core at once; what follows
-from it is done by one task, after everything else that has happened by then.  So what comes
-together goes on together: one append and one sync for all proposals and all groups that wait, one
-envelope for each node.
+What happens (a message, a proposal, the clock, the disk) is told to a core at once.  What follows
+from proposals is done by one task, after everything else that has happened by then: so what comes
+together goes on together, with one append and one sync for all proposals and all groups that wait,
+and one envelope for each node.  What follows from messages is done in place, for they come together
+already; and so is a proposal that comes alone, as long as that is how they come.
 
 Everything runs in the Trio thread, but for syncs of the disk.
 """
@@ -22,9 +23,9 @@ from mountfs.errors import Fault, FsError
 from mountfs.raft.config import Config
 from mountfs.raft.core import Raft, Ready, Save
 from mountfs.raft.envelope import open_, seal
+from mountfs.raft.figures import Figures
 from mountfs.raft.log_record import GroupId
 from mountfs.raft.messages import (
-    AppendReply,
     Entry,
     EntryKind,
     InstallSnapshot,
@@ -85,29 +86,14 @@ class _Proposal(msgspec.Struct):
     data: bytes
     subject: Any
     done: Done
+    begun: float
 
 
 class _Waiting(msgspec.Struct):
     term: Term
     subject: Any
     done: Done
-
-
-class Figures(msgspec.Struct):
-    """What a node counts, since its start."""
-
-    elections_won: int = 0
-    proposals: int = 0
-    applied: int = 0
-    batches: int = 0
-    """Appends to the log; entries in them are `appended`."""
-    appended: int = 0
-    syncs: int = 0
-    sync_s: float = 0.0
-    last_sync_s: float = 0.0
-    envelopes: int = 0
-    messages: int = 0
-    sent_bytes: int = 0
+    begun: float
 
 
 class Group:
@@ -124,14 +110,17 @@ class Group:
         self.waiting: dict[LogIndex, _Waiting] = {}
         self.readers: dict[int, Callable[[FsError | None], None]] = {}
         self.readable: list[tuple[LogIndex, int]] = []
+        self.batch = 0
+        """So many proposals came together the last time."""
         self.leads = False
+        self.leaderless_since: float | None = time.perf_counter()
 
     # -- asking
 
     def propose(self, data: bytes, done: Done, subject: Any = None) -> None:
         """Have a command ordered, and `done` called with its effect."""
-        self.queue.append(_Proposal(data, subject, done))
-        self._node.wake(self)
+        self.queue.append(_Proposal(data, subject, done, time.perf_counter()))
+        self._node.proposed(self)
 
     def read_now(self) -> bool:
         """Whether the state as it is may be answered from."""
@@ -201,6 +190,8 @@ class Node:
         """What the disk had no room for."""
         self.full: FsError | None = None
         """The disk has no room for the log, since then nothing is promised."""
+        self._going = False
+        """What follows is just being done."""
         self._sync_begun: int | None = None
         """When the sync began that a thread does now."""
         self.log_failure: FsError | None = None
@@ -246,32 +237,37 @@ class Node:
         self._woken[group.id] = group
         self._wake.set()
 
+    def proposed(self, group: Group) -> None:
+        """Something was put into the queue of a group."""
+        self._woken[group.id] = group
+        if len(group.queue) == 1 >= group.batch and not group.waiting and self._is_idle:
+            self._go_on()
+        else:
+            self._wake.set()
+
     def received(self, source: NodeId, bodies: Sequence[bytes | memoryview]) -> None:
         """Envelopes came from another node.  Raises INVALID for what is none."""
         now = self.now()
-        committed: Group | None = None
-        for body in bodies:
-            for number, message in open_(body):
-                group = self.groups.get(number)
-                if group is None or group.failure is not None:
-                    continue
-                if message.source != source or message.target != self.number:
-                    continue  # it is not who it says it is, or means somebody else
-                if isinstance(message, InstallSnapshot):
-                    continue  # only who has received all of it may say that it is there
-                group.raft.step(message, now)
-                if (
-                    type(message) is AppendReply
-                    and group.raft.log.committed > group.machine.applied
-                ):
-                    committed = group
-                self._woken[number] = group
-        if committed is not None and self._sync_begun is None and not self._unsaved:
-            # Somebody waits for this answer: it need not wait for what else may come.
-            del self._woken[committed.id]
-            self._pump_guarded(committed)
-            self._send_all()
-        self._wake.set()
+        try:
+            for body in bodies:
+                for number, message in open_(body):
+                    self._step(source, number, message, now)
+        finally:
+            if self._is_idle:
+                self._go_on(propose=False)
+            else:
+                self._wake.set()
+
+    def _step(self, source: NodeId, number: GroupId, message: Message, now: int) -> None:
+        group = self.groups.get(number)
+        if group is None or group.failure is not None:
+            return
+        if message.source != source or message.target != self.number:
+            return  # it is not who it says it is, or means somebody else
+        if isinstance(message, InstallSnapshot):
+            return  # only who has received all of it may say that it is there
+        group.raft.step(message, now)
+        self._woken[number] = group
 
     def arrived(self, group: Group, message: InstallSnapshot) -> None:
         """A snapshot lies here complete."""
@@ -289,23 +285,51 @@ class Node:
             while True:
                 await self._wake.wait()
                 self._wake = trio.Event()
-                for _ in range(ROUNDS):
-                    self._pump_all()
-                    if self.log_failure is not None:
-                        raise self.log_failure
-                    self._send_all()
-                    if not self._saving or self._sync_begun is not None:
-                        break
-                    if self._saving[-1][0] > self._journal.synced_index:
-                        if self.figures.last_sync_s >= QUICK_SYNC_S:
-                            self._sync_begun = self.now()
-                            nursery.start_soon(self._sync_in_thread)
-                            break
-                        self._sync()
-                    self._synced()
-                await trio.lowlevel.checkpoint()
+                self._go_on()
+                if self.log_failure is not None:
+                    raise self.log_failure
+                if self._must_wait_for_sync and self._sync_begun is None:
+                    self._sync_begun = self.now()
+                    nursery.start_soon(self._sync_in_thread)
 
     # -- the loop
+
+    @property
+    def _is_idle(self) -> bool:
+        """Nothing is under way that others would have to wait for."""
+        return self._sync_begun is None and not self._unsaved and not self._going
+
+    @property
+    def _must_wait_for_sync(self) -> bool:
+        """There is something to sync, and the disk is slow."""
+        return (
+            bool(self._saving)
+            and self._saving[-1][0] > self._journal.synced_index
+            and self.figures.last_sync_s >= QUICK_SYNC_S
+        )
+
+    def _go_on(self, *, propose: bool = True) -> None:
+        """Do what follows from what has happened, as far as that is possible without waiting; the
+        task does the rest.  With `propose` false, what is in the queues of leaders is left to it.
+        """
+        assert not self._going
+        self._going = True
+        try:
+            for _ in range(ROUNDS):
+                self._pump_all(propose=propose)
+                self._send_all()
+                if self.log_failure is not None or self._sync_begun is not None:
+                    break
+                if not self._saving or self._must_wait_for_sync:
+                    break
+                if self._saving[-1][0] > self._journal.synced_index:
+                    self._sync_guarded()
+                self._synced()
+        finally:
+            self._going = False
+        waits = self._sync_begun is not None
+        if self._woken or (self._saving and not waits) or self.log_failure is not None:
+            self._wake.set()
 
     async def _tick(self) -> None:
         while True:
@@ -321,23 +345,27 @@ class Node:
             pause_ms = min(waits, default=now + 1000) - self.now()
             await trio.sleep(min(max(pause_ms, 5), 200) / 1000)
 
-    def _pump_all(self) -> None:
+    def _pump_all(self, *, propose: bool) -> None:
         self._save_again()
+        left: dict[GroupId, Group] = {}
         while self._woken:
             woken, self._woken = self._woken, {}
             for group in woken.values():
                 if group.failure is None:
-                    self._pump_guarded(group)
+                    self._pump_guarded(group, propose=propose)
+                    if group.queue:
+                        left[group.id] = group
+        self._woken = left
 
-    def _pump_guarded(self, group: Group) -> None:
+    def _pump_guarded(self, group: Group, *, propose: bool) -> None:
         try:
-            self._pump(group)
+            self._pump(group, propose=propose)
         except FsError as error:
             self._failed(group, error)
 
-    def _pump(self, group: Group) -> None:
+    def _pump(self, group: Group, *, propose: bool) -> None:
         """Do what the core says, until it has nothing more to say."""
-        if group.queue:
+        if group.queue and propose:
             self._propose(group)
         while True:
             ready = group.raft.ready()
@@ -360,6 +388,7 @@ class Node:
 
     def _propose(self, group: Group) -> None:
         queue, group.queue = group.queue, []
+        group.batch = len(queue)
         self.figures.proposals += len(queue)
         try:
             first, term = group.raft.propose([one.data for one in queue], self.now())
@@ -368,11 +397,12 @@ class Node:
                 one.done(_later(error))
             return
         for index, one in enumerate(queue, first):
-            group.waiting[LogIndex(index)] = _Waiting(term, one.subject, one.done)
+            group.waiting[LogIndex(index)] = _Waiting(term, one.subject, one.done, one.begun)
 
     def _apply(self, group: Group, ready: Ready) -> None:
-        machine, waiting = group.machine, group.waiting
-        self.figures.applied += len(ready.committed)
+        machine, waiting, figures = group.machine, group.waiting, self.figures
+        figures.applied += len(ready.committed)
+        begun = time.perf_counter()
         for entry in ready.committed:
             proposal = waiting.pop(entry.index, None)
             if proposal is not None and proposal.term != entry.term:
@@ -384,7 +414,9 @@ class Node:
                 machine.apply(entry, None)
             else:
                 proposal.done(machine.apply(entry, proposal.subject))
+                figures.commit_s.note(time.perf_counter() - proposal.begun)
         group.raft.applied(ready.committed[-1].index)
+        figures.apply_s.note(time.perf_counter() - begun)
 
     def _answer_readers(self, group: Group) -> None:
         applied = group.machine.applied
@@ -402,6 +434,8 @@ class Node:
             done(error)
 
     def _look_at_leadership(self, group: Group) -> None:
+        if (group.leaderless_since is None) != bool(group.raft.leader):
+            self._note_leader(group)
         leads = group.is_leader
         if leads == group.leads:
             return
@@ -413,6 +447,14 @@ class Node:
             # the same sequence finds out.
             self._fail_all(group, _not_leader(group))
         self.on_leader(group)
+
+    def _note_leader(self, group: Group) -> None:
+        now = time.perf_counter()
+        if group.leaderless_since is None:
+            group.leaderless_since = now
+        else:
+            self.figures.leaderless_s.note(now - group.leaderless_since)
+            group.leaderless_since = None
 
     def _fail_all(self, group: Group, error: FsError) -> None:
         waiting, group.waiting = group.waiting, {}
@@ -450,8 +492,10 @@ class Node:
                 return
             self.figures.batches += 1
             self.figures.appended += len(save.entries)
-            if not save.synced:
-                number = 0
+            if save.entries:
+                self.figures.batch_entries.note(len(save.entries))
+            if not save.synced:  # but after all that came before
+                number = self._saving[-1][0] if self._saving else 0
         self._saving.append((number, group, save, after))
 
     def _install(self, group: Group, save: Save) -> None:
@@ -512,13 +556,18 @@ class Node:
             self._sync_begun = None
         self._synced()
 
+    def _sync_guarded(self) -> None:
+        try:
+            self._sync()
+        except FsError as error:  # nobody knows what is on that disk
+            self.log_failure = error
+
     def _sync(self) -> None:
         """Put on disk what was appended."""
         begun = time.perf_counter()
         self._journal.sync()
         took = time.perf_counter() - begun
-        self.figures.syncs += 1
-        self.figures.sync_s += took
+        self.figures.sync_s.note(took)
         self.figures.last_sync_s = took
 
     def _synced(self) -> None:

@@ -57,6 +57,7 @@ class Sink(Protocol):
 
 
 class Offer(msgspec.Struct, frozen=True, array_like=True):
+    cluster: bytes
     group: GroupId
     source: NodeId
     address: str
@@ -87,8 +88,8 @@ class Transfer(msgspec.Struct):
 
 
 class Snapshots:
-    """`address`: where others find us; `make_source` checkpoints a group and opens a copy,
-    `make_sink` takes one in.
+    """`address`: where others find us; `cluster`: what all of us call it; `make_source` checkpoints
+    a group and opens a copy, `make_sink` takes one in.
     """
 
     def __init__(
@@ -98,6 +99,7 @@ class Snapshots:
         client: Client,
         address: str,
         *,
+        cluster: bytes,
         address_of: Callable[[NodeId], str | None],
         make_source: Callable[[Group], Awaitable[Source]],
         make_sink: Callable[[Group, SnapshotHead], Sink],
@@ -106,6 +108,7 @@ class Snapshots:
         self._node = node
         self._client = client
         self._address = address
+        self._cluster = cluster
         self._address_of = address_of
         self._make_source = make_source
         self._make_sink = make_sink
@@ -148,7 +151,10 @@ class Snapshots:
             if address is None:
                 return
             source = await self._source(group, group.raft.log.base)
-            offer = Offer(group.id, self._node.number, self._address, group.raft.term, source.head)
+            offer = Offer(
+                self._cluster, group.id, self._node.number, self._address, group.raft.term,
+                source.head,
+            )  # fmt: skip
             self.sending[target] = Transfer(group.id, target, source.head.index)
             log.info("group %d: offering a snapshot at %d to node %d",
                      group.id, source.head.index, target)  # fmt: skip
@@ -212,6 +218,10 @@ class Snapshots:
     async def _on_offer(self, body: bytes, call: Call) -> bytes:
         require_node(call)
         offer = msgspec.msgpack.decode(body, type=Offer)
+        if offer.cluster != self._cluster:
+            raise FsError(
+                Fault.INVALID, f"node {offer.source} is of another cluster, or was left behind"
+            )
         group = self._node.groups.get(offer.group)
         if group is None:
             raise FsError(Fault.NOT_FOUND, f"group {offer.group} is not on this node")

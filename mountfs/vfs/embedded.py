@@ -35,7 +35,7 @@ from mountfs.raft.messages import NodeId
 from mountfs.types import MIB, SLICE_BYTES_MAX, Cred
 from mountfs.vfs.compactor import Compactor
 from mountfs.vfs.filesystem import Filesystem
-from mountfs.vfs.home import Home, open_home
+from mountfs.vfs.home import NODE_MARK, Home, open_home
 
 log = logging.getLogger(__name__)
 
@@ -323,6 +323,7 @@ async def embedded_node(
     home = open_home(path, create=create)
     try:
         home.hold(mountpoint)
+        (home.path / NODE_MARK).unlink(missing_ok=True)
         store = LevelStore(home.store, create=home.is_new)
         try:
             index, told = open_index(home.chunks)

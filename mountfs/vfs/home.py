@@ -11,6 +11,7 @@ HOME/chunks/        volumes, and the index of their needles
 
 import errno
 import fcntl
+import hashlib
 import os
 import shutil
 import uuid
@@ -22,6 +23,10 @@ import msgspec
 from mountfs.errors import Fault, FsError, disk_error
 
 FORMAT = 2
+NODE_MARK = "node"
+"""A file that says that a node had the home last, and no mount: what a mount leaves in the log has
+to be judged by the bytes that are there.
+"""
 JOINING = "joining"
 """A file with the name of a disk that is to be a node's."""
 BEFORE = 1
@@ -38,6 +43,18 @@ class Format(msgspec.Struct, frozen=True):
     """Which of its machines this is the home of; 1 where there is one only."""
     disk: str = ""
     """Names this home, of all that the filesystem has; where it is empty, `id` does."""
+    generation: int = 0
+    """How often the cluster was recovered without a majority.  Who was left behind then is not of
+    this cluster any more, whatever it believes.
+    """
+
+    @property
+    def cluster(self) -> bytes:
+        """What the machines of one generation call their cluster."""
+        if not self.generation:
+            return bytes.fromhex(self.id)
+        name = f"{self.id} {self.generation}".encode()
+        return hashlib.blake2b(name, digest_size=16).digest()
 
 
 class Holder(msgspec.Struct, frozen=True):
@@ -45,6 +62,7 @@ class Holder(msgspec.Struct, frozen=True):
 
     pid: int
     mountpoint: str
+    """Where it is mounted; or what has it open, if that is no mount, in words."""
 
 
 class Home:
@@ -62,6 +80,10 @@ class Home:
     @property
     def disk(self) -> str:
         return self.format.disk or self.format.id
+
+    @property
+    def cluster(self) -> bytes:
+        return self.format.cluster
 
     @property
     def is_new(self) -> bool:
@@ -97,8 +119,12 @@ class Home:
 
     def brought_further(self) -> None:
         """What is in it is of FORMAT now.  Raises OSError."""
-        self.format = msgspec.structs.replace(self.format, format=FORMAT)
-        _write_format(self.path, self.format)
+        self.write_format(msgspec.structs.replace(self.format, format=FORMAT))
+
+    def write_format(self, format: Format) -> None:
+        """Durably.  Raises OSError."""
+        self.format = format
+        _write_format(self.path, format)
 
     def close(self) -> None:
         """Let others have it."""
@@ -274,9 +300,9 @@ def _read_holder(fd: int) -> Holder | None:
 def _busy(path: Path, holder: Holder | None) -> FsError:
     who = "another process that is just starting"
     if holder is not None:
-        who = f"process {holder.pid}" + (
-            f", mounted at {holder.mountpoint}" if holder.mountpoint else ""
-        )
-    return FsError(
-        Fault.BUSY, f"{path} is in use by {who}; unmount that first, or use another home"
-    )
+        who = f"process {holder.pid}"
+        if holder.mountpoint.startswith("/"):
+            who += f", mounted at {holder.mountpoint}"
+        elif holder.mountpoint:
+            who += f", {holder.mountpoint}"
+    return FsError(Fault.BUSY, f"{path} is in use by {who}; end that first, or use another home")

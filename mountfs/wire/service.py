@@ -45,7 +45,8 @@ class Peer(Link):
 class Service:
     """Answers what comes from `listeners` with `handler`.
 
-    `admit` may refuse a client that has said hello (FsError).
+    `admit` may refuse a client that has said hello (FsError).  `ssl_context` is asked for each
+    connection, so that a renewed certificate is used from then on.
     """
 
     def __init__(
@@ -54,7 +55,7 @@ class Service:
         hello: Hello,
         *,
         limits: Limits | None = None,
-        ssl_context: ssl.SSLContext | None = None,
+        ssl_context: Callable[[], ssl.SSLContext] | None = None,
         admit: Callable[[Peer], None] = lambda peer: None,
     ) -> None:
         self.peers: set[Peer] = set()
@@ -143,7 +144,8 @@ class Service:
                 return None
             with trio.move_on_after(limits.hello_ms / 1000) as scope:
                 if self._ssl_context is not None:
-                    transport = Tls(sock, self._ssl_context, server_side=True, server_hostname=None)
+                    context = self._ssl_context()
+                    transport = Tls(sock, context, server_side=True, server_hostname=None)
                     await transport.handshake()
                 peer = Peer(Side.SERVER, transport, self._hello, limits, self._handler, address)
                 if too_many:

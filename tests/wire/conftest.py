@@ -96,7 +96,7 @@ async def served(
     hello: Hello = SERVER,
     *,
     limits: Limits | None = None,
-    ssl_context: ssl.SSLContext | None = None,
+    ssl_context: Callable[[], ssl.SSLContext] | None = None,
     admit: Callable[[Peer], None] = lambda peer: None,
 ) -> AsyncIterator[Served]:
     """When it is over, no task is left."""

@@ -111,7 +111,7 @@ def trusted(authority: Authority) -> dict[str, Any]:
 async def test_calls_over_tls(
     answers: Answers, authority: Authority, inside: ssl.SSLContext
 ) -> None:
-    async with served(answers, ssl_context=inside) as here:
+    async with served(answers, ssl_context=lambda: inside) as here:
         client = await here.connect(**trusted(authority))
 
         async def caller(size: int) -> None:
@@ -127,10 +127,23 @@ async def test_calls_over_tls(
             assert name in x509.load_der_x509_certificate(certificate).subject.rfc4514_string()
 
 
+async def test_a_renewed_certificate_is_shown_from_then_on(
+    answers: Answers, authority: Authority, inside: ssl.SSLContext
+) -> None:
+    now = inside
+    async with served(answers, ssl_context=lambda: now) as here:
+        before = await here.connect(**trusted(authority))
+        now = authority.server(authority.issue("node 1"))
+        after = await here.connect(**trusted(authority))
+        assert await before.call(ECHO, b"still there") == b"still there"
+        assert await after.call(ECHO, b"new") == b"new"
+        assert before.certificate != after.certificate
+
+
 async def test_cancelling_and_the_end_over_tls(
     answers: Answers, authority: Authority, inside: ssl.SSLContext
 ) -> None:
-    async with served(answers, ssl_context=inside) as here, trio.open_nursery() as nursery:
+    async with served(answers, ssl_context=lambda: inside) as here, trio.open_nursery() as nursery:
         client = await here.connect(**trusted(authority))
         with trio.move_on_after(0.02):
             await client.call(WAIT)
@@ -151,7 +164,7 @@ async def test_a_slow_reader_over_tls(
     answers: Answers, authority: Authority, inside: ssl.SSLContext
 ) -> None:
     limits = Limits(out_bytes_max=MIB)
-    async with served(answers, ssl_context=inside, limits=limits) as here:
+    async with served(answers, ssl_context=lambda: inside, limits=limits) as here:
         client = await here.connect(**trusted(authority), limits=limits)
         async with trio.open_nursery() as nursery:
             for _ in range(20):
@@ -162,7 +175,7 @@ async def test_a_slow_reader_over_tls(
 async def test_nobody_without_a_certificate_gets_in(
     answers: Answers, authority: Authority, inside: ssl.SSLContext
 ) -> None:
-    async with served(answers, ssl_context=inside) as here:
+    async with served(answers, ssl_context=lambda: inside) as here:
         with pytest.raises(FsError, match="certificate required") as caught:
             await here.connect(ssl_context=authority.client(None), server_hostname="127.0.0.1")
         assert caught.value.fault is Fault.DENIED
@@ -173,7 +186,7 @@ async def test_an_expired_certificate(
     answers: Answers, authority: Authority, inside: ssl.SSLContext
 ) -> None:
     expired = authority.client(authority.issue("mount 8", NOW - DAY))
-    async with served(answers, ssl_context=inside) as here:
+    async with served(answers, ssl_context=lambda: inside) as here:
         with pytest.raises(FsError, match="certificate expired"):
             await here.connect(ssl_context=expired, server_hostname="127.0.0.1")
 
@@ -183,7 +196,7 @@ async def test_a_certificate_of_another_authority(
 ) -> None:
     foreign = Authority(tmp_path / "theirs")
     context = authority.client(foreign.issue("mount 9"))
-    async with served(answers, ssl_context=inside) as here:
+    async with served(answers, ssl_context=lambda: inside) as here:
         with pytest.raises(FsError) as caught:
             await here.connect(ssl_context=context, server_hostname="127.0.0.1")
         assert caught.value.fault is Fault.DENIED
@@ -198,7 +211,7 @@ async def test_a_server_of_another_name(
     answers: Answers, authority: Authority, inside: ssl.SSLContext
 ) -> None:
     context = trusted(authority)["ssl_context"]
-    async with served(answers, ssl_context=inside) as here:
+    async with served(answers, ssl_context=lambda: inside) as here:
         with pytest.raises(FsError, match=r"the certificate is not good: .*node2"):
             await here.connect(ssl_context=context, server_hostname="node2")
 
@@ -206,7 +219,7 @@ async def test_a_server_of_another_name(
 async def test_a_client_without_tls_at_a_server_with_it(
     answers: Answers, inside: ssl.SSLContext
 ) -> None:
-    async with served(answers, ssl_context=inside) as here:
+    async with served(answers, ssl_context=lambda: inside) as here:
         with pytest.raises(Disconnected, match=r"without a hello \(does it want TLS\?\)") as caught:
             await here.connect()
         assert not caught.value.sent
@@ -224,7 +237,7 @@ async def test_a_client_with_tls_at_a_server_without_it(
 async def test_a_stranger_that_never_shakes_hands_is_cut_off(
     answers: Answers, inside: ssl.SSLContext
 ) -> None:
-    async with served(answers, ssl_context=inside, limits=QUICK) as here:
+    async with served(answers, ssl_context=lambda: inside, limits=QUICK) as here:
         async with await here.raw() as stream:
             assert await read_all(stream) == b""
         async with await here.raw() as stream:
