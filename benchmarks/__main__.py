@@ -96,7 +96,7 @@ def _parse() -> argparse.Namespace:
         help="rows with one of these comma-separated words in their name, and all they stand on",
     )  # fmt: skip
     parser.add_argument(
-        "--peers", default="plain,juicefs,seaweedfs", metavar="NAMES",
+        "--peers", default=",".join(list(FILESYSTEMS)[1:]), metavar="NAMES",
         help=f"what to compare with, of {','.join(list(FILESYSTEMS)[1:])}; default: all",
     )  # fmt: skip
     parser.add_argument("--rounds", type=int, default=2, help="how often all is done (default 2)")

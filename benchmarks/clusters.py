@@ -21,6 +21,7 @@ from benchmarks.processes import (
     accepts,
     find,
     free_port,
+    run,
     serving,
     version,
     wait_for,
@@ -60,6 +61,8 @@ def mountfs(scratch: Path, program: Sequence[str] = ORDINARY) -> Iterator[Cluste
     scratch.mkdir(parents=True, exist_ok=True)
     ports = [free_pair() for _ in range(NODES)]
     first = f"127.0.0.1:{ports[0]}"
+    if not (scratch / "n1").exists():
+        run([sys.executable, "-m", "mountfs.cli.main", "cluster", "init", str(scratch / "n1")])
     with ExitStack() as stack:
         nodes = []
         for number, port in enumerate(ports, 1):

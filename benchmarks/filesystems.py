@@ -5,6 +5,7 @@ reason, its mount, its processes and its data are gone.  Everything listens on 1
 """
 
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -13,6 +14,7 @@ from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from benchmarks import clusters
 from benchmarks.measure import now, with_children
 from benchmarks.processes import (
     START_S,
@@ -66,21 +68,10 @@ def choose(names: Sequence[str]) -> dict[str, Callable[[Path], AbstractContextMa
 
 @contextmanager
 def mountfs(scratch: Path) -> Iterator[Mounted]:
-    home, point = scratch / "home", scratch / "mount"
-    point.mkdir(parents=True)
-    with ExitStack() as stack:
-        stack.callback(_stop_mountfs, home, point)
-        done = subprocess.run(
-            [sys.executable, "-m", "mountfs.cli.mount_dfs", str(home), str(point)],
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            text=True,
-            timeout=START_S,
-        )
-        if done.returncode:
-            raise CannotStart(done.stderr.strip() or f"mount.dfs returned {done.returncode}")
-        from mountfs import __version__
+    from mountfs import __version__
 
+    home, point = scratch / "home", scratch / "mount"
+    with _mounted(str(home), home, point) as pid:
         yield Mounted(
             name="mountfs",
             top=point,
@@ -89,8 +80,48 @@ def mountfs(scratch: Path) -> Iterator[Mounted]:
             "before the answer). A returned change of names survives the daemon, and without "
             "fsync may be lost with the machine.",
             fsync_reaches_disk=True,
-            roots=[int((home / "pid").read_text())],
+            roots=[pid],
         )
+
+
+@contextmanager
+def mountfs_cluster(scratch: Path) -> Iterator[Mounted]:
+    from mountfs.cli.places import mount_directory
+
+    point = scratch / "mount"
+    own = mount_directory(str(point))
+    with clusters.mountfs(scratch / "nodes") as cluster, ExitStack() as stack:
+        stack.callback(shutil.rmtree, own, ignore_errors=True)
+        source = f"{','.join(cluster.at)}:"
+        pid = stack.enter_context(_mounted(source, own, point))
+        yield Mounted(
+            name="mountfs-cluster",
+            top=point,
+            version=cluster.version,
+            durability="three nodes on this machine and disk. Every returned change of names is "
+            "synced (fdatasync) on two of them. A returned fsync is on the disk, contents above "
+            "4 KiB in one copy.",
+            fsync_reaches_disk=True,
+            roots=[pid, *cluster.roots],
+        )
+
+
+@contextmanager
+def _mounted(source: str, directory: Path, point: Path) -> Iterator[int]:
+    """Mount `source`; gives the pid of the daemon, whose own things are in `directory`."""
+    point.mkdir(parents=True)
+    with ExitStack() as stack:
+        stack.callback(_stop_mountfs, directory, point)
+        done = subprocess.run(
+            [sys.executable, "-m", "mountfs.cli.mount_dfs", source, str(point)],
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            timeout=START_S,
+        )
+        if done.returncode:
+            raise CannotStart(done.stderr.strip() or f"mount.dfs returned {done.returncode}")
+        yield int((directory / "pid").read_text())
 
 
 @contextmanager
@@ -200,6 +231,7 @@ def seaweedfs(scratch: Path) -> Iterator[Mounted]:
 
 FILESYSTEMS: dict[str, Callable[[Path], AbstractContextManager[Mounted]]] = {
     "mountfs": mountfs,
+    "mountfs-cluster": mountfs_cluster,
     "plain": plain,
     "juicefs": juicefs,
     "seaweedfs": seaweedfs,
