@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 from benchmarks import clusters
@@ -54,13 +55,21 @@ class Mounted:
         return with_children(self.roots)
 
 
-def choose(names: Sequence[str]) -> dict[str, Callable[[Path], AbstractContextManager[Mounted]]]:
-    """The filesystems of these names, by name, in the order of the table."""
+Start = Callable[[Path], AbstractContextManager[Mounted]]
+
+
+def choose(names: Sequence[str], against: Path | None = None) -> dict[str, Start]:
+    """The filesystems of these names, by name, in the order of the table; with that of the checkout
+    `against`, if there is one.
+    """
     unknown = set(names) - set(FILESYSTEMS)
     if unknown:
         known = ", ".join(FILESYSTEMS)
         raise ValueError(f"unknown: {', '.join(sorted(unknown))} (there are: {known})")
-    return {name: start for name, start in FILESYSTEMS.items() if name in names}
+    found = {name: start for name, start in FILESYSTEMS.items() if name in names}
+    if against is not None:
+        found["mountfs-before"] = partial(mountfs_before, against)
+    return found
 
 
 # --- the filesystems ------------------------------------------------------------------------------
@@ -79,6 +88,23 @@ def mountfs(scratch: Path) -> Iterator[Mounted]:
             durability="one copy. A returned fsync is on the disk (fdatasync of log and volume "
             "before the answer). A returned change of names survives the daemon, and without "
             "fsync may be lost with the machine.",
+            fsync_reaches_disk=True,
+            roots=[pid],
+        )
+
+
+@contextmanager
+def mountfs_before(checkout: Path, scratch: Path) -> Iterator[Mounted]:
+    """Another version of mountfs, with the same dependencies."""
+    home, point = scratch / "home", scratch / "mount"
+    with _mounted(str(home), home, point, checkout) as pid:
+        code = Path(f"/proc/{pid}/environ").read_bytes()
+        assert f"PYTHONPATH={checkout}\0".encode() in code, "it would measure itself"
+        yield Mounted(
+            name="mountfs-before",
+            top=point,
+            version=version(["git", "-C", str(checkout), "log", "-1", "--format=%h %s"]),
+            durability="as mountfs, at that time",
             fsync_reaches_disk=True,
             roots=[pid],
         )
@@ -107,8 +133,13 @@ def mountfs_cluster(scratch: Path) -> Iterator[Mounted]:
 
 
 @contextmanager
-def _mounted(source: str, directory: Path, point: Path) -> Iterator[int]:
-    """Mount `source`; gives the pid of the daemon, whose own things are in `directory`."""
+def _mounted(
+    source: str, directory: Path, point: Path, checkout: Path | None = None
+) -> Iterator[int]:
+    """Mount `source`; gives the pid of the daemon, whose own things are in `directory`.
+
+    `checkout`: where its code is; None: here.
+    """
     point.mkdir(parents=True)
     with ExitStack() as stack:
         stack.callback(_stop_mountfs, directory, point)
@@ -118,6 +149,8 @@ def _mounted(source: str, directory: Path, point: Path) -> Iterator[int]:
             capture_output=True,
             text=True,
             timeout=START_S,
+            cwd=checkout,
+            env=os.environ | ({"PYTHONPATH": str(checkout)} if checkout else {}),
         )
         if done.returncode:
             raise CannotStart(done.stderr.strip() or f"mount.dfs returned {done.returncode}")
@@ -229,7 +262,7 @@ def seaweedfs(scratch: Path) -> Iterator[Mounted]:
         )
 
 
-FILESYSTEMS: dict[str, Callable[[Path], AbstractContextManager[Mounted]]] = {
+FILESYSTEMS: dict[str, Start] = {
     "mountfs": mountfs,
     "mountfs-cluster": mountfs_cluster,
     "plain": plain,
