@@ -262,8 +262,8 @@ def text(results: dict[str, Any]) -> str:
         f"{about['kernel']}, disk: {about['disk']}, 4 KiB append + fdatasync "
         f"{about['fsync_us']} us; load average at the start {results['load_average']:.1f}",
         "",
-        "Medians over the rounds; ± is half of the distance between the extremes; ~: in most of the",
-        f"rounds something else used more than {NOISY_CPUS:g} CPUs.",
+        "Medians over the rounds; ± is half of the distance between the extremes; ~: in most of",
+        f"the rounds something else used more than {NOISY_CPUS:g} CPUs.",
     ]
     for part in results["parts"]:
         lines += ["", *_part(part)]
