@@ -50,6 +50,7 @@ class Cluster:
 
 Start = Callable[[Path], AbstractContextManager[Cluster]]
 
+INIT = (sys.executable, "-m", "mountfs.cli.main", "cluster", "init")
 ORDINARY = (sys.executable, "-m", "mountfs.cli.main", "node")
 
 
@@ -62,6 +63,7 @@ def mountfs(scratch: Path, program: Sequence[str] = ORDINARY) -> Iterator[Cluste
     first = f"127.0.0.1:{ports[0]}"
     begin(scratch)
     with ExitStack() as stack:
+        subprocess.run([*INIT, str(scratch / "n1")], check=True, stdout=subprocess.DEVNULL)
         nodes = []
         for number, port in enumerate(ports, 1):
             argv = node_command(scratch, number, port, first if number > 1 else None, program)

@@ -43,7 +43,7 @@ class Unbatched(Node):
         for body in bodies:
             for one in open_(body):
                 super().received(source, [seal([one])])
-                self._pump_all()
+                self._pump_all(propose=True)
                 self._send_all()
                 self._sync()
                 self._synced()

@@ -36,8 +36,10 @@ examples:
 Two nodes are one voter and one that follows: an even number of voters tolerates no more failures
 than one voter less.  When a third joins, all three vote, and the cluster survives the loss of one.
 
-A node takes two ports: that of --listen (7410 unless named) for other nodes, and the next one for
-clients.  Without --tls anybody who reaches them can read and change everything: that is allowed on
+A node takes three ports: that of --listen (7410 unless named) for other nodes, the next one for
+clients, and the one after that for Prometheus.
+
+Without --tls anybody who reaches them can read and change everything: that is allowed on
 a loopback address, or with --insecure.  For certificates see: mountfs pki --help
 
 exit status: 0 done, or ended by SIGTERM; 1 failed; 2 wrong call
@@ -58,6 +60,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--name", help="of the node; default: the machine's")
     parser.add_argument(
         "--roles", default="meta,chunk", help="what the node does; default: meta,chunk"
+    )
+    parser.add_argument(
+        "--metrics", metavar="HOST:PORT", help="where Prometheus reads; or: off; default: PORT + 2"
     )
     parser.add_argument("--insecure", action="store_true", help="allow a network without TLS")
     cluster_calls.add_arguments(parser)
@@ -160,7 +165,15 @@ def _settings(arguments: argparse.Namespace) -> "Settings":
         roles=roles,
         join=tuple(addresses(arguments.join)) if arguments.join else (),
         tls=arguments.tls,
+        metrics=_metrics(arguments.metrics, host, port),
+        metrics_must=arguments.metrics is not None,
     )
+
+
+def _metrics(asked: str | None, host: str, port: int) -> tuple[str, int] | None:
+    if asked == "off":
+        return None
+    return (host, port + 2) if asked is None else place(asked)
 
 
 def _is_loopback(host: str) -> bool:

@@ -17,6 +17,7 @@ from mountfs.chunks.disk import DiskStore
 from mountfs.chunks.index_store import open_index
 from mountfs.chunks.protocol import first_volume_of
 from mountfs.chunks.service import ChunkService
+from mountfs.cli.metrics import NodeMetrics, served
 from mountfs.cli.node_homes import read_seeds, rejoin, settle, write_seeds
 from mountfs.cli.trust import Trust
 from mountfs.errors import Fault, FsError, only_fault
@@ -53,6 +54,10 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     roles: tuple[str, ...] = ("meta", "chunk")
     join: tuple[str, ...] = ()
     tls: Path | None = None
+    metrics: tuple[str, int] | None = None
+    """Where they are read; None: nowhere."""
+    metrics_must: bool = False
+    """Somebody has asked for them there."""
 
     @property
     def rpc(self) -> str:
@@ -123,6 +128,7 @@ async def _running(settings: Settings, home: Home) -> AsyncIterator[MetaServer]:
                     links.take(body)
 
             peer.noted = noted
+            peer.noted_all = links.deliver
 
         async def handle(peer: Peer, method: int, body: Body) -> Parts | Later:
             if method < CHUNK_METHODS:
@@ -139,6 +145,16 @@ async def _running(settings: Settings, home: Home) -> AsyncIterator[MetaServer]:
             ssl_context=trust.server_context,
             admit=admit,
         )
+        if settings.metrics is not None:
+            space = None if volumes is None else volumes.chunks.space
+            collector = NodeMetrics(meta, space)
+            try:
+                where = served(collector, *settings.metrics, trust.server_context)
+                stack.enter_context(where)
+            except FsError as error:
+                if settings.metrics_must:
+                    raise
+                log.warning("%s", error)
         async with trio.open_nursery() as nursery:
             nursery.start_soon(service.serve, listeners)
             if volumes is not None:

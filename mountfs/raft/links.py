@@ -64,6 +64,7 @@ class Links:
         self.received: Callable[[NodeId, list[bytes | memoryview]], None] = lambda node, bodies: (
             None
         )
+        self._taken: dict[NodeId, list[bytes | memoryview]] = {}
         self.dropped = 0
         """Messages that could not be sent."""
 
@@ -104,7 +105,13 @@ class Links:
                 Fault.INVALID,
                 f"this is node {self._own}, not {target}: it is found at another address now",
             )
-        self.received(NodeId(source), [memoryview(body)[_HEAD.size :]])
+        self._taken.setdefault(NodeId(source), []).append(memoryview(body)[_HEAD.size :])
+
+    def deliver(self) -> None:
+        """Hand on what was taken: what has come together is dealt with together."""
+        taken, self._taken = self._taken, {}
+        for source, bodies in taken.items():
+            self.received(source, bodies)
 
     @property
     def problems(self) -> dict[int, str]:

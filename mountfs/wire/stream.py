@@ -121,6 +121,9 @@ class Link:
         """Takes what the peer tells us and wants no answer to.  May raise FsError: then the
         connection ends with that.
         """
+        self.noted_all: Callable[[], None] = lambda: None
+        """Told after what had come together was given to `noted`."""
+        self._has_noted = False
         self._side = side
         self._limits = limits
         self._core = Connection(side, hello, limits)
@@ -281,6 +284,7 @@ class Link:
         try:
             for event in self._early:
                 self._handle(event)
+            self._end_notes()
             while self.why is None:
                 await self._read_some()
         except FsError as error:
@@ -311,11 +315,17 @@ class Link:
             elif handled % TURN == 0:
                 self._send(alone=True)
                 await trio.lowlevel.checkpoint()
+        self._end_notes()
         self._send(alone=True)
         if size == len(view) or self._poll.begin():
             await trio.lowlevel.checkpoint()  # others have their turn
         else:
             await self._wait_readable()
+
+    def _end_notes(self) -> None:
+        if self._has_noted:
+            self._has_noted = False
+            self.noted_all()
 
     async def _wait_readable(self) -> None:
         if not self._paused:
@@ -347,6 +357,7 @@ class Link:
         if kind is Asked:
             self._step(event.number, self._handler(self, event.method, event.body))  # type: ignore[union-attr]
         elif kind is Noted:
+            self._has_noted = True
             self.noted(event.method, event.body)  # type: ignore[union-attr]
         elif kind is Answered:
             waiter = event.token  # type: ignore[union-attr]
