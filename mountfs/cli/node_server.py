@@ -96,6 +96,7 @@ async def _running(settings: Settings, home: Home) -> AsyncIterator[MetaServer]:
         server = await stack.enter_async_context(
             open_server(settings.rpc, home.format.id, trust.credentials)
         )
+        server.is_complete = False
         client = await stack.enter_async_context(open_client(home.format.id, trust.credentials))
         options = trust.client_options(home.cluster, settings.name)
         links = Links(
@@ -117,6 +118,7 @@ async def _running(settings: Settings, home: Home) -> AsyncIterator[MetaServer]:
         )
         meta.on_nodes = lambda nodes: write_seeds(home.path, nodes)
         Admin(meta, server, home.format.id, home.format.generation)
+        server.is_complete = True
         volumes = None
         if "chunk" in settings.roles:
             volumes = stack.enter_context(open_volumes(home, trust))

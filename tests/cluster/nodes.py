@@ -167,6 +167,8 @@ class Nodes:
     def found(self, name: str, *, home: Path | None = None) -> Member:
         """The first node of the cluster."""
         first = self.member(name, home=home)
+        if not (first.home / "format.json").exists():
+            subprocess.run([*MOUNTFS, "cluster", "init", str(first.home)], check=True, timeout=60)
         first.start()
         first.wait_until_up()
         self.wait_for_leader()
