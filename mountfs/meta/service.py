@@ -26,6 +26,7 @@ from mountfs.meta.protocol import (
     encode,
 )
 from mountfs.meta.safe_mode import SafeMode
+from mountfs.meta.session_watch import SessionWatch, kept_reply
 from mountfs.raft.driver import Group, Node
 from mountfs.wire.connection import Body
 from mountfs.wire.frames import Parts
@@ -46,8 +47,7 @@ class MetaService:
         self._group = group
         self._machine = machine
         self._safe_mode = safe_mode
-        self._heard: dict[int, float] = {}
-        """Sessions, and when they were last heard of, in milliseconds; only while we lead."""
+        self._watch = SessionWatch(SESSION_TTL_MS)
         self._sequence = 0
         self.commands = 0
         self.queries = 0
@@ -59,8 +59,7 @@ class MetaService:
             return await self._read(body)
         if method == Method.RENEW:
             self._require_leader()
-            self._hear(_number(body))
-            return b""
+            return await self._renew(_number(body))
         if method == Method.CLUSTER:
             return encode(self.cluster())
         if method == Method.OPEN_SESSION:
@@ -69,7 +68,7 @@ class MetaService:
             await leave()
             number = _number(body)
             await self.order(EndSession(number))
-            self._heard.pop(number, None)
+            self._watch.forget(number)
             return b""
         raise FsError(Fault.NOT_IMPLEMENTED, f"a metaserver has no method {method}")
 
@@ -91,24 +90,25 @@ class MetaService:
     # -- sessions
 
     def began_to_lead(self) -> None:
-        """Nobody is ended for what a leader before us has not told us."""
-        now = self._node.now()
-        self._heard = {number: now for number in self._machine.replica.machine.sessions}
+        self._watch.began_to_lead(self._machine.replica.machine.sessions, self._node.now())
 
     def silent_sessions(self) -> list[int]:
         """Those that have not been heard of for too long."""
-        now = self._node.now()
-        sessions = self._machine.replica.machine.sessions
-        for number in sessions:
-            self._heard.setdefault(number, now)
-        for number in self._heard.keys() - sessions:
-            del self._heard[number]
-        return [number for number, heard in self._heard.items() if now - heard > SESSION_TTL_MS]
+        return self._watch.silent(self._machine.replica.machine.sessions, self._node.now())
 
-    def _hear(self, session: int) -> None:
-        if session not in self._machine.replica.machine.sessions:
-            raise FsError(Fault.SESSION_ENDED, f"session {session} has ended")
-        self._heard[session] = self._node.now()
+    def _hear(self, session: int) -> bool:
+        sessions = self._machine.replica.machine.sessions
+        return self._watch.hear(sessions, session, self._node.now())
+
+    async def _renew(self, session: int) -> bytes:
+        if not self._hear(session):
+            # A leader before us may have opened it, and we have not applied that yet.
+            if not self._group.read_now():
+                await leave()
+                await self._group.wait_read()
+            if not self._hear(session):
+                raise _ended(session)
+        return b""
 
     async def _open_session(self, peer: Peer, body: Body) -> bytes:
         about = msgspec.msgpack.decode(body, type=str)
@@ -117,7 +117,7 @@ class MetaService:
         if len(self._machine.replica.machine.sessions) >= SESSIONS_MAX:
             raise FsError(Fault.BUSY, f"there are {SESSIONS_MAX} sessions; end some of them first")
         number = await self.order(OpenSession(about))
-        self._heard[number] = self._node.now()
+        self._hear(number)
         return encode(Opened(number, SESSION_TTL_MS, self._machine.now()))
 
     # -- commands and queries
@@ -127,12 +127,11 @@ class MetaService:
         group = self._group
         if not group.is_leader:
             self._require_leader()
-        self._hear(asked.session)
-        machine = self._machine.replica.machine
-        known, reply = machine.reply_to(asked.session, asked.sequence)
-        if known:  # it was asked before, and the answer was lost
-            if isinstance(reply, FsError):
-                raise reply
+        if not self._hear(asked.session) and not asked.session:
+            raise _ended(asked.session)
+        # One that we do not know may be new: whether it has ended, the log says.
+        known, reply = kept_reply(self._machine.replica.machine, asked.session, asked.sequence)
+        if known:
             return encode(reply)
         self._safe_mode.require_writable()
         self.commands += 1
@@ -153,8 +152,8 @@ class MetaService:
         if not self._group.read_now():
             await leave()
             await self._group.wait_read()
-        if asked.session:
-            self._hear(asked.session)
+        if asked.session and not self._hear(asked.session):
+            raise _ended(asked.session)
         self.queries += 1
         try:
             return encode(asked.query.read(self._machine.replica.machine.tree))
@@ -166,6 +165,10 @@ class MetaService:
 
     def _require_leader(self) -> None:
         self._group.require_leader()
+
+
+def _ended(session: int) -> FsError:
+    return FsError(Fault.SESSION_ENDED, f"session {session} has ended")
 
 
 def _number(body: Body) -> int:

@@ -631,6 +631,7 @@ class Node:
         finally:
             self._sync_begun = None
         self._synced()
+        self._wake.set()
 
     def _sync_guarded(self) -> None:
         try:
@@ -655,7 +656,7 @@ class Node:
                 self._outbox.setdefault(message.target, []).append((group.id, message))
             if save is not None and group.failure is None:
                 group.raft.saved(save)
-            self.wake(group)
+            self._woken[group.id] = group
 
     def _look_at_disk(self, now: int) -> None:
         """A leader whose disk hangs answers nobody, and yet nobody would elect another."""
