@@ -27,6 +27,7 @@ class BehindLeader:
     """A group whose state lacks an entry that is committed, until somebody waits for it."""
 
     is_leader = True
+    leader = 1
 
     def __init__(self, machine: StateMachine, catch_up: Callable[[], Any]) -> None:
         self._machine = machine
@@ -36,6 +37,8 @@ class BehindLeader:
 
     def read_now(self) -> bool:
         return False
+
+    def require_leader(self) -> None: ...
 
     async def wait_read(self) -> None:
         self._catch_up()
