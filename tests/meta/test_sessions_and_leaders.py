@@ -41,8 +41,6 @@ class BehindLeader:
     def read_now(self) -> bool:
         return False
 
-    def require_leader(self) -> None: ...
-
     async def wait_read(self) -> None:
         self._catch_up()
 
