@@ -172,7 +172,12 @@ class Admin:
         meta.group.require_leader()
         record = self._find(asked.node)
         number = NodeId(record.number)
-        why_not = why_not_to_remove(number, meta.group.raft.log.membership, meta.is_alive)
+        leaving = {
+            node.number for node in all_nodes(meta.machine.replica.machine.tree) if node.leaving
+        }
+        why_not = why_not_to_remove(
+            number, meta.group.raft.log.membership, meta.is_alive, leaving - {number}
+        )
         if why_not is not None and not asked.force:
             raise FsError(Fault.BUSY, f"node {record.name} cannot be removed: {why_not}")
         await meta.service.order(LeaveNode(record.number))

@@ -169,14 +169,18 @@ class MetaServer:
             machine, replica = self.machine, self.machine.replica
             before = machine.stored
             applied = machine.applied
+            if applied < self.group.raft.log.base:
+                return  # a snapshot is about to take its place
             if applied > before.index or replica.stored_head is None:
                 checkpoint = machine.begin_checkpoint(self.group.raft.log.head_at(applied))
                 try:
                     with trio.CancelScope(shield=True):
                         await trio.to_thread.run_sync(replica.write_checkpoint, checkpoint)
-                except BaseException:
+                except BaseException as error:
                     if machine.replica is replica:
                         replica.abandon_checkpoint()
+                    elif isinstance(error, Exception):
+                        return  # a snapshot has come meanwhile, and that store was closed
                     raise
                 if machine.replica is not replica:
                     return  # a snapshot has come meanwhile

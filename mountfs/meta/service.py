@@ -111,7 +111,10 @@ class MetaService:
         return b""
 
     async def _open_session(self, peer: Peer, body: Body) -> bytes:
-        about = msgspec.msgpack.decode(body, type=str)
+        try:
+            about = msgspec.msgpack.decode(body, type=str)
+        except msgspec.MsgspecError as error:
+            raise FsError(Fault.INVALID, f"not whom a session is about: {error}") from None
         await leave()
         self._require_leader()
         if len(self._machine.replica.machine.sessions) >= SESSIONS_MAX:

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import trio
-from nodes import CONFIG, END_S, ONE, Answers, Commands, a_cluster
+from driven import CONFIG, END_S, ONE, Answers, Commands, a_cluster
 
 from mountfs.errors import Fault, FsError
 from mountfs.kv.journal import Journal
