@@ -5,6 +5,7 @@ session's next sequence number, and again with the same one until it is answered
 waits may be cancelled at any time, and then does not know whether it acted.
 """
 
+import contextlib
 import logging
 import random
 import socket
@@ -12,7 +13,7 @@ import ssl
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
-from typing import TypeVar
+from typing import Final, TypeVar
 
 import msgspec
 import trio
@@ -41,9 +42,20 @@ log = logging.getLogger(__name__)
 R = TypeVar("R")
 Address = tuple[str, int]
 
+FIND_S: Final = 2.5
+"""So long each node may take to say who leads."""
+WATCH_S: Final = 0.5
+PROBE_S: Final = 1.5
+"""A leader that answers nothing for `WATCH_S` is asked whether it is there, and has so long to say
+so: a machine that is gone breaks no connection.
+"""
+AGREE_S: Final = 0.3
+"""When one of the nodes that were named has answered, the others have so long to contradict it."""
+NO_CLUSTER: Final = bytes(16)
+
 
 class Options(msgspec.Struct, frozen=True, kw_only=True):
-    cluster: bytes = bytes(16)
+    cluster: bytes = NO_CLUSTER
     """Which cluster is meant; zeros: whoever answers."""
     soft_s: float | None = None
     """Give up with TIMED_OUT after so long; None: never (who waits can be killed)."""
@@ -58,12 +70,14 @@ class Router:
     def __init__(self, nursery: trio.Nursery, seeds: Sequence[Address], options: Options) -> None:
         self._nursery = nursery
         self._options = options
-        self._route: Route[Address] = Route(seeds)
+        self._seeds = list(seeds)
+        self._route: Route[Address] = Route(self._seeds)
         self.nodes: tuple[NodeRecord, ...] = ()
         self.leader_number = 0
         """Who led when we last asked; 0: nobody."""
         self._links: dict[Address, Client] = {}
-        self._connecting = trio.Lock()
+        self._connecting: dict[Address, trio.Lock] = {}
+        self._finding = trio.Lock()
         self._cluster = options.cluster
         """Once somebody has answered, it is theirs: other machines may come to have an address."""
         self.problem = ""
@@ -90,40 +104,85 @@ class Router:
         found = self.leader_now()
         if found is not None:
             return found
-        async with self._connecting:
+        async with self._finding:
             found = self.leader_now()
             if found is None:
+                if self._cluster == NO_CLUSTER:
+                    await self._agree()
                 found = await self._find()
+                self._cluster = found.peer.cluster
             return found
+
+    async def _agree(self) -> None:
+        """No certificate says which cluster is meant: those that were named must be of one.
+        Raises INVALID.
+        """
+        found: dict[bytes, list[str]] = {}
+
+        async def ask(address: Address) -> None:
+            with contextlib.suppress(Disconnected, FsError):  # `_find` says it
+                cluster = (await self._link(address)).peer.cluster
+                found.setdefault(cluster, []).append(_name(address))
+                scope.deadline = min(scope.deadline, trio.current_time() + AGREE_S)
+
+        with trio.move_on_after(FIND_S) as scope:
+            async with trio.open_nursery() as nursery:
+                for address in self._seeds:
+                    nursery.start_soon(ask, address)
+        if len(found) > 1:
+            told = "; ".join(f"{', '.join(who)} of {one.hex()}" for one, who in found.items())
+            raise FsError(
+                Fault.INVALID, f"these nodes are of different clusters: {told}; name those of one"
+            )
+        for cluster in found:
+            self._cluster = cluster
 
     async def _find(self) -> Client:
         """Ask all that are known, all at once: the first that names a leader who is there wins."""
-        problems: dict[str, str] = {}
+        problems: dict[Address, str] = {}
         refused: list[FsError] = []
-        for address in self._route.candidates(random.shuffle):
+        found: list[Client] = []
+
+        async def ask(address: Address) -> None:
             try:
-                link = await self._link(address)
-                with trio.fail_after(ATTEMPT_S / 4):
-                    answer = await link.call(Method.CLUSTER)
-                cluster = msgspec.msgpack.decode(answer, type=Cluster)
-                leader, problem = self.learn(cluster)
-                if leader is None:
-                    problems[_name(address)] = problem
-                    continue
-                if leader != address:
-                    link = await self._link(leader)
-                self._route.leader = leader
-                self.problem = ""
-                return link
-            except (Disconnected, trio.TooSlowError) as error:
-                problems[_name(address)] = str(error) or "does not answer"
+                with trio.fail_after(FIND_S):
+                    link = await self._leader_by(address)
+            except Disconnected as error:
+                problems[address] = str(error)
+            except trio.TooSlowError:
+                problems[address] = f"{_name(address)}: no answer within {FIND_S} s"
             except FsError as error:
-                problems[_name(address)] = str(error)
-                refused.append(error)
-        self.problem = "; ".join(f"{name}: {what}" for name, what in problems.items())
+                problems[address] = str(error)
+                if error.fault is not Fault.NOT_LEADER:
+                    refused.append(error)
+            else:
+                found.append(link)
+                nursery.cancel_scope.cancel()
+
+        async with trio.open_nursery() as nursery:
+            for address in self._route.candidates(random.shuffle):
+                nursery.start_soon(ask, address)
+        if found:
+            self.problem = ""
+            return found[0]
+        self.problem = "; ".join(problems.values())
         if refused and len(refused) == len(problems):
             raise FsError(refused[0].fault, self.problem)
         raise FsError(Fault.NOT_LEADER, f"nobody leads the cluster now ({self.problem})")
+
+    async def _leader_by(self, address: Address) -> Client:
+        """Who leads by what one node says.  Raises NOT_LEADER, Disconnected, what a node says that
+        does not want us.
+        """
+        link = await self._link(address)
+        cluster = msgspec.msgpack.decode(await link.call(Method.CLUSTER), type=Cluster)
+        leader, problem = self.learn(cluster)
+        if leader is None:
+            raise FsError(Fault.NOT_LEADER, f"{_name(address)}: {problem}")
+        if leader != address:
+            link = await self._link(leader)
+        self._route.leader = leader
+        return link
 
     def numbers_of(self, role: str) -> Callable[[], list[int]]:
         """Who has a role, as far as is known at the time."""
@@ -134,11 +193,7 @@ class Router:
         address = self._route.known.get(number)
         if address is None:
             raise FsError(Fault.UNAVAILABLE, f"nobody says where node {number} is")
-        link = self._links.get(address)
-        if link is not None and link.why is None and link.leaving is None:
-            return link
-        async with self._connecting:
-            return await self._link(address)
+        return await self._link(address)
 
     def learn(self, cluster: Cluster) -> tuple[Address | None, str]:
         """(who leads, and if nobody, why not)"""
@@ -151,20 +206,21 @@ class Router:
         )
 
     async def _link(self, address: Address) -> Client:
-        link = self._links.get(address)
-        if link is not None and link.why is None and link.leaving is None:
+        async with self._connecting.setdefault(address, trio.Lock()):
+            link = self._links.get(address)
+            if link is not None and link.why is None and link.leaving is None:
+                return link
+            options = self._options
+            about = options.about or socket.gethostname()
+            link = await connect(
+                self._nursery,
+                address,
+                Hello(cluster=self._cluster, role=ROLE, name=about),
+                ssl_context=options.ssl_context() if options.ssl_context else None,
+                server_hostname=options.server_hostname,
+            )
+            self._links[address] = link
             return link
-        options = self._options
-        link = await connect(
-            self._nursery,
-            address,
-            Hello(cluster=self._cluster, role=ROLE, name=options.about or socket.gethostname()),
-            ssl_context=options.ssl_context() if options.ssl_context else None,
-            server_hostname=options.server_hostname,
-        )
-        self._cluster = link.peer.cluster
-        self._links[address] = link
-        return link
 
 
 class RemoteMeta:
@@ -179,6 +235,8 @@ class RemoteMeta:
         self._latest = 0
         self.calls = 0
         self.attempts = 0
+        self._waiting: dict[int, Client] = {}
+        """Attempts that are not answered yet, by their number."""
 
     def now(self) -> int:
         self._latest = max(time.time_ns(), self._latest)
@@ -231,6 +289,20 @@ class RemoteMeta:
                 if error.fault is Fault.SESSION_ENDED:
                     self._over(error)
 
+    async def watch_leader(self) -> None:
+        """Notice a leader that is gone without a word, until cancelled."""
+        before: set[int] = set()
+        while True:
+            await trio.sleep(WATCH_S)
+            slow = before & self._waiting.keys()
+            before = set(self._waiting)
+            for link in {self._waiting[number] for number in slow}:
+                with trio.move_on_after(PROBE_S) as probe:
+                    with contextlib.suppress(Disconnected, FsError):
+                        await link.call(Method.CLUSTER)
+                if probe.cancelled_caught:
+                    link.close(f"no answer within {PROBE_S} s")
+
     def _over(self, error: FsError) -> None:
         if self._session.over(error):
             log.error("%s", error)
@@ -271,9 +343,14 @@ class RemoteMeta:
 
     async def _attempt(self, link: Client, method: Method, body: bytes) -> Body:
         self.attempts += 1
+        number = self.attempts
         await leave()
-        with trio.move_on_after(ATTEMPT_S):
-            return await link.call(method, body)
+        self._waiting[number] = link
+        try:
+            with trio.move_on_after(ATTEMPT_S):
+                return await link.call(method, body)
+        finally:
+            del self._waiting[number]
         raise Disconnected(f"no answer within {ATTEMPT_S} s", sent=True)
 
     def _judge(self, error: FsError, link: Client | None) -> None:
@@ -295,6 +372,7 @@ async def remote_meta(seeds: Sequence[Address], options: Options) -> AsyncIterat
         meta = RemoteMeta(Router(nursery, seeds, options), options)
         await meta.open_session()
         nursery.start_soon(meta.keep_session)
+        nursery.start_soon(meta.watch_leader)
         try:
             yield meta
         finally:

@@ -13,6 +13,7 @@ import msgspec
 from mountfs.errors import Fault, FsError
 from mountfs.inline import leave
 from mountfs.meta import keys
+from mountfs.meta.command import UNFIT
 from mountfs.meta.machine import MetaMachine
 from mountfs.meta.ops.nodes import NodeRecord, all_nodes
 from mountfs.meta.ops.session import EndSession, OpenSession
@@ -73,7 +74,7 @@ class MetaService:
 
     def cluster(self) -> Cluster:
         nodes = tuple(all_nodes(self._machine.replica.machine.tree))
-        return Cluster(self._group.raft.leader, nodes)
+        return Cluster(self._group.leader, nodes)
 
     def node_of(self, number: int) -> NodeRecord | None:
         tree = self._machine.replica.machine.tree
@@ -123,7 +124,6 @@ class MetaService:
 
     def _propose(self, body: Body) -> Parts | Later:
         asked = decode_propose(body)
-        asked.command.check()
         group = self._group
         if not group.is_leader:
             self._require_leader()
@@ -155,10 +155,16 @@ class MetaService:
         if asked.session and not self._hear(asked.session):
             raise _ended(asked.session)
         self.queries += 1
-        return encode(asked.query.read(self._machine.replica.machine.tree))
+        try:
+            return encode(asked.query.read(self._machine.replica.machine.tree))
+        except UNFIT as error:
+            raise FsError(
+                Fault.INVALID,
+                f"{type(asked.query).__name__} with numbers that make no sense: {error}",
+            ) from error
 
     def _require_leader(self) -> None:
-        self._group.raft.state.require_leader()
+        self._group.require_leader()
 
 
 def _ended(session: int) -> FsError:

@@ -3,6 +3,7 @@ has to be there afterwards.
 
     load.py SEED DIRECTORY JOURNAL
 
+It ends between two calls at SIGTERM, too, and then has closed everything.
 It begins with the worlds in the JOURNAL, if there is one, and leaves there: what it knows for sure
 (`before`), the same with the call that was under way when the filesystem died (`after`), and what
 went wrong before that.  The journal is on another filesystem.
@@ -15,6 +16,7 @@ import errno
 import os
 import pickle
 import random
+import signal
 import stat
 import sys
 from collections.abc import Callable
@@ -177,11 +179,17 @@ class Load:
         self.troubles: list[str] = []
         self.calls = 0
         self.last = ""
+        self.ended = False
 
     def run(self) -> None:
         with contextlib.suppress(Died):
-            while True:
+            while not self.ended:
                 self.step()
+            for handle in list(self.handles):
+                self.close_one(handle)
+
+    def end(self) -> None:
+        self.ended = True
 
     def step(self) -> None:
         steps: list[tuple[int, Callable[[], None]]] = [
@@ -592,6 +600,7 @@ def read_journal(path: Path) -> Journal:
 def main(seed: int, directory: Path, path: Path) -> None:
     world = read_journal(path).before if path.exists() else World()
     load = Load(seed, directory, world)
+    signal.signal(signal.SIGTERM, lambda *_: load.end())
     load.run()
     journal = Journal(load.world, load.after, load.troubles, load.calls, load.last)
     path.write_bytes(pickle.dumps(journal))

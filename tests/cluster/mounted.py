@@ -11,7 +11,7 @@ import signal
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Final
 
@@ -24,11 +24,24 @@ SMALL_NODE: Final = [sys.executable, str(Path(__file__).with_name("small_node.py
 
 
 class Node:
-    """`top`/home, mounted at `top`/mnt by a daemon of its own, or not mounted."""
+    """`top`/home, mounted at `top`/mnt by a daemon of its own, or not mounted.
 
-    def __init__(self, top: Path, *, home: Path | None = None) -> None:
+    With `source`, that is mounted, and the home has only what is the mount's own.  `before` comes
+    before the command: who runs it, or where.
+    """
+
+    def __init__(
+        self,
+        top: Path,
+        *,
+        home: Path | None = None,
+        source: str | None = None,
+        before: Sequence[str] = (),
+    ) -> None:
         self.top = top
         self.home = home or top / "home"
+        self.source = source or str(self.home)
+        self.before = before
         self.point = top / "mnt"
         self.point.mkdir()
         self._pidfd: int | None = None
@@ -45,7 +58,7 @@ class Node:
         self._forget_daemon()
         asked = ["-o", options] if options else []
         done = subprocess.run(
-            [*command, str(self.home), str(self.point), *asked],
+            [*self.before, *command, self.source, str(self.point), *asked],
             stdin=subprocess.DEVNULL,
             capture_output=True,
             text=True,

@@ -31,8 +31,11 @@ class BehindLeader:
     def __init__(self, machine: StateMachine, catch_up: Callable[[], Any]) -> None:
         self._machine = machine
         self._catch_up = catch_up
-        self.raft = SimpleNamespace(state=SimpleNamespace(require_leader=lambda: None), leader=1)
+        self.raft = SimpleNamespace(leader=1)
         self.proposed: list[Any] = []
+
+    def require_leader(self) -> None:
+        """It leads."""
 
     def read_now(self) -> bool:
         return False
