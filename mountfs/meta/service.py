@@ -34,17 +34,26 @@ from mountfs.wire.stream import Later
 log = logging.getLogger(__name__)
 
 SESSION_TTL_MS: Final = 60_000
+"""Unless a node is told otherwise."""
 SESSIONS_MAX: Final = 10_000
 
 
 class MetaService:
     """The handler of a `wire` service, on one server of the group of the metadata."""
 
-    def __init__(self, node: Node, group: Group, machine: MetaMachine, safe_mode: SafeMode) -> None:
+    def __init__(
+        self,
+        node: Node,
+        group: Group,
+        machine: MetaMachine,
+        safe_mode: SafeMode,
+        session_ttl_ms: int = SESSION_TTL_MS,
+    ) -> None:
         self._node = node
         self._group = group
         self._machine = machine
         self._safe_mode = safe_mode
+        self._ttl_ms = session_ttl_ms
         self._heard: dict[int, float] = {}
         """Sessions, and when they were last heard of, in milliseconds; only while we lead."""
         self._sequence = 0
@@ -102,7 +111,7 @@ class MetaService:
             self._heard.setdefault(number, now)
         for number in self._heard.keys() - sessions:
             del self._heard[number]
-        return [number for number, heard in self._heard.items() if now - heard > SESSION_TTL_MS]
+        return [number for number, heard in self._heard.items() if now - heard > self._ttl_ms]
 
     def _hear(self, session: int) -> None:
         if session not in self._machine.replica.machine.sessions:
@@ -117,7 +126,7 @@ class MetaService:
             raise FsError(Fault.BUSY, f"there are {SESSIONS_MAX} sessions; end some of them first")
         number = await self.order(OpenSession(about))
         self._heard[number] = self._node.now()
-        return encode(Opened(number, SESSION_TTL_MS, self._machine.now()))
+        return encode(Opened(number, self._ttl_ms, self._machine.now()))
 
     # -- commands and queries
 
