@@ -96,8 +96,12 @@ def _parse() -> argparse.Namespace:
         help="rows with one of these comma-separated words in their name, and all they stand on",
     )  # fmt: skip
     parser.add_argument(
-        "--peers", default="plain,juicefs,seaweedfs", metavar="NAMES",
+        "--peers", default=",".join(list(FILESYSTEMS)[1:]), metavar="NAMES",
         help=f"what to compare with, of {','.join(list(FILESYSTEMS)[1:])}; default: all",
+    )  # fmt: skip
+    parser.add_argument(
+        "--against", type=Path, metavar="CHECKOUT",
+        help="another version of mountfs to measure in the same run, with our dependencies",
     )  # fmt: skip
     parser.add_argument("--rounds", type=int, default=2, help="how often all is done (default 2)")
     parser.add_argument(
@@ -109,7 +113,12 @@ def _parse() -> argparse.Namespace:
         help="where JSON and table go (default benchmarks/results)",
     )  # fmt: skip
     parser.add_argument("--list", action="store_true", help="name the rows and stop")
-    return parser.parse_args()
+    found = parser.parse_args()
+    if found.against is not None:
+        found.against = found.against.resolve()
+        if not (found.against / "mountfs").is_dir():
+            parser.error(f"{found.against} is no checkout of mountfs")
+    return found
 
 
 def _wanted(part: Part, step: Step, only: str) -> bool:
@@ -171,7 +180,7 @@ def run(
     archive = make_archive(scratch / "tree.tar", sizes.tree_files)
     with ExitStack() as stack:
         up: list[Mounted] = []
-        for name, start in choose(names).items():
+        for name, start in choose(names, arguments.against).items():
             try:
                 up.append(stack.enter_context(start(scratch / name)))
             except CannotStart as reason:

@@ -21,6 +21,7 @@ from benchmarks.processes import (
     accepts,
     find,
     free_port,
+    run,
     serving,
     version,
     wait_for,
@@ -49,6 +50,7 @@ class Cluster:
 
 Start = Callable[[Path], AbstractContextManager[Cluster]]
 
+INIT = (sys.executable, "-m", "mountfs.cli.main", "cluster", "init")
 ORDINARY = (sys.executable, "-m", "mountfs.cli.main", "node")
 
 
@@ -57,19 +59,17 @@ def mountfs(scratch: Path, program: Sequence[str] = ORDINARY) -> Iterator[Cluste
     """`program`: what runs a node, when it is not `mountfs node` as it is."""
     from mountfs import __version__
 
-    scratch.mkdir(parents=True, exist_ok=True)
     ports = [free_pair() for _ in range(NODES)]
     first = f"127.0.0.1:{ports[0]}"
+    begin(scratch)
     with ExitStack() as stack:
+        subprocess.run([*INIT, str(scratch / "n1")], check=True, stdout=subprocess.DEVNULL)
         nodes = []
         for number, port in enumerate(ports, 1):
-            argv = [
-                *program, "--home", str(scratch / f"n{number}"), "--name", f"n{number}",
-                "--listen", f"127.0.0.1:{port}", *(["--join", first] if number > 1 else []),
-            ]  # fmt: skip
+            argv = node_command(scratch, number, port, first if number > 1 else None, program)
             nodes.append(stack.enter_context(serving(argv, scratch / f"n{number}.log")))
             wait_for(lambda port=port: accepts(port + 1), f"node {number}", nodes[-1])  # type: ignore[misc]
-        found = _all_vote(first, [str(port) for port in ports])
+        found = all_vote(first, [str(port) for port in ports])
         leader = next(i for i, node in enumerate(found) if node["leader"])
         yield Cluster(
             system="mountfs",
@@ -80,6 +80,21 @@ def mountfs(scratch: Path, program: Sequence[str] = ORDINARY) -> Iterator[Cluste
             roots=[node.pid for node in nodes],
             leader=leader,
         )
+
+
+def begin(scratch: Path) -> None:
+    """Make the home of the first node."""
+    scratch.mkdir(parents=True, exist_ok=True)
+    run([sys.executable, "-m", "mountfs.cli.main", "cluster", "init", str(scratch / "n1")])
+
+
+def node_command(
+    scratch: Path, number: int, port: int, join: str | None, program: Sequence[str] = ORDINARY
+) -> list[str]:
+    return [
+        *program, "--home", str(scratch / f"n{number}"), "--name", f"n{number}",
+        "--listen", f"127.0.0.1:{port}", *(["--join", join] if join else []),
+    ]  # fmt: skip
 
 
 @contextmanager
@@ -127,7 +142,7 @@ def node_list(at: str) -> list[dict[str, Any]]:
     return found
 
 
-def _all_vote(at: str, ports: list[str]) -> list[dict[str, Any]]:
+def all_vote(at: str, ports: list[str]) -> list[dict[str, Any]]:
     """All nodes, in the order of `ports`, once each of them votes and one leads."""
     deadline = now() + START_S
     while now() < deadline:

@@ -5,14 +5,17 @@ reason, its mount, its processes and its data are gone.  Everything listens on 1
 """
 
 import os
+import shutil
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
+from benchmarks import clusters
 from benchmarks.measure import now, with_children
 from benchmarks.processes import (
     START_S,
@@ -52,13 +55,21 @@ class Mounted:
         return with_children(self.roots)
 
 
-def choose(names: Sequence[str]) -> dict[str, Callable[[Path], AbstractContextManager[Mounted]]]:
-    """The filesystems of these names, by name, in the order of the table."""
+Start = Callable[[Path], AbstractContextManager[Mounted]]
+
+
+def choose(names: Sequence[str], against: Path | None = None) -> dict[str, Start]:
+    """The filesystems of these names, by name, in the order of the table; with that of the checkout
+    `against`, if there is one.
+    """
     unknown = set(names) - set(FILESYSTEMS)
     if unknown:
         known = ", ".join(FILESYSTEMS)
         raise ValueError(f"unknown: {', '.join(sorted(unknown))} (there are: {known})")
-    return {name: start for name, start in FILESYSTEMS.items() if name in names}
+    found = {name: start for name, start in FILESYSTEMS.items() if name in names}
+    if against is not None:
+        found["mountfs-before"] = partial(mountfs_before, against)
+    return found
 
 
 # --- the filesystems ------------------------------------------------------------------------------
@@ -66,21 +77,10 @@ def choose(names: Sequence[str]) -> dict[str, Callable[[Path], AbstractContextMa
 
 @contextmanager
 def mountfs(scratch: Path) -> Iterator[Mounted]:
-    home, point = scratch / "home", scratch / "mount"
-    point.mkdir(parents=True)
-    with ExitStack() as stack:
-        stack.callback(_stop_mountfs, home, point)
-        done = subprocess.run(
-            [sys.executable, "-m", "mountfs.cli.mount_dfs", str(home), str(point)],
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            text=True,
-            timeout=START_S,
-        )
-        if done.returncode:
-            raise CannotStart(done.stderr.strip() or f"mount.dfs returned {done.returncode}")
-        from mountfs import __version__
+    from mountfs import __version__
 
+    home, point = scratch / "home", scratch / "mount"
+    with _mounted(str(home), home, point) as pid:
         yield Mounted(
             name="mountfs",
             top=point,
@@ -89,8 +89,72 @@ def mountfs(scratch: Path) -> Iterator[Mounted]:
             "before the answer). A returned change of names survives the daemon, and without "
             "fsync may be lost with the machine.",
             fsync_reaches_disk=True,
-            roots=[int((home / "pid").read_text())],
+            roots=[pid],
         )
+
+
+@contextmanager
+def mountfs_before(checkout: Path, scratch: Path) -> Iterator[Mounted]:
+    """Another version of mountfs, with the same dependencies."""
+    home, point = scratch / "home", scratch / "mount"
+    with _mounted(str(home), home, point, checkout) as pid:
+        code = Path(f"/proc/{pid}/environ").read_bytes()
+        assert f"PYTHONPATH={checkout}\0".encode() in code, "it would measure itself"
+        yield Mounted(
+            name="mountfs-before",
+            top=point,
+            version=version(["git", "-C", str(checkout), "log", "-1", "--format=%h %s"]),
+            durability="as mountfs, at that time",
+            fsync_reaches_disk=True,
+            roots=[pid],
+        )
+
+
+@contextmanager
+def mountfs_cluster(scratch: Path) -> Iterator[Mounted]:
+    from mountfs.cli.places import mount_directory
+
+    point = scratch / "mount"
+    own = mount_directory(str(point))
+    with clusters.mountfs(scratch / "nodes") as cluster, ExitStack() as stack:
+        stack.callback(shutil.rmtree, own, ignore_errors=True)
+        source = f"{','.join(cluster.at)}:"
+        pid = stack.enter_context(_mounted(source, own, point))
+        yield Mounted(
+            name="mountfs-cluster",
+            top=point,
+            version=cluster.version,
+            durability="three nodes on this machine and disk. Every returned change of names is "
+            "synced (fdatasync) on two of them. A returned fsync is on the disk, contents above "
+            "4 KiB in one copy.",
+            fsync_reaches_disk=True,
+            roots=[pid, *cluster.roots],
+        )
+
+
+@contextmanager
+def _mounted(
+    source: str, directory: Path, point: Path, checkout: Path | None = None
+) -> Iterator[int]:
+    """Mount `source`; gives the pid of the daemon, whose own things are in `directory`.
+
+    `checkout`: where its code is; None: here.
+    """
+    point.mkdir(parents=True)
+    with ExitStack() as stack:
+        stack.callback(_stop_mountfs, directory, point)
+        done = subprocess.run(
+            [sys.executable, "-m", "mountfs.cli.mount_dfs", source, str(point)],
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            timeout=START_S,
+            cwd=checkout,
+            env=os.environ | ({"PYTHONPATH": str(checkout)} if checkout else {}),
+        )
+        if done.returncode:
+            raise CannotStart(done.stderr.strip() or f"mount.dfs returned {done.returncode}")
+        yield int((directory / "pid").read_text())
 
 
 @contextmanager
@@ -198,8 +262,9 @@ def seaweedfs(scratch: Path) -> Iterator[Mounted]:
         )
 
 
-FILESYSTEMS: dict[str, Callable[[Path], AbstractContextManager[Mounted]]] = {
+FILESYSTEMS: dict[str, Start] = {
     "mountfs": mountfs,
+    "mountfs-cluster": mountfs_cluster,
     "plain": plain,
     "juicefs": juicefs,
     "seaweedfs": seaweedfs,

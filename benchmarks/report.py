@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from benchmarks.targets import verdict
+from benchmarks.targets import cluster_verdict, verdict
 
 Results = dict[str, Any]
 """What the runner writes as JSON; benchmarks/README.md names its fields."""
@@ -65,6 +65,9 @@ def _speed(results: Results) -> list[str]:
     names = list(results["filesystems"])
     others = [name for name in names if name != "mountfs"] if "mountfs" in names else []
     head = ["row", "x", "unit", *names, *[f"mountfs/{name}" for name in others], "target"]
+    cluster = {"mountfs-cluster", "juicefs"} <= set(names)
+    if cluster:
+        head += ["mountfs-cluster/juicefs", "target of the cluster"]
     table = []
     for row in results["rows"]:
         rates = {name: median(row, name) for name in names}
@@ -83,7 +86,11 @@ def _speed(results: Results) -> list[str]:
                 row.get("skipped") or verdict(row["name"], known),
             ]
         )
-    return columns(head, table, left=[0, 2, len(head) - 1])
+        if cluster:
+            both = [known.get(name) for name in ("mountfs-cluster", "juicefs")]
+            ratio = f"{both[0] / both[1]:.2f}" if both[0] and both[1] else "-"
+            table[-1] += [ratio, cluster_verdict(row["name"], known)]
+    return columns(head, table, left=[0, 2, head.index("target"), len(head) - 1])
 
 
 def _cell(results: Results, row: Results, name: str) -> str:

@@ -61,6 +61,23 @@ TARGETS = {
 }
 
 
+CLUSTER_TARGETS = {
+    row: Target(times_juicefs=1) for row in ("create 4 KiB", "stat, cold", "untar", "rm -rf")
+}
+"""What three nodes that sync every change are held to, against one machine that does not."""
+
+
+def cluster_verdict(row: str, rates: dict[str, float]) -> str:
+    target, own, theirs = (
+        CLUSTER_TARGETS.get(row),
+        rates.get("mountfs-cluster"),
+        rates.get("juicefs"),
+    )
+    if target is None or target.times_juicefs is None or not own or not theirs:
+        return ""
+    return "reached" if own >= target.times_juicefs * theirs else f"missed {target}"
+
+
 def verdict(row: str, rates: dict[str, float]) -> str:
     """How mountfs did in this row: "reached", or what it missed.  Empty if it cannot be told.
 
@@ -75,7 +92,8 @@ def verdict(row: str, rates: dict[str, float]) -> str:
     ]
     if own < min(demands) and not all(rates.get(n) for n, times in asked.items() if times):
         return ""  # what was not measured might have been the lesser demand
-    peers = [rate for name, rate in rates.items() if name not in ("mountfs", "plain")]
+    ours = ("mountfs", "mountfs-cluster", "mountfs-before", "plain")
+    peers = [rate for name, rate in rates.items() if name not in ours]
     if own < min(demands):
         return f"missed {target}"
     if peers and own < max(peers):

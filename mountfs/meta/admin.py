@@ -87,7 +87,7 @@ class Admin:
         require_node(call)
         meta = self._meta
         asked = msgspec.msgpack.decode(body, type=Join)
-        meta.group.raft.state.require_leader()
+        meta.group.require_leader()
         record = await meta.service.order(
             AddNode(asked.name, asked.rpc, asked.door, asked.disk, asked.roles)
         )
@@ -152,7 +152,7 @@ class Admin:
 
     async def _nodes(self, body: bytes, call: Call) -> Any:
         meta = self._meta
-        meta.group.raft.state.require_leader()
+        meta.group.require_leader()
         await meta.group.wait_read()  # one that leads no more knows less than others
         membership = meta.group.raft.log.membership
         return [
@@ -177,7 +177,7 @@ class Admin:
         require_node(call)
         meta = self._meta
         asked = msgspec.msgpack.decode(body, type=Named)
-        meta.group.raft.state.require_leader()
+        meta.group.require_leader()
         record = self._find(asked.node)
         number = NodeId(record.number)
         why_not = why_not_to_remove(number, meta.group.raft.log.membership, meta.is_alive)
@@ -193,19 +193,19 @@ class Admin:
         record = self._find(asked.node)
         begun = time.monotonic()
         meta.group.transfer(NodeId(record.number))
-        if not await _until(lambda: meta.group.raft.leader == record.number, TRANSFER_S):
+        if not await _until(lambda: meta.group.leader == record.number, TRANSFER_S):
             raise FsError(
                 Fault.TIMED_OUT, f"node {record.name} did not take over within {TRANSFER_S:g} s"
             )
         return {"leader": record.number, "took_ms": round((time.monotonic() - begun) * 1000)}
 
     async def _safe_mode(self, body: bytes, call: Call) -> Any:
-        self._meta.group.raft.state.require_leader()
+        self._meta.group.require_leader()
         return msgspec.to_builtins(self._meta.safe_mode.report())
 
     async def _leave_safe_mode(self, body: bytes, call: Call) -> Any:
         require_node(call)
-        self._meta.group.raft.state.require_leader()
+        self._meta.group.require_leader()
         self._meta.safe_mode.leave()
         return msgspec.to_builtins(self._meta.safe_mode.report())
 
@@ -214,7 +214,7 @@ class Admin:
         raft, place = meta.group.raft, meta.place
         machine = meta.machine.replica.machine
         health, why = self._health()
-        leader = meta.service.node_of(raft.leader)
+        leader = meta.service.node_of(meta.group.leader)
         return {
             "cluster": self._cluster,
             "generation": self._generation,
@@ -225,7 +225,7 @@ class Admin:
             "health": health,
             "why": why,
             "role": raft.role.value,
-            "leader": raft.leader,
+            "leader": meta.group.leader,
             "leader_rpc": None if leader is None else leader.rpc,
             "nodes": [
                 {"number": node.number, "name": node.name, "rpc": node.rpc}
@@ -262,7 +262,7 @@ class Admin:
             return "damaged", str(meta.group.failure)
         if meta.node.full is not None:
             return "full", str(meta.node.full)
-        if not raft.leader:
+        if not meta.group.leader:
             return "leaderless", "no node is known to lead: is there a majority?"
         if meta.troubles:
             return "troubled", "; ".join(f"{name}: {why}" for name, why in meta.troubles.items())

@@ -32,6 +32,7 @@ from mountfs.meta.protocol import (
     decode_reply,
     encode,
 )
+from mountfs.meta.retry import ATTEMPT_S, RENEWS_PER_TTL, Backoff, Route, Session, Verdict, judge
 from mountfs.wire.connection import Body, Disconnected
 from mountfs.wire.frames import Hello
 from mountfs.wire.stream import Client, connect
@@ -41,10 +42,6 @@ log = logging.getLogger(__name__)
 R = TypeVar("R")
 Address = tuple[str, int]
 
-RETRY_FIRST_S: Final = 0.02
-RETRY_MAX_S: Final = 0.5
-ATTEMPT_S: Final = 10.0
-"""An attempt that is not answered for so long is made again, perhaps elsewhere."""
 FIND_S: Final = 2.5
 """So long each node may take to say who leads."""
 WATCH_S: Final = 0.5
@@ -56,9 +53,7 @@ AGREE_S: Final = 0.3
 """When one of the nodes that were named has answered, the others have so long to contradict it."""
 OPEN_S: Final = 30.0
 """Who begins is told when there is no cluster, `soft` or not."""
-RENEWS_PER_TTL: Final = 4
 NO_CLUSTER: Final = bytes(16)
-_AGAIN: Final = (Fault.NOT_LEADER, Fault.UNAVAILABLE)
 
 
 class Options(msgspec.Struct, frozen=True, kw_only=True):
@@ -78,15 +73,13 @@ class Router:
         self._nursery = nursery
         self._options = options
         self._seeds = list(seeds)
+        self._route: Route[Address] = Route(self._seeds)
         self.nodes: tuple[NodeRecord, ...] = ()
         self.leader_number = 0
         """Who led when we last asked; 0: nobody."""
-        self._known: dict[int, Address] = {}
-        """Where nodes are, by number."""
         self._links: dict[Address, Client] = {}
         self._connecting: dict[Address, trio.Lock] = {}
         self._finding = trio.Lock()
-        self._leader: Address | None = None
         self._cluster = options.cluster
         """Once somebody has answered, it is theirs: other machines may come to have an address."""
         self.problem = ""
@@ -94,12 +87,14 @@ class Router:
 
     def forget(self, link: Client) -> None:
         """It does not lead, or does not answer."""
-        if self._leader is not None and self._links.get(self._leader) is link:
-            self._leader = None
+        leader = self._route.leader
+        if leader is not None and self._links.get(leader) is link:
+            self._route.leader = None
 
     def leader_now(self) -> Client | None:
-        if self._leader is not None:
-            link = self._links.get(self._leader)
+        leader = self._route.leader
+        if leader is not None:
+            link = self._links.get(leader)
             if link is not None and link.why is None and link.leaving is None:
                 return link
         return None
@@ -167,7 +162,7 @@ class Router:
                 nursery.cancel_scope.cancel()
 
         async with trio.open_nursery() as nursery:
-            for address in dict.fromkeys([*self._known.values(), *self._seeds]):
+            for address in self._route.candidates(random.shuffle):
                 nursery.start_soon(ask, address)
         if found:
             self.problem = ""
@@ -183,14 +178,12 @@ class Router:
         """
         link = await self._link(address)
         cluster = msgspec.msgpack.decode(await link.call(Method.CLUSTER), type=Cluster)
-        self.learn(cluster)
-        leader = self._known.get(cluster.leader)
+        leader, problem = self.learn(cluster)
         if leader is None:
-            who = f"node {cluster.leader}, but not where it is" if cluster.leader else "nobody"
-            raise FsError(Fault.NOT_LEADER, f"{_name(address)}: knows of {who} that leads")
+            raise FsError(Fault.NOT_LEADER, f"{_name(address)}: {problem}")
         if leader != address:
             link = await self._link(leader)
-        self._leader = leader
+        self._route.leader = leader
         return link
 
     def numbers_of(self, role: str) -> Callable[[], list[int]]:
@@ -199,15 +192,20 @@ class Router:
 
     async def link_to(self, number: int) -> Client:
         """A connection to one node.  Raises UNAVAILABLE for one that is not known; Disconnected."""
-        address = self._known.get(number)
+        address = self._route.known.get(number)
         if address is None:
             raise FsError(Fault.UNAVAILABLE, f"nobody says where node {number} is")
         return await self._link(address)
 
-    def learn(self, cluster: Cluster) -> None:
-        self.nodes, self.leader_number = cluster.nodes, cluster.leader
+    def learn(self, cluster: Cluster) -> tuple[Address | None, str]:
+        """(who leads, and if nobody, why not)"""
+        self.leader_number = cluster.leader
+        if cluster.nodes:  # or it has only just joined
+            self.nodes = cluster.nodes
         known = {node.number: address_of(node.door) for node in cluster.nodes}
-        self._known = {number: found for number, found in known.items() if found is not None}
+        return self._route.heard(
+            cluster.leader, {number: found for number, found in known.items() if found is not None}
+        )
 
     async def _link(self, address: Address) -> Client:
         async with self._connecting.setdefault(address, trio.Lock()):
@@ -235,12 +233,8 @@ class RemoteMeta:
         self._options = options
         self.session = 0
         self.ttl_ms = 60_000
-        self._sequence = 0
-        self._open: dict[int, None] = {}
-        """Sequences that are not answered yet, ascending."""
+        self._session = Session()
         self._latest = 0
-        self.ended: FsError | None = None
-        """The session is over: what was not written is lost."""
         self.calls = 0
         self.attempts = 0
         self._waiting: dict[int, Client] = {}
@@ -250,23 +244,25 @@ class RemoteMeta:
         self._latest = max(time.time_ns(), self._latest)
         return self._latest
 
+    @property
+    def ended(self) -> FsError | None:
+        """Why the session is over, if it is: what was not written is lost."""
+        return self._session.ended
+
     async def propose(self, command: Command[R]) -> R:
         command.check()
-        if self.ended is not None:
-            raise self.ended
-        self._sequence = sequence = self._sequence + 1
-        self._open[sequence] = None
+        sequence, answered = self._session.begin()
         try:
-            body = encode(Propose(self.session, sequence, next(iter(self._open)), command))
+            body = encode(Propose(self.session, sequence, answered, command))
             answer = await self._ask(Method.PROPOSE, body)
         finally:
             # Whoever is cancelled does not ask again, so the answer need not be kept.
-            del self._open[sequence]
+            self._session.done(sequence)
         return decode_reply(command, answer)  # type: ignore[no-any-return]
 
     async def read(self, query: Query[R]) -> R:
-        if self.ended is not None:
-            raise self.ended
+        if self._session.ended is not None:
+            raise self._session.ended
         answer = await self._ask(Method.READ, encode(Read(self.session, query)))
         return decode_reply(query, answer)  # type: ignore[no-any-return]
 
@@ -275,7 +271,7 @@ class RemoteMeta:
         opened = msgspec.msgpack.decode(answer, type=Opened)
         self.session, self.ttl_ms = opened.session, opened.ttl_ms
         self._latest = max(self._latest, opened.time)
-        self._sequence = 0
+        self._session.opened(opened.session)
 
     async def end_session(self) -> None:
         """With what patience the caller's scope has."""
@@ -288,6 +284,9 @@ class RemoteMeta:
             await trio.sleep(self.ttl_ms / 1000 / RENEWS_PER_TTL)
             try:
                 await self._ask(Method.RENEW, encode(self.session))
+                # All whom we know may be replaced one day, and those who come must be known then.
+                answer = await self._ask(Method.CLUSTER, b"")
+                self.router.learn(msgspec.msgpack.decode(answer, type=Cluster))
             except FsError as error:
                 if error.fault is Fault.SESSION_ENDED:
                     self._over(error)
@@ -307,9 +306,8 @@ class RemoteMeta:
                     link.close(f"no answer within {PROBE_S} s")
 
     def _over(self, error: FsError) -> None:
-        if self.ended is None:
+        if self._session.over(error):
             log.error("%s", error)
-            self.ended = error
 
     async def _ask(self, method: Method, body: bytes) -> Body:
         """The answer, however often it takes.  Raises what is an answer, TIMED_OUT if `soft`."""
@@ -332,7 +330,7 @@ class RemoteMeta:
         )
 
     async def _ask_again(self, method: Method, body: bytes) -> Body:
-        wait_s = RETRY_FIRST_S
+        backoff = Backoff()
         while True:
             link: Client | None = None
             try:
@@ -343,8 +341,7 @@ class RemoteMeta:
                     self.router.forget(link)
             except FsError as error:
                 self._judge(error, link)
-            await trio.sleep(wait_s * random.uniform(0.5, 1))
-            wait_s = min(wait_s * 2, RETRY_MAX_S)
+            await trio.sleep(backoff.pause_s(random.random()))
 
     async def _attempt(self, link: Client, method: Method, body: bytes) -> Body:
         self.attempts += 1
@@ -360,12 +357,13 @@ class RemoteMeta:
 
     def _judge(self, error: FsError, link: Client | None) -> None:
         """Return if it is to be asked again; raise the answer."""
-        if error.fault is Fault.SESSION_ENDED:
+        verdict = judge(error.fault)
+        if verdict is Verdict.OVER:
             self._over(error)
             raise error
-        if error.fault not in _AGAIN:
+        if verdict is Verdict.ANSWER:
             raise error
-        if link is not None and error.fault is Fault.NOT_LEADER:
+        if link is not None and verdict is Verdict.ELSEWHERE:
             self.router.forget(link)
 
 

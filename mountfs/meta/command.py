@@ -8,7 +8,8 @@ changes nothing.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Generic, TypeVar
+import struct
+from typing import TYPE_CHECKING, Final, Generic, TypeVar
 
 import msgspec
 
@@ -19,6 +20,11 @@ if TYPE_CHECKING:
     from mountfs.meta.tree import Tree
 
 R = TypeVar("R")
+
+UNFIT: Final = (struct.error, OverflowError, ValueError, IndexError)
+"""What comes of numbers that fit into no key or record.  A client may send any: who takes one in
+refuses it as INVALID, for what is in the log everybody has to get past.
+"""
 
 
 class Stamp(msgspec.Struct, frozen=True):

@@ -22,7 +22,7 @@ from typing import Any, Final, get_args
 import msgspec
 
 from mountfs.errors import Fault, FsError
-from mountfs.meta.command import Command, Query
+from mountfs.meta.command import UNFIT, Command, Query
 from mountfs.meta.ops.chunk_rows import ChunkRows, CountRows
 from mountfs.meta.ops.describe import Describe
 from mountfs.meta.ops.lock import TestLock
@@ -113,13 +113,17 @@ _read: Final = msgspec.msgpack.Decoder(Read)
 
 
 def decode_propose(body: bytes | bytearray | memoryview) -> Propose:
-    """Raises INVALID."""
+    """Raises INVALID, NOT_PERMITTED, and what the command's own check does."""
     try:
         found = _propose.decode(body)
     except msgspec.MsgspecError as error:
         raise FsError(Fault.INVALID, f"not a command: {error}") from None
     if type(found.command).__name__ in OPERATORS:
         raise FsError(Fault.NOT_PERMITTED, f"{type(found.command).__name__} is not for clients")
+    try:
+        found.command.check()
+    except UNFIT as error:
+        raise FsError(Fault.INVALID, f"not a command: {error}") from None
     return found
 
 

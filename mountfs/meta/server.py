@@ -221,11 +221,11 @@ class MetaServer:
         if group.is_leader:
             self.safe_mode.began_to_lead()
             self.service.began_to_lead()
-        elif group.raft.leader:
+        elif group.leader:
             self.safe_mode.heard_a_leader()
 
     async def _lead(self) -> None:
-        if self.group.raft.leader not in (0, self.place.number):
+        if self.group.leader not in (0, self.place.number):
             self.safe_mode.heard_a_leader()
         if not self.group.is_leader or not self.group.raft.state.proven:
             return

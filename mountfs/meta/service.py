@@ -13,6 +13,7 @@ import msgspec
 from mountfs.errors import Fault, FsError
 from mountfs.inline import leave
 from mountfs.meta import keys
+from mountfs.meta.command import UNFIT
 from mountfs.meta.machine import MetaMachine
 from mountfs.meta.ops.nodes import NodeRecord, all_nodes
 from mountfs.meta.ops.session import EndSession, OpenSession
@@ -25,6 +26,7 @@ from mountfs.meta.protocol import (
     encode,
 )
 from mountfs.meta.safe_mode import SafeMode
+from mountfs.meta.session_watch import SessionWatch, kept_reply
 from mountfs.raft.driver import Group, Node
 from mountfs.wire.connection import Body
 from mountfs.wire.frames import Parts
@@ -54,8 +56,7 @@ class MetaService:
         self._machine = machine
         self._safe_mode = safe_mode
         self._ttl_ms = session_ttl_ms
-        self._heard: dict[int, float] = {}
-        """Sessions, and when they were last heard of, in milliseconds; only while we lead."""
+        self._watch = SessionWatch(session_ttl_ms)
         self._sequence = 0
         self.commands = 0
         self.queries = 0
@@ -67,8 +68,7 @@ class MetaService:
             return await self._read(body)
         if method == Method.RENEW:
             self._require_leader()
-            self._hear(_number(body))
-            return b""
+            return await self._renew(_number(body))
         if method == Method.CLUSTER:
             return encode(self.cluster())
         if method == Method.OPEN_SESSION:
@@ -77,13 +77,13 @@ class MetaService:
             await leave()
             number = _number(body)
             await self.order(EndSession(number))
-            self._heard.pop(number, None)
+            self._watch.forget(number)
             return b""
         raise FsError(Fault.NOT_IMPLEMENTED, f"a metaserver has no method {method}")
 
     def cluster(self) -> Cluster:
         nodes = tuple(all_nodes(self._machine.replica.machine.tree))
-        return Cluster(self._group.raft.leader, nodes)
+        return Cluster(self._group.leader, nodes)
 
     def node_of(self, number: int) -> NodeRecord | None:
         tree = self._machine.replica.machine.tree
@@ -99,24 +99,25 @@ class MetaService:
     # -- sessions
 
     def began_to_lead(self) -> None:
-        """Nobody is ended for what a leader before us has not told us."""
-        now = self._node.now()
-        self._heard = {number: now for number in self._machine.replica.machine.sessions}
+        self._watch.began_to_lead(self._machine.replica.machine.sessions, self._node.now())
 
     def silent_sessions(self) -> list[int]:
         """Those that have not been heard of for too long."""
-        now = self._node.now()
-        sessions = self._machine.replica.machine.sessions
-        for number in sessions:
-            self._heard.setdefault(number, now)
-        for number in self._heard.keys() - sessions:
-            del self._heard[number]
-        return [number for number, heard in self._heard.items() if now - heard > self._ttl_ms]
+        return self._watch.silent(self._machine.replica.machine.sessions, self._node.now())
 
-    def _hear(self, session: int) -> None:
-        if session not in self._machine.replica.machine.sessions:
-            raise FsError(Fault.SESSION_ENDED, f"session {session} has ended")
-        self._heard[session] = self._node.now()
+    def _hear(self, session: int) -> bool:
+        sessions = self._machine.replica.machine.sessions
+        return self._watch.hear(sessions, session, self._node.now())
+
+    async def _renew(self, session: int) -> bytes:
+        if not self._hear(session):
+            # A leader before us may have opened it, and we have not applied that yet.
+            if not self._group.read_now():
+                await leave()
+                await self._group.wait_read()
+            if not self._hear(session):
+                raise _ended(session)
+        return b""
 
     async def _open_session(self, peer: Peer, body: Body) -> bytes:
         about = msgspec.msgpack.decode(body, type=str)
@@ -125,23 +126,21 @@ class MetaService:
         if len(self._machine.replica.machine.sessions) >= SESSIONS_MAX:
             raise FsError(Fault.BUSY, f"there are {SESSIONS_MAX} sessions; end some of them first")
         number = await self.order(OpenSession(about))
-        self._heard[number] = self._node.now()
+        self._hear(number)
         return encode(Opened(number, self._ttl_ms, self._machine.now()))
 
     # -- commands and queries
 
     def _propose(self, body: Body) -> Parts | Later:
         asked = decode_propose(body)
-        asked.command.check()
         group = self._group
         if not group.is_leader:
             self._require_leader()
-        self._hear(asked.session)
-        machine = self._machine.replica.machine
-        known, reply = machine.reply_to(asked.session, asked.sequence)
-        if known:  # it was asked before, and the answer was lost
-            if isinstance(reply, FsError):
-                raise reply
+        if not self._hear(asked.session) and not asked.session:
+            raise _ended(asked.session)
+        # One that we do not know may be new: whether it has ended, the log says.
+        known, reply = kept_reply(self._machine.replica.machine, asked.session, asked.sequence)
+        if known:
             return encode(reply)
         self._safe_mode.require_writable()
         self.commands += 1
@@ -162,13 +161,23 @@ class MetaService:
         if not self._group.read_now():
             await leave()
             await self._group.wait_read()
-        if asked.session:
-            self._hear(asked.session)
+        if asked.session and not self._hear(asked.session):
+            raise _ended(asked.session)
         self.queries += 1
-        return encode(asked.query.read(self._machine.replica.machine.tree))
+        try:
+            return encode(asked.query.read(self._machine.replica.machine.tree))
+        except UNFIT as error:
+            raise FsError(
+                Fault.INVALID,
+                f"{type(asked.query).__name__} with numbers that make no sense: {error}",
+            ) from error
 
     def _require_leader(self) -> None:
-        self._group.raft.state.require_leader()
+        self._group.require_leader()
+
+
+def _ended(session: int) -> FsError:
+    return FsError(Fault.SESSION_ENDED, f"session {session} has ended")
 
 
 def _number(body: Body) -> int:

@@ -18,7 +18,7 @@ from mountfs.errors import Fault, FsError
 from mountfs.kv.base import StoreFailed
 from mountfs.kv.overlay import Overlay, Rows
 from mountfs.meta import keys
-from mountfs.meta.command import Command, Query, Stamp
+from mountfs.meta.command import UNFIT, Command, Query, Stamp
 from mountfs.meta.ops.allocate import Allocate
 from mountfs.meta.ops.copy_range import CopyRange
 from mountfs.meta.ops.link import Link
@@ -139,7 +139,12 @@ class StateMachine:
         stamp = Stamp(index, time, session)
         tree.begin(stamp)
         try:
-            reply = command.apply(tree, stamp)
+            try:
+                reply = command.apply(tree, stamp)
+                tree.commit()
+            except UNFIT as error:
+                what = f"{type(command).__name__} with numbers that make no sense: {error}"
+                raise FsError(Fault.INVALID, what) from error
         except FsError as error:
             tree.abort()
             if isinstance(error, StoreFailed) or error.fault in _OF_THE_STORE:
@@ -149,7 +154,6 @@ class StateMachine:
         except BaseException:
             tree.abort()
             raise
-        tree.commit()
         self._settle(index, time, replies, sequence, reply)
         if type(command) is OpenSession:
             self._sessions[reply] = Replies(about=command.about)  # type: ignore[index]

@@ -26,6 +26,7 @@ from mountfs.raft.envelope import open_, seal
 from mountfs.raft.figures import Figures
 from mountfs.raft.log_record import GroupId
 from mountfs.raft.messages import (
+    NOBODY,
     Entry,
     EntryKind,
     InstallSnapshot,
@@ -96,6 +97,12 @@ class _Waiting(msgspec.Struct):
     begun: float
 
 
+class _Reader(msgspec.Struct):
+    done: Callable[[FsError | None], None]
+    until: int
+    """When it is told to ask again."""
+
+
 class Group:
     """A server of a group.  Made by `Node.start`."""
 
@@ -106,9 +113,11 @@ class Group:
         self.machine = machine
         self.failure: Exception | None = None
         """Why this server is of no use any more."""
+        self.stopped = False
         self.queue: list[_Proposal] = []
         self.waiting: dict[LogIndex, _Waiting] = {}
-        self.readers: dict[int, Callable[[FsError | None], None]] = {}
+        self.readers: dict[int, _Reader] = {}
+        """Those who asked first come first."""
         self.readable: list[tuple[LogIndex, int]] = []
         self.batch = 0
         """So many proposals came together the last time."""
@@ -119,16 +128,29 @@ class Group:
 
     def propose(self, data: bytes, done: Done, subject: Any = None) -> None:
         """Have a command ordered, and `done` called with its effect."""
+        if self._is_gone:
+            done(self._gone())
+            return
+        if len(data) > self._node.storage.command_bytes_max:
+            done(FsError(Fault.TOO_BIG, f"a command of {len(data)} bytes fits into no log"))
+            return
         self.queue.append(_Proposal(data, subject, done, time.perf_counter()))
         self._node.proposed(self)
 
     def read_now(self) -> bool:
         """Whether the state as it is may be answered from."""
+        if self._is_gone:
+            return False
         index = self.raft.read_now(self._node.now())
         return index is not None and self.machine.applied >= index
 
     def read(self, done: Callable[[FsError | None], None]) -> None:
-        """Have `done` called when the state may be answered from, or with why not."""
+        """Have `done` called when the state may be answered from, or with why not; that is
+        UNAVAILABLE when nobody says so in time.
+        """
+        if self._is_gone:
+            done(self._gone())
+            return
         node = self._node
         request = node.next_request()
         try:
@@ -136,7 +158,7 @@ class Group:
         except FsError as error:
             done(_later(error))
             return
-        self.readers[request] = done
+        self.readers[request] = _Reader(done, node.now() + 2 * node.config.election_ms)
         node.wake(self)
 
     async def wait_propose(self, data: bytes, subject: Any = None) -> Any:
@@ -156,7 +178,29 @@ class Group:
 
     @property
     def is_leader(self) -> bool:
-        return self.raft.state.is_leader
+        return self.raft.state.is_leader and not self._is_gone
+
+    @property
+    def leader(self) -> NodeId:
+        """Who leads, as far as we know; 0: nobody.  A server that is of no use knows nobody: it
+        hears nothing any more.
+        """
+        return NOBODY if self._is_gone else self.raft.leader
+
+    def require_leader(self) -> None:
+        """Raises NOT_LEADER."""
+        if self._is_gone:
+            raise self._gone()
+        self.raft.state.require_leader()
+
+    @property
+    def _is_gone(self) -> bool:
+        return self.stopped or self.failure is not None
+
+    def _gone(self) -> FsError:
+        if self.stopped:
+            return FsError(Fault.NOT_LEADER, "this node has left the group")
+        return FsError(Fault.NOT_LEADER, "this node's copy is damaged")
 
 
 class Node:
@@ -192,6 +236,8 @@ class Node:
         """The disk has no room for the log, since then nothing is promised."""
         self._going = False
         """What follows is just being done."""
+        self._proposer: Group | None = None
+        """Whose proposals were taken last: while they wait, others are likely to come too."""
         self._sync_begun: int | None = None
         """When the sync began that a thread does now."""
         self.log_failure: FsError | None = None
@@ -231,16 +277,23 @@ class Node:
     def stop(self, group: GroupId) -> None:
         """Our server of the group is no more."""
         found = self.groups.pop(group)
-        self._fail_all(found, FsError(Fault.NOT_LEADER, "this node has left the group"))
+        found.stopped = True
+        self._woken.pop(group, None)
+        self._unsaved = deque(one for one in self._unsaved if one[0] is not found)
+        self._fail_all(found, found._gone())
 
     def wake(self, group: Group) -> None:
+        if group.stopped:
+            return
         self._woken[group.id] = group
         self._wake.set()
 
     def proposed(self, group: Group) -> None:
         """Something was put into the queue of a group."""
         self._woken[group.id] = group
-        if len(group.queue) == 1 >= group.batch and not group.waiting and self._is_idle:
+        lately = self._proposer
+        alone = not group.waiting and (lately is None or not lately.waiting)
+        if alone and len(group.queue) == 1 >= group.batch and self._is_idle:
             self._go_on()
         else:
             self._wake.set()
@@ -271,6 +324,8 @@ class Node:
 
     def arrived(self, group: Group, message: InstallSnapshot) -> None:
         """A snapshot lies here complete."""
+        if group._is_gone:
+            return
         group.raft.step(message, self.now())
         self.wake(group)
 
@@ -335,13 +390,16 @@ class Node:
         while True:
             now = self.now()
             for group in self.groups.values():
-                if group.failure is None and group.raft.wakes_at <= now:
+                if group.failure is not None:
+                    continue
+                if group.raft.wakes_at <= now:
                     group.raft.tick(now)
                     self.wake(group)
+                self._refuse_late_readers(group, now)
             if self._unsaved:
                 self._wake.set()
             self._look_at_disk(now)
-            waits = [group.raft.wakes_at for group in self.groups.values()]
+            waits = [one.raft.wakes_at for one in self.groups.values() if one.failure is None]
             pause_ms = min(waits, default=now + 1000) - self.now()
             await trio.sleep(min(max(pause_ms, 5), 200) / 1000)
 
@@ -351,7 +409,7 @@ class Node:
         while self._woken:
             woken, self._woken = self._woken, {}
             for group in woken.values():
-                if group.failure is None:
+                if group.failure is None and not group.stopped:
                     self._pump_guarded(group, propose=propose)
                     if group.queue:
                         left[group.id] = group
@@ -389,6 +447,7 @@ class Node:
     def _propose(self, group: Group) -> None:
         queue, group.queue = group.queue, []
         group.batch = len(queue)
+        self._proposer = group
         self.figures.proposals += len(queue)
         try:
             first, term = group.raft.propose([one.data for one in queue], self.now())
@@ -413,7 +472,12 @@ class Node:
             elif proposal is None:
                 machine.apply(entry, None)
             else:
-                proposal.done(machine.apply(entry, proposal.subject))
+                try:
+                    reply = machine.apply(entry, proposal.subject)
+                except FsError:
+                    waiting[entry.index] = proposal  # it is told with all others
+                    raise
+                proposal.done(reply)
                 figures.commit_s.note(time.perf_counter() - proposal.begun)
         group.raft.applied(ready.committed[-1].index)
         figures.apply_s.note(time.perf_counter() - begun)
@@ -429,9 +493,17 @@ class Node:
         group.readable = waiting
 
     def _answer(self, group: Group, request: int, error: FsError | None) -> None:
-        done = group.readers.pop(request, None)
-        if done is not None:
-            done(error)
+        reader = group.readers.pop(request, None)
+        if reader is not None:
+            reader.done(error)
+
+    def _refuse_late_readers(self, group: Group, now: int) -> None:
+        """A question to who leads may be lost, and so may the answer."""
+        while group.readers:
+            request, first = next(iter(group.readers.items()))
+            if now < first.until:
+                return
+            self._answer(group, request, FsError(Fault.UNAVAILABLE, "who leads does not answer"))
 
     def _look_at_leadership(self, group: Group) -> None:
         if (group.leaderless_since is None) != bool(group.raft.leader):
@@ -457,18 +529,19 @@ class Node:
             group.leaderless_since = None
 
     def _fail_all(self, group: Group, error: FsError) -> None:
+        queue, group.queue = group.queue, []
         waiting, group.waiting = group.waiting, {}
-        for one in waiting.values():
-            one.done(error)
-        readers, group.readers = group.readers, {}
-        for done in readers.values():
+        for done in (*(one.done for one in waiting.values()), *(one.done for one in queue)):
             done(error)
+        readers, group.readers = group.readers, {}
+        for reader in readers.values():
+            reader.done(error)
 
     def _failed(self, group: Group, error: Exception) -> None:
         """This copy of the state is of no use: the others go on without it."""
         log.error("group %s: %s", group.id, error)
         group.failure = error
-        self._fail_all(group, FsError(Fault.NOT_LEADER, "this node's copy is damaged"))
+        self._fail_all(group, group._gone())
         self.on_leader(group)
 
     # -- the disk
@@ -481,22 +554,29 @@ class Node:
         number = self._journal.last_index
         if save is not None:
             try:
-                if save.snapshot is not None:
-                    self._install(group, save)
-                    number = self._journal.last_index
-                else:
-                    number = self.storage.save(group.id, save)
+                number = self._write(group, save)
             except FsError as error:
                 self._not_saved(error)
                 self._unsaved.append((group, save, after))
                 return
-            self.figures.batches += 1
-            self.figures.appended += len(save.entries)
-            if save.entries:
-                self.figures.batch_entries.note(len(save.entries))
-            if not save.synced:  # but after all that came before
-                number = self._saving[-1][0] if self._saving else 0
         self._saving.append((number, group, save, after))
+
+    def _write(self, group: Group, save: Save) -> int:
+        """Hand it to the journal; returns which record must be on disk before it counts as saved:
+        never an earlier one than for what was handed over before.
+        """
+        if save.snapshot is not None:
+            self._install(group, save)
+            number = self._journal.last_index
+        else:
+            number = self.storage.save(group.id, save)
+        self.figures.batches += 1
+        self.figures.appended += len(save.entries)
+        if save.entries:
+            self.figures.batch_entries.note(len(save.entries))
+        if save.synced:
+            return number
+        return self._saving[-1][0] if self._saving else 0
 
     def _install(self, group: Group, save: Save) -> None:
         """A snapshot takes the place of log and state: rare, so that it is waited for."""
@@ -537,11 +617,7 @@ class Node:
         while self._unsaved:
             group, save, after = self._unsaved[0]
             try:
-                if save.snapshot is not None:
-                    self._install(group, save)
-                    number = self._journal.last_index
-                else:
-                    number = self.storage.save(group.id, save)
+                number = self._write(group, save)
             except FsError as error:
                 self._not_saved(error)
                 return
@@ -555,6 +631,7 @@ class Node:
         finally:
             self._sync_begun = None
         self._synced()
+        self._wake.set()
 
     def _sync_guarded(self) -> None:
         try:
@@ -579,7 +656,7 @@ class Node:
                 self._outbox.setdefault(message.target, []).append((group.id, message))
             if save is not None and group.failure is None:
                 group.raft.saved(save)
-            self.wake(group)
+            self._woken[group.id] = group
 
     def _look_at_disk(self, now: int) -> None:
         """A leader whose disk hangs answers nobody, and yet nobody would elect another."""

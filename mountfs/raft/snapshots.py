@@ -6,7 +6,7 @@ transfer breaks off.  Pieces are paced, so that work goes on beside it.
 
 import logging
 from collections.abc import AsyncGenerator, Awaitable, Callable
-from typing import Final, Protocol
+from typing import Final, Protocol, TypeVar
 
 import msgspec
 import trio
@@ -21,6 +21,8 @@ from mountfs.rpc.server import Call, Server
 from mountfs.types import MIB
 
 log = logging.getLogger(__name__)
+
+T = TypeVar("T")
 
 SERVICE: Final = "mountfs.Snapshots"
 OFFER: Final = "Offer"
@@ -72,10 +74,21 @@ class Fetch(msgspec.Struct, frozen=True, array_like=True):
 
 
 class _Kept:
+    """A copy that others read from, until nobody does and it is no longer wanted."""
+
     def __init__(self, source: Source) -> None:
         self.source = source
         self.used_at = trio.current_time()
         self.users = 0
+        self.retired = False
+
+    def retire(self) -> None:
+        self.retired = True
+        self.close_if_done()
+
+    def close_if_done(self) -> None:
+        if self.retired and not self.users:
+            self.source.close()
 
 
 class Transfer(msgspec.Struct):
@@ -114,9 +127,10 @@ class Snapshots:
         self._make_sink = make_sink
         self._bytes_per_s = bytes_per_s
         self._kept: dict[GroupId, _Kept] = {}
+        self._copying = trio.Lock()
         self._sinks: dict[GroupId, Sink] = {}
         self._receiving: set[GroupId] = set()
-        self._wanted, self._wants = trio.open_memory_channel[tuple[Group, NodeId]](1_000)
+        self._wanted, self._wants = trio.open_memory_channel[tuple[Group, NodeId, Term]](1_000)
         self.sending: dict[NodeId, Transfer] = {}
         self.received: dict[GroupId, Transfer] = {}
         node.on_snapshot_wanted = self._want
@@ -127,11 +141,11 @@ class Snapshots:
         try:
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(self._forget_unused)
-                async for group, target in self._wants:
-                    nursery.start_soon(self._offer, group, target)
+                async for group, target, term in self._wants:
+                    nursery.start_soon(self._offer, group, target, term)
         finally:
             for kept in self._kept.values():
-                kept.source.close()
+                kept.retire()
             for sink in self._sinks.values():
                 if not sink.is_whole:
                     sink.abandon()
@@ -140,11 +154,12 @@ class Snapshots:
 
     def _want(self, group: Group, target: NodeId) -> None:
         try:
-            self._wanted.send_nowait((group, target))
+            self._wanted.send_nowait((group, target, group.raft.term))
         except trio.WouldBlock:
             group.raft.snapshot_sent(target, whole=False, now=self._node.now())
 
-    async def _offer(self, group: Group, target: NodeId) -> None:
+    async def _offer(self, group: Group, target: NodeId, term: Term) -> None:
+        """`term`: in which we lead.  By now somebody else may, in another one."""
         whole = False
         try:
             address = self._address_of(target)
@@ -152,9 +167,8 @@ class Snapshots:
                 return
             source = await self._source(group, group.raft.log.base)
             offer = Offer(
-                self._cluster, group.id, self._node.number, self._address, group.raft.term,
-                source.head,
-            )  # fmt: skip
+                self._cluster, group.id, self._node.number, self._address, term, source.head
+            )
             self.sending[target] = Transfer(group.id, target, source.head.index)
             log.info("group %d: offering a snapshot at %d to node %d",
                      group.id, source.head.index, target)  # fmt: skip
@@ -171,18 +185,20 @@ class Snapshots:
 
     async def _source(self, group: Group, base: int) -> Source:
         """The copy that is there, unless the log has gone on so far that it leads nowhere."""
-        kept = self._kept.get(group.id)
-        if kept is not None and kept.source.head.index < base and not kept.users:
-            kept.source.close()
-            kept = None
-        if kept is None or kept.source.head.index < base:
-            kept = self._kept[group.id] = _Kept(await self._make_source(group))
-        kept.used_at = trio.current_time()
-        return kept.source
+        async with self._copying:
+            kept = self._kept.get(group.id)
+            if kept is not None and kept.source.head.index < base:
+                del self._kept[group.id]
+                kept.retire()
+                kept = None
+            if kept is None:
+                kept = self._kept[group.id] = _Kept(await self._make_source(group))
+            kept.used_at = trio.current_time()
+            return kept.source
 
     async def _on_fetch(self, body: bytes, call: Call) -> AsyncGenerator[bytes, None]:
         require_node(call)
-        asked = msgspec.msgpack.decode(body, type=Fetch)
+        asked = _decoded(body, Fetch)
         kept = self._kept.get(asked.group)
         if kept is None or kept.source.head.index != asked.index:
             raise FsError(Fault.NOT_FOUND, f"no snapshot at {asked.index} is kept here any more")
@@ -204,20 +220,21 @@ class Snapshots:
                 await trio.sleep_until(begun + sent / self._bytes_per_s)
         finally:
             kept.users -= 1
+            kept.close_if_done()
 
     async def _forget_unused(self) -> None:
         while True:
             await trio.sleep(KEPT_S / 20)
             for group, kept in list(self._kept.items()):
                 if not kept.users and trio.current_time() - kept.used_at > KEPT_S:
-                    kept.source.close()
                     del self._kept[group]
+                    kept.retire()
 
     # -- who lacks entries
 
     async def _on_offer(self, body: bytes, call: Call) -> bytes:
         require_node(call)
-        offer = msgspec.msgpack.decode(body, type=Offer)
+        offer = _decoded(body, Offer)
         if offer.cluster != self._cluster:
             raise FsError(
                 Fault.INVALID, f"node {offer.source} is of another cluster, or was left behind"
@@ -227,6 +244,10 @@ class Snapshots:
             raise FsError(Fault.NOT_FOUND, f"group {offer.group} is not on this node")
         if offer.group in self._receiving:
             raise FsError(Fault.BUSY, "a snapshot of this group is on its way here already")
+        if group.machine.applied < group.raft.log.base:
+            raise FsError(Fault.BUSY, "a snapshot of this group is just taking its place")
+        if offer.term < group.raft.term:
+            raise FsError(Fault.NOT_LEADER, f"node {offer.source} led in a term that is over")
         if offer.head.index > group.raft.log.committed:
             self._receiving.add(offer.group)
             try:
@@ -241,13 +262,19 @@ class Snapshots:
     async def _fetch(self, group: Group, offer: Offer) -> None:
         sink = self._sinks.get(offer.group)
         if sink is None or sink.head != offer.head:
-            if sink is not None and not sink.is_whole:
+            if sink is not None:
+                del self._sinks[offer.group]
                 sink.abandon()
-            sink = self._make_sink(group, offer.head)
-            self._sinks[offer.group] = sink
+            sink = self._sinks[offer.group] = self._make_sink(group, offer.head)
         progress = self.received[offer.group] = Transfer(
             offer.group, offer.source, offer.head.index
         )
+        try:
+            await self._fetch_all(sink, offer, progress)
+        finally:
+            del self.received[offer.group]
+
+    async def _fetch_all(self, sink: Sink, offer: Offer, progress: Transfer) -> None:
         failures = 0
         while not sink.is_whole:
             before = sink.last_key
@@ -258,13 +285,12 @@ class Snapshots:
                 if failures > RETRIES_MAX or error.fault in (
                     Fault.NOT_FOUND, Fault.NO_SPACE, Fault.DEVICE,
                 ):  # fmt: skip
-                    sink.abandon()
                     del self._sinks[offer.group]
+                    sink.abandon()
                     raise
                 log.info("a snapshot from node %d: %s", offer.source, error)
                 await trio.sleep(RETRY_S)
         del self._sinks[offer.group]
-        del self.received[offer.group]
 
     async def _fetch_some(self, sink: Sink, offer: Offer, progress: Transfer) -> None:
         asked = msgspec.msgpack.encode(Fetch(offer.group, offer.head.index, sink.last_key))
@@ -275,6 +301,14 @@ class Snapshots:
                 progress.bytes += len(piece)
                 if await trio.to_thread.run_sync(sink.take, piece):
                     return
+
+
+def _decoded(body: bytes, form: type[T]) -> T:
+    """Raises INVALID."""
+    try:
+        return msgspec.msgpack.decode(body, type=form)
+    except msgspec.MsgspecError as error:
+        raise FsError(Fault.INVALID, f"not a request: {error}") from None
 
 
 def require_node(call: Call) -> None:

@@ -181,6 +181,12 @@ class Storage:
                     Fault.CORRUPT, f"the journal has a part of group {group}, but not its begin"
                 )
 
+    @property
+    def command_bytes_max(self) -> int:
+        """The largest command that fits into a record."""
+        overhead = ENTRIES_OVERHEAD_BYTES + ENTRY_OVERHEAD_BYTES
+        return self.journal.record_bytes_max - _REST_BYTES - overhead
+
     # -- at the start
 
     def stored(self, group: GroupId) -> StoredLog:

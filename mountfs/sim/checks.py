@@ -1,8 +1,13 @@
 """What must hold after every step (paper figure 3)."""
 
+from collections.abc import Callable, Iterable
+from hashlib import blake2b
+
+from mountfs.errors import FsError
 from mountfs.raft.core import Raft
 from mountfs.raft.messages import Entry, NodeId, SnapshotHead, Term
 from mountfs.raft.state import Role
+from mountfs.sim.machine import Machine
 from mountfs.types import LogIndex
 
 
@@ -25,7 +30,12 @@ class Checks:
         """Of each entry ever seen: the term of the one before it, and its data."""
         self._seen: dict[NodeId, tuple[LogIndex, int]] = {}
         """How far a log was on disk when it was looked at last, and how often it had been cut."""
+        self._states: dict[LogIndex, tuple[NodeId, bytes]] = {}
+        """What the state was after an entry, where that was looked at; and whose."""
         self.leaders_seen = 0
+        self.look_every = 100
+        """So many entries apart states are compared, and looked at for what must hold in them."""
+        self.violations: Callable[[Machine], Iterable[str]] = lambda machine: ()
 
     def look(self, raft: Raft) -> None:
         """A server has taken a step."""
@@ -86,6 +96,35 @@ class Checks:
         known = self._applied.get(head.index)
         if known is not None and known[0].term != head.term:
             raise Broken("state machine safety", f"{node} installs {head}, not {known[0].term}")
+
+    def applied_to(self, node: NodeId, machine: Machine) -> None:
+        """A machine has taken in an entry."""
+        if machine.applied % self.look_every == 0:
+            self.same_state(node, machine)
+
+    def same_state(self, node: NodeId, machine: Machine) -> None:
+        """Every server has the same after the same entries, and that is sound."""
+        try:
+            rows = machine.rows()
+        except FsError:
+            return  # its disk is damaged: it finds that out itself
+        digest = blake2b(digest_size=16)
+        for key, row in sorted(rows.items()):
+            digest.update(b"%d %d %b%b" % (len(key), len(row), key, row))
+        first = machine.applied not in self._states
+        other, known = self._states.setdefault(machine.applied, (node, digest.digest()))
+        if known != digest.digest():
+            raise Broken(
+                "state machine safety", f"{node} differs from {other} after {machine.applied}"
+            )
+        if first:
+            for violation in self.violations(machine):
+                raise Broken("invariants", f"{node} after {machine.applied}: {violation}")
+
+    @property
+    def history(self) -> dict[LogIndex, Entry]:
+        """What was applied, by index."""
+        return {index: entry for index, (entry, _) in self._applied.items()}
 
     def forget(self, node: NodeId) -> None:
         """It went down: its log may be shorter when it comes back."""

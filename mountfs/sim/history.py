@@ -1,70 +1,101 @@
 """Whether what clients saw could have happened one after the other (linearizability).
 
-By the algorithm of Wing and Gong with the memory of Lowe, for one register at a time: a history is
-linearizable if its part for each key is.
+By the algorithm of Wing and Gong with the memory of Lowe, for one object at a time: a history is
+linearizable if its part for each object is.
 """
+
+from collections.abc import Callable, Hashable, Iterable
+from typing import Any
 
 import msgspec
 
+State = Any
+"""Of an object; hashable."""
 
-class Operation(msgspec.Struct):
-    """What a client asked, and what it got."""
 
-    client: int
-    key: int
-    kind: str
-    """"read", "write" or "compare"."""
-    value: int
-    """Written; of a read, what came back."""
-    expected: int | None
+class Call(msgspec.Struct):
+    """What a client asked of one object, and what it got."""
+
+    who: str
+    what: tuple[Any, ...]
     called: int
     returned: int | None = None
     """None: never answered; it may have happened at any time after `called`, or not at all."""
-    acted: bool | None = None
-    """Of a compare, whether the value was as expected."""
+    result: Any = None
+    number: int = 0
+    """Of all calls of a run."""
+
+    def __str__(self) -> str:
+        until = "?" if self.returned is None else f"{self.returned / 1e6:.4f}"
+        words = " ".join(map(str, self.what))
+        return f"{self.called / 1e6:.4f}-{until} {self.who}: {words} -> {self.result}"
 
 
-def linearizable(operations: list[Operation]) -> bool:
-    """For the operations on one register, which begins with 0."""
-    todo = [one for one in operations if not (one.kind == "read" and one.returned is None)]
-    todo.sort(key=lambda one: one.called)
+Model = Callable[[State, Call], Iterable[State]]
+"""The states that an object may be in after a call that was answered as it was; none, if it cannot
+have been answered so.  Of a call without an answer: after any answer.
+"""
+
+
+def linearizable(calls: list[Call], model: Model, state: Hashable) -> bool:
+    """For the calls on one object, which begins as `state`."""
+    return explain(calls, model, state) is None
+
+
+def explain(calls: list[Call], model: Model, state: Hashable) -> Call | None:
+    """None if they are linearizable; or else the call that could not be answered so, whatever the
+    order of those before it: the first in the order that comes furthest.
+    """
+    todo = sorted((one for one in calls if one.returned is not None), key=_called)
+    maybe = sorted((one for one in calls if one.returned is None), key=_called)
+    ends = [one.returned or 0 for one in todo]
     count = len(todo)
-    must = sum(1 << at for at, one in enumerate(todo) if one.returned is not None)
-    seen: set[tuple[int, int]] = set()
-    stack = [(0, 0)]
-    """(operations that have happened, as bits; value)"""
+    seen: set[tuple[int, int, int, Hashable]] = set()
+    stack: list[tuple[int, int, int, int, Hashable]] = [(0, 0, 0, 0, state)]
+    """(those before have all happened; bits of later ones that have; bits of those of `maybe` that
+    have; how many have in all; state)
+    """
+    furthest, stuck = -1, None
     while stack:
-        done, value = stack.pop()
-        if done & must == must:
-            return True
-        if (done, value) in seen:
+        base, bits, taken, done, now = stack.pop()
+        if base == count:
+            return None
+        if (base, bits, taken, now) in seen:
             continue
-        seen.add((done, value))
+        seen.add((base, bits, taken, now))
         # Whatever returned first among those that have not happened bounds who may be next.
-        horizon = min(
-            one.returned
-            for at, one in enumerate(todo)
-            if not done >> at & 1 and one.returned is not None
-        )
-        for at in range(count):
-            one = todo[at]
+        horizon = ends[base]
+        candidates = []
+        for at in range(base, count):
+            if todo[at].called > horizon:
+                break
+            if not bits >> (at - base) & 1:
+                candidates.append(at)
+                horizon = min(horizon, ends[at])
+        # What nobody has an answer to is tried last, and what returned first is tried first: that
+        # is mostly right.
+        for number, one in enumerate(maybe):
             if one.called > horizon:
                 break
-            if done >> at & 1:
+            if not taken >> number & 1:
+                for after in model(now, one):
+                    if after != now:
+                        stack.append((base, bits, taken | 1 << number, done, after))
+        candidates.sort(key=lambda at: -ends[at])
+        if done > furthest:
+            furthest, stuck = done, todo[candidates[-1]]
+        for at in candidates:
+            if todo[at].called > horizon:
                 continue
-            after = _after(one, value)
-            if after is not None:
-                stack.append((done | 1 << at, after))
-    return False
+            after_bits = bits | 1 << (at - base)
+            after_base = base
+            while after_bits & 1:
+                after_bits >>= 1
+                after_base += 1
+            for after in model(now, todo[at]):
+                stack.append((after_base, after_bits, taken, done + 1, after))
+    return stuck
 
 
-def _after(one: Operation, value: int) -> int | None:
-    """The value after an operation; None if it cannot have been answered so then."""
-    if one.kind == "read":
-        return value if one.value == value else None
-    if one.kind == "write":
-        return one.value
-    acts = value == one.expected
-    if one.acted is not None and one.acted is not acts:
-        return None
-    return one.value if acts else value
+def _called(one: Call) -> int:
+    return one.called

@@ -44,5 +44,9 @@ class Network:
             self._world.note_message(message)
             self._deliver(message)
 
+    def connects(self, one: NodeId, other: NodeId) -> bool:
+        """Both ways."""
+        return (one, other) not in self.cut and (other, one) not in self.cut
+
     def heal(self) -> None:
         self.cut.clear()

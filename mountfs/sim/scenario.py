@@ -1,62 +1,59 @@
 """One seed, one run: a group, its clients, and what befalls them."""
 
-from collections.abc import Callable
+from collections import defaultdict
+from collections.abc import Iterable
+from random import Random
 
 import msgspec
 
+from mountfs.meta.invariants import violations
+from mountfs.meta.state_machine import decode_entry
 from mountfs.raft.config import Config
 from mountfs.raft.messages import (
-    Append,
     AppendReply,
     EntryKind,
-    HeartbeatReply,
+    HardState,
     Membership,
-    Message,
     NodeId,
-    TimeoutNow,
-    Vote,
-    VoteReply,
+    SnapshotHead,
+    Term,
 )
-from mountfs.sim.checks import Broken, Checks
-from mountfs.sim.history import Operation, linearizable
-from mountfs.sim.network import Network
+from mountfs.sim.checks import Broken
+from mountfs.sim.cluster import Cluster
+from mountfs.sim.faults import REGISTER_KINDS, Fault, Faults, Plan, of_servers, plan, swarm
+from mountfs.sim.history import Call, explain
+from mountfs.sim.machine import Machine
+from mountfs.sim.metadata import Formatted, Metadata
+from mountfs.sim.metaserver import MetaServer
+from mountfs.sim.models import register
+from mountfs.sim.mount import Doors, Mount
+from mountfs.sim.operator import Operator
+from mountfs.sim.promises import Promises
+from mountfs.sim.register import RegisterMachine
 from mountfs.sim.server import Server
+from mountfs.sim.store import Store
+from mountfs.sim.work import Work
 from mountfs.sim.workload import Client
 from mountfs.sim.world import MS, S, World
+from mountfs.types import LogIndex
 
 CALM = 8 * S
 """After the faults: everything must be well again, and all answered."""
 
+SECONDS = 20
 
-def _is(message: Message, kind: type[Message] | str) -> bool:
-    if isinstance(kind, str):
-        return isinstance(message, Append) and any(
-            entry.kind is EntryKind.MEMBERSHIP for entry in message.entries
-        )
-    return isinstance(message, kind)
+FILE_KINDS = ("files", "sessions", "disks", "snapshots")
+"""Of runs with the metadata, by what they look for most."""
 
+KINDS = (*REGISTER_KINDS, *FILE_KINDS)
 
-KINDS = ("any", "any", "membership", "reads", "votes", "leaders")
-"""Of runs, by what they look for most."""
-
-
-class _Plan(msgspec.Struct, frozen=True):
-    kinds: list[Callable[[], None]]
-    pause_us: int
-    """Between them, on average."""
-    when: type[Message] | str
-    then: Callable[[Server], None]
-    """Happens to the sender of such a message; to who gets it, if it is an answer."""
-    likely: float
-    size: int | None = None
-    """Voters at first, if that matters."""
-    append_bytes: int | None = None
-    reads: bool = False
-    """Whether clients read more than they write."""
+_LIKELY = ("any", *REGISTER_KINDS, "files", "files", *FILE_KINDS)
+"""What a run is if nobody says it."""
 
 
 class Result(msgspec.Struct, frozen=True):
     seed: int
+    kind: str
     digest: str
     operations: int
     answered: int
@@ -65,29 +62,48 @@ class Result(msgspec.Struct, frozen=True):
     committed: int
 
 
+def run(
+    seed: int,
+    *,
+    kind: str = "",
+    seconds: int = SECONDS,
+    without: frozenset[int] = frozenset(),
+    trace: bool = False,
+) -> "Run":
+    """A run that has not begun; `kind`: one of KINDS instead of what the seed says."""
+    chosen = kind or kind_of(seed)
+    form = RegisterRun if chosen in REGISTER_KINDS else FileRun
+    return form(seed, chosen, seconds, without, trace=trace)
+
+
+def kind_of(seed: int) -> str:
+    return World(seed).stream("kind").choice(_LIKELY)
+
+
 class Run:
+    """Those of one form have the same machine, clients and checks of what these saw."""
+
     def __init__(
-        self, seed: int, *, seconds: int = 20, trace: bool = False, kind: str = ""
+        self, seed: int, kind: str, seconds: int, without: frozenset[int], *, trace: bool
     ) -> None:
-        """`kind`: one of KINDS instead of any."""
         self.seed = seed
+        self.kind = kind
         self.world = world = World(seed)
         if trace:
             world.lines = []
-        self._seconds = seconds
-        random = world.random
-        self.checks = Checks()
-        self.servers: dict[NodeId, Server] = {}
-        self.network = Network(world, lambda message: self.servers[message.target].deliver(message))
-        self._plan = plan = self._choose(kind or random.choice(KINDS))
-        self._quiet_until = 0
+        self._ends = seconds * S
+        self.random = random = world.stream("run")
+        self.faults = Faults(world, lambda: self.cluster, self._ends, without)
+        self._operator: Operator | None = None
+        self.plan = plan = self._plan(random)
         size = plan.size or random.choice((1, 3, 3, 3, 5))
-        self._spares = 2
-        voters = tuple(NodeId(number) for number in range(1, size + 1))
+        self.voters = tuple(NodeId(number) for number in range(1, size + 1))
+        # A clock that jumps differs more from others than a lease can bear.
+        leases = random.random() < 0.7 and self.faults.clock_jump not in plan.kinds
         config = Config(
             heartbeat_ms=50,
             election_ms=300,
-            lease_reads=random.random() < 0.7,
+            lease_reads=leases,
             append_bytes_max=plan.append_bytes or random.choice((200, 2_000, 200_000)),
             inflight_messages_max=random.choice((1, 4, 64)),
             cached_bytes_max=random.choice((0, 5_000, 1_000_000)),
@@ -95,308 +111,281 @@ class Run:
             snapshot_retry_ms=200,
             caught_up_entries=random.choice((5, 1_000)),
         )
-        everyone = [NodeId(number) for number in range(1, size + self._spares + 1)]
-        membership = Membership(voters)
-        for node in everyone:
-            server = Server(
-                world, self.network, self.checks, self.servers, node, config, membership
-            )
-            server.clock_rate = 1 + random.uniform(-0.04, 0.04)
-            server.clock_offset = random.randrange(1_000 * S)
-            server.checkpoint_entries = random.choice((20, 100, 1_000))
-            server.disk.sync_us = int(random.choice((0.3, 2, 10, 50)) * MS)
-            self.servers[node] = server
-        self._power_losses = random.choice((0.0, 0.0, 0.01))
-        """How often everybody crashes just when a client got its answer."""
-        self.network.loss = random.choice((0.0, 0.01, 0.1))
-        self.network.doubled = random.choice((0.0, 0.05))
-        self.network.straggling = random.choice((0.0, 0.01))
-        self.network.sent = self._sent
+        self.cluster = Cluster(world, config, self._load)
+        self.faults.power_losses = random.choice((0.0, 0.0, 0.01))
+        network = self.cluster.network
+        network.loss = random.choice((0.0, 0.01, 0.1))
+        network.doubled = random.choice((0.0, 0.05))
+        network.straggling = random.choice((0.0, 0.01))
         # Slow enough, two stand for election before they hear of each other.
-        self.network.delay_us = random.choice((MS // 2, MS // 2, 5 * MS, 20 * MS))
-        self.history: list[Operation] = []
-        self.faults = 0
-        self._ends = seconds * S
+        network.delay_us = random.choice((MS // 2, MS // 2, 5 * MS, 20 * MS))
+        self._build()
+        for server in self.cluster.servers.values():
+            if plan.checkpoint_entries is not None:
+                server.checkpoint_entries = plan.checkpoint_entries
 
     def run(self) -> Result:
         """Raises Broken."""
-        world = self.world
-        for server in self.servers.values():
+        world, cluster = self.world, self.cluster
+        for server in list(cluster.servers.values()):
             server.boot()
-        reads = self._plan.reads
-        keys = 1 if reads else world.random.choice((1, 4, 10))
-        for number in range(1, (8 if reads else world.random.choice((2, 5, 8))) + 1):
-            Client(
-                world,
-                self.servers,
-                number,
-                self.history,
-                keys=keys,
-                ends=self._ends + CALM // 2,
-                answered=self.answered,
-                reads=reads,
-            ).start()
-        world.after(world.random.randrange(1 * S), self._fault)
+        self._start()
+        self.faults.begin(self.plan)
         world.run(self._ends)
-        self._make_well()
+        world.note("calm")
+        self._calm()
         world.run(self._ends + CALM)
         self._judge()
-        committed = max(server.raft.log.committed for server in self.servers.values())
-        answered = sum(one.returned is not None for one in self.history)
+        operations, answered = self._counts()
         return Result(
             self.seed,
+            self.kind,
             world.digest,
-            len(self.history),
+            operations,
             answered,
-            self.checks.leaders_seen,
-            self.faults,
-            committed,
+            cluster.checks.leaders_seen,
+            len(self.faults.happened),
+            max(server.raft.log.committed for server in cluster.up()),
         )
 
-    # -- what befalls them
+    @property
+    def happened(self) -> list[Fault]:
+        return self.faults.happened
 
-    def _fault(self) -> None:
-        world = self.world
-        if world.now >= self._ends:
-            return
-        self.faults += 1
-        world.random.choice(self._plan.kinds)()
-        world.after(int(world.random.expovariate(1 / self._plan.pause_us)), self._fault)
+    # -- what a form of run is made of
 
-    def _choose(self, kind: str) -> "_Plan":
-        """What befalls them in this run: a few kinds of faults (swarm testing: all together would
-        hide what some of them, again and again, bring to light), and something that happens just
-        when a message of some kind was sent, for mistakes that show at one moment only.
-        """
-        random = self.world.random
-        pause_us = random.choice((100, 200, 400, 1_000)) * MS
-        change, heal = self._change, self._heal
-        match kind:
-            case "leaders":  # as in figure 8 of the paper: each dies with a part of its work done
-                kinds = [self._crash_leader, self._cut_off_leader, heal, heal]
-                likely = random.choice((0.05, 0.3))
-                return _Plan(kinds, pause_us, AppendReply, self._crash_briefly, likely, 5, 1)
-            case "membership":
-                kinds = [change, change, change, self._split, self._crash_leader, heal]
-                then = random.choice((self._split_from, self._crash_briefly))
-                return _Plan(kinds, pause_us, "membership", then, 0.3)
-            case "reads":
-                return self._choose_for_reads(pause_us)
-            case "votes":
-                kinds = [self._crash_leader, self._cut_off_leader, self._split, heal, heal, heal]
-                likely = random.choice((0.02, 0.3))
-                moment = random.choice((Vote, VoteReply, Append))
-                return _Plan(kinds, pause_us, moment, self._crash_briefly, likely)
-        kinds = [
-            self._crash,
-            self._crash_leader,
-            self._crash_all,
-            self._pause_one,
-            self._pause_leader,
-            self._cut_off,
-            self._cut_off_leader,
-            self._split,
-            self._one_way,
-            self._slow_disk,
-            self._clock_jump,
-            self._change,
-            self._transfer,
-        ]
-        chosen = random.sample(kinds, random.randint(1, 6))
-        return _Plan(
-            [*chosen, heal, heal],
-            pause_us,
-            random.choice((Vote, VoteReply, Append, AppendReply, "membership")),
-            random.choice((self._crash_briefly, self._pause, self._split_from)),
-            random.choice((0.0, 0.0, 0.01, 0.1)),
-        )
+    def _plan(self, random: Random) -> Plan:
+        raise NotImplementedError
 
-    def _choose_for_reads(self, pause_us: int) -> "_Plan":
-        """A leader that answers reads without knowing that it has been replaced."""
-        heal = self._heal
-        size = self.world.random.choice((3, 3, 5))
-        match self.world.random.randrange(4):
-            case 0:
-                leader = [self._pause_leader, self._cut_off_leader, self._pause_leader]
-                kinds = [*leader, self._transfer, self._one_way, heal, heal]
-                return _Plan(kinds, pause_us, HeartbeatReply, self._pause, 0.01, size, None, True)
-            case 1:
-                kinds = [self._transfer, heal]
-                return _Plan(
-                    kinds, 150 * MS, TimeoutNow, self._pause_briefly, 0.9, size, None, True
-                )
-            case 2:
-                kinds = [self._transfer, heal]
-                return _Plan(
-                    kinds, 150 * MS, TimeoutNow, self._cut_off_server, 0.9, size, None, True
-                )
-        kinds = [self._one_way, self._one_way, heal]
-        return _Plan(kinds, pause_us, Vote, self._cut_off_other_leader, 0.3, size, None, True)
+    def _load(self, node: NodeId, store: Store) -> Machine:
+        raise NotImplementedError
 
-    def _sent(self, message: Message) -> None:
-        """A message was sent: is it the moment?"""
-        world, plan = self.world, self._plan
-        if world.now < self._quiet_until or world.now >= self._ends or not plan.likely:
-            return
-        if _is(message, plan.when) and world.chance(plan.likely):
-            self._quiet_until = world.now + world.random.choice((50, 500)) * MS
-            self.faults += 1
-            answer = isinstance(message, AppendReply)
-            server = self.servers[message.target if answer else message.source]
-            delay = world.random.choice((0, 1, 5)) * MS
-            world.after(delay, lambda: plan.then(server) if server.up else None)
+    def _build(self) -> None:
+        """Servers, not up yet."""
+        raise NotImplementedError
 
-    def _crash_briefly(self, server: Server) -> None:
-        server.crash()
-        self.world.after(1 * MS, lambda: None if server.up else server.boot())
+    def _start(self) -> None:
+        """Clients."""
+        raise NotImplementedError
 
-    def _split_from(self, server: Server) -> None:
-        """It and some others, from the rest, for a while."""
-        self._split(server.node)
-        self.world.after(700 * MS, self._heal)
+    def _calm(self) -> None:
+        self.cluster.make_well()
 
-    def _up(self) -> list[Server]:
-        return [server for server in self.servers.values() if server.up]
+    def _counts(self) -> tuple[int, int]:
+        """(operations, those that were answered)"""
+        raise NotImplementedError
 
-    def _leaders(self) -> list[Server]:
-        return [server for server in self._up() if server.raft.state.is_leader]
+    def _unanswered(self) -> str:
+        """What should have been answered by now, in words."""
+        raise NotImplementedError
 
-    def _down_for_a_while(self, server: Server) -> None:
-        server.crash()
-        down = int(self.world.random.choice((1, 100, 1_000, 3_000)) * MS)
-        self.world.after(down, lambda: None if server.up else server.boot())
-
-    def _crash(self) -> None:
-        if up := self._up():
-            self._down_for_a_while(self.world.random.choice(up))
-
-    def _crash_leader(self) -> None:
-        for server in self._leaders():
-            self._down_for_a_while(server)
-
-    def _crash_all(self) -> None:
-        for server in self._up():
-            self._down_for_a_while(server)
-
-    def answered(self) -> None:
-        """A client got its answer."""
-        if self.world.now < self._ends and self.world.chance(self._power_losses):
-            self.faults += 1
-            self._crash_all()
-
-    def _pause_one(self) -> None:
-        if up := self._up():
-            self._pause(self.world.random.choice(up))
-
-    def _pause_leader(self) -> None:
-        for server in self._leaders():
-            self._pause(server)
-
-    def _pause_briefly(self, server: Server) -> None:
-        server.pause(self.world.now + self.world.random.randrange(30, 250) * MS)
-
-    def _pause(self, server: Server) -> None:
-        pause = int(self.world.random.choice((20, 100, 500, 700, 2_000)) * MS)
-        server.pause(self.world.now + pause)
-
-    def _isolate(self, node: NodeId) -> None:
-        self.world.note(f"{node} is cut off")
-        for other in self.servers:
-            self.network.cut |= {(node, other), (other, node)}
-
-    def _cut_off(self) -> None:
-        self._isolate(self.world.random.choice(sorted(self.servers)))
-
-    def _cut_off_server(self, server: Server) -> None:
-        self._isolate(server.node)
-
-    def _cut_off_other_leader(self, server: Server) -> None:
-        self._cut_off_leader()
-
-    def _cut_off_leader(self) -> None:
-        for server in self._leaders():
-            self._isolate(server.node)
-
-    def _split(self, with_node: NodeId | None = None) -> None:
-        random = self.world.random
-        nodes = sorted(self.servers)
-        half = set(random.sample(nodes, random.randint(0, len(nodes) // 2)))
-        half.add(with_node or random.choice(nodes))
-        self.world.note(f"{sorted(half)} are cut off")
-        self.network.cut = {
-            (one, other) for one in nodes for other in nodes if (one in half) != (other in half)
-        }
-
-    def _one_way(self) -> None:
-        source, target = self.world.random.sample(sorted(self.servers), 2)
-        self.network.cut.add((source, target))
-
-    def _heal(self) -> None:
-        self.network.heal()
-
-    def _slow_disk(self) -> None:
-        server = self.world.random.choice(sorted(self.servers.values(), key=lambda one: one.node))
-        server.disk.sync_us = int(self.world.random.choice((0.3, 2, 10, 200)) * MS)
-
-    def _clock_jump(self) -> None:
-        """Forward: a clock that counts on while everything stood still."""
-        if up := self._up():
-            self.world.random.choice(up).clock_offset += self.world.random.randrange(2 * S)
-
-    def _change(self) -> None:
-        random = self.world.random
-        for server in self._leaders():
-            now = server.raft.log.membership
-            everyone = sorted(self.servers)
-            voters = list(now.voters)
-            learners = list(now.learners)
-            match random.randrange(3):
-                case 0:
-                    others = [node for node in everyone if node not in voters]
-                    learners = random.sample(others, random.randint(0, len(others)))
-                case 1:
-                    voters = sorted({*voters, *learners})
-                    learners = []
-                case 2:
-                    kept = random.randint(1, len(voters))
-                    voters = sorted(random.sample(voters, kept))
-            server.change(voters, learners)
-
-    def _transfer(self) -> None:
-        for server in self._leaders():
-            voters = server.raft.log.membership.voters
-            server.transfer(self.world.random.choice(voters))
+    def _judge_clients(self) -> None:
+        raise NotImplementedError
 
     # -- the end
 
-    def _make_well(self) -> None:
-        self.network.heal()
-        self.network.loss = self.network.doubled = self.network.straggling = 0.0
-        self.network.snapshot_ms = (5,)
-        self.network.delay_us = MS // 2
-        for server in self.servers.values():
-            server.disk.sync_us = 1 * MS
-            if not server.up:
-                server.boot()
-
     def _judge(self) -> None:
-        for key in sorted({one.key for one in self.history}):
-            operations = [one for one in self.history if one.key == key]
-            if not linearizable(operations):
-                raise Broken("linearizability", f"key {key}: {len(operations)} operations")
-        unanswered = [one for one in self.history if one.returned is None]
-        if unanswered:
-            raise Broken("progress", f"never answered: {unanswered[0]}")
-        leaders = self._leaders()
-        if not leaders:
+        self._judge_clients()
+        if unanswered := self._unanswered():
+            raise Broken("progress", f"never answered: {unanswered}")
+        leader = self.cluster.leader()
+        if leader is None:
             raise Broken("progress", "nobody leads at the end")
-        leader = max(leaders, key=lambda one: one.raft.term)
-        for node in leader.raft.log.membership.everyone:
-            server = self.servers[node]
+        for node in sorted(leader.raft.log.membership.everyone):
+            server = self.cluster.servers[node]
+            if server.lost:
+                continue
             if server.machine.applied != leader.machine.applied:
                 raise Broken(
                     "progress",
                     f"{node} is at {server.machine.applied}, not {leader.machine.applied}",
                 )
-            if server.machine != leader.machine:
-                raise Broken("state machine safety", f"{node} differs from {leader.node}")
+            self.cluster.checks.same_state(node, server.machine)
+
+
+class RegisterRun(Run):
+    """Little state and quick clients: what finds mistakes in Raft soonest."""
+
+    def _plan(self, random: Random) -> Plan:
+        return plan(self.faults, self.kind, random)
+
+    def _load(self, node: NodeId, store: Store) -> Machine:
+        return RegisterMachine(store)
+
+    def _build(self) -> None:
+        base = SnapshotHead(LogIndex(0), Term(0), Membership(self.voters))
+        for number in range(1, len(self.voters) + 3):  # some may become members later
+            self.cluster.add(NodeId(number), base, HardState(), Store())
+
+    def _start(self) -> None:
+        random, reads = self.random, self.plan.reads
+        self.calls: dict[int, list[Call]] = defaultdict(list)
+        keys = 1 if reads else random.choice((1, 4, 10))
+        for number in range(1, (8 if reads else random.choice((2, 5, 8))) + 1):
+            Client(
+                self.world,
+                self.cluster.servers,
+                number,
+                self.calls,
+                keys=keys,
+                ends=self._ends + CALM // 2,
+                answered=self.faults.answered,
+                reads=reads,
+            ).start()
+
+    def _all(self) -> list[Call]:
+        return [call for calls in self.calls.values() for call in calls]
+
+    def _counts(self) -> tuple[int, int]:
+        return len(self._all()), sum(call.returned is not None for call in self._all())
+
+    def _unanswered(self) -> str:
+        return next((str(call) for call in self._all() if call.returned is None), "")
+
+    def _judge_clients(self) -> None:
+        for key, calls in sorted(self.calls.items()):
+            if (stuck := explain(calls, register, 0)) is not None:
+                raise Broken("linearizability", f"key {key}, {len(calls)} calls: {stuck}")
+
+
+class FileRun(Run):
+    """The metadata, its sessions and its clients."""
+
+    def _plan(self, random: Random) -> Plan:
+        faults = self.faults
+        pause_us = random.choice((200, 400, 1_000)) * MS
+        heal, crash, rot = faults.heal, faults.crash, self._rot
+        mounts = [self._stop_mount, self._cut_off_mount]
+        match self.kind:
+            case "sessions":
+                leaders = [faults.crash_leader, faults.cut_off_leader, faults.pause_leader]
+                kinds = [*mounts, *mounts, *random.sample(leaders, 2), faults.transfer, heal]
+                likely = random.choice((0.0, 0.02))
+                return Plan(kinds, pause_us, AppendReply, faults.crash_briefly, likely)
+            case "disks":
+                kinds = [rot, rot, faults.full_disk, faults.slow_disk, crash, faults.crash_all]
+                likely = random.choice((0.0, 0.02))
+                return Plan(
+                    [*kinds, heal], pause_us, AppendReply, faults.crash_briefly, likely,
+                    random.choice((3, 3, 5)), checkpoint_entries=random.choice((20, 100)),
+                )  # fmt: skip
+            case "snapshots":
+                kinds = [self._grow, self._grow, self._shrink, rot, crash, faults.cut_off, heal]
+                return Plan(
+                    kinds, pause_us, "membership", faults.crash_briefly, 0.1,
+                    random.choice((1, 3, 3)), checkpoint_entries=random.choice((10, 40)),
+                )  # fmt: skip
+        several = [*of_servers(faults), rot, *mounts, self._grow, self._shrink]
+        return swarm(faults, several, pause_us, random)
+
+    # -- who takes part
+
+    def _build(self) -> None:
+        random = self.random
+        self.promises = Promises()
+        formatted = Formatted(self.voters, random.choice((1, 1, 2, 3)), 3)
+        weights = {"names": 4, "files": 3, "locks": 2, "wild": random.choice((0, 3, 6))}
+        self.work = Work(formatted, random.choice((2, 4)), weights)
+        self.metas: dict[NodeId, MetaServer] = {}
+        self.doors = Doors(self.world, self.metas)
+        self.doors.breaking = random.choice((0.0, 0.0, 0.02, 0.1))
+        self.doors.straggling = random.choice((0.0, 0.01))
+        self._ttl_ms = random.choice((1_000, 3_000))
+        checks = self.cluster.checks
+        checks.violations = _violations
+        hard = HardState(Term(1), NodeId(0), formatted.head.index)
+        for node in self.voters:
+            self._came(self.cluster.add(node, formatted.head, hard, formatted.store.copy()))
+        self._operator = Operator(self.world, self.cluster, self.metas, self.faults, self._came)
+        self.mounts = [
+            Mount(
+                self.world, self.doors, self.promises, number, list(self.voters), self.work,
+                programs=random.choice((1, 2, 3)), pause_ms=random.choice((60, 150)),
+                ends=self._ends + CALM // 2, answered=self.faults.answered,
+            )
+            for number in range(1, random.choice((2, 3, 4)) + 1)
+        ]  # fmt: skip
+
+    def _came(self, server: Server) -> None:
+        if self.plan.checkpoint_entries is not None:
+            server.checkpoint_entries = self.plan.checkpoint_entries
+        self.metas[server.node] = MetaServer(self.world, server, self.promises, self._ttl_ms)
+
+    def _load(self, node: NodeId, store: Store) -> Machine:
+        promises, world = self.promises, self.world
+        return Metadata(
+            store,
+            lambda entry, asked, reply, acted: promises.applied(
+                node, entry, asked, reply, acted, world.now
+            ),
+        )
+
+    def _start(self) -> None:
+        for mount in self.mounts:
+            mount.start()
+
+    def _calm(self) -> None:
+        super()._calm()
+        self.doors.cut.clear()
+        self.doors.breaking = self.doors.straggling = 0.0
+
+    # -- faults of their own
+
+    def _stop_mount(self, random: Random) -> str:
+        """Long enough, now and then, for its session to end."""
+        mount = random.choice(self.mounts)
+        seconds = random.choice((0.3, 1, 2, 4))
+        mount.stop(self.world.now + int(seconds * S))
+        return f"mount {mount.number} stands still for {seconds:g} s"
+
+    def _cut_off_mount(self, random: Random) -> str:
+        mount = random.choice(self.mounts)
+        nodes = sorted(self.cluster.servers)
+        some = random.sample(nodes, random.randint(1, len(nodes)))
+        pairs = {(mount.number, node) for node in some}
+        self.doors.cut |= pairs
+        seconds = random.choice((0.5, 2, 4))
+        self.world.after(int(seconds * S), lambda: self.doors.cut.difference_update(pairs))
+        return f"mount {mount.number} does not reach {some} for {seconds:g} s"
+
+    def _grow(self, random: Random) -> str:
+        assert self._operator is not None
+        return self._operator.grow(random)
+
+    def _shrink(self, random: Random) -> str:
+        assert self._operator is not None
+        return self._operator.shrink(random)
+
+    def _rot(self, random: Random) -> str:
+        assert self._operator is not None
+        return self._operator.rot(random)
+
+    # -- the end
+
+    def _counts(self) -> tuple[int, int]:
+        return self.work.begun_count, self.work.answered_count
+
+    def _unanswered(self) -> str:
+        for mount in self.mounts:
+            for op in mount.stuck.values():
+                return f"{op.asks} of mount {mount.number}"
+        return ""
+
+    def _judge_clients(self) -> None:
+        ended, ending = self.promises.ended, self.promises.ending
+        for session, at in ended.items():
+            self.work.session_ended(session, ending.get(session, 0), at)
+        for what, calls, model, begins in self.work.objects():
+            if (stuck := explain(calls, model, begins)) is not None:
+                raise Broken("linearizability", f"{what}, {len(calls)} calls: {stuck}")
+        history = {
+            int(index): decode_entry(entry.data)
+            for index, entry in self.cluster.checks.history.items()
+            if entry.kind is EntryKind.COMMAND
+        }
+        self.promises.judge(history)
+
+
+def _violations(machine: Machine) -> Iterable[str]:
+    assert isinstance(machine, Metadata)
+    return violations(machine.replica.machine.tree)

@@ -1,13 +1,14 @@
-"""Clients: each asks one thing after the other, asks again when it gets no answer, and notes what
-it saw.
+"""Clients of registers: each asks one thing after the other, asks again when it gets no answer, and
+notes what it saw.
 """
 
 from collections.abc import Callable
 
+from mountfs.errors import FsError
 from mountfs.raft.messages import NOBODY, NodeId
-from mountfs.sim.history import Operation
-from mountfs.sim.register import Command
-from mountfs.sim.server import Server
+from mountfs.sim.history import Call
+from mountfs.sim.register import Command, encode
+from mountfs.sim.server import GONE, Server
 from mountfs.sim.world import MS, World
 
 PATIENCE_MS = (100, 300, 500)
@@ -21,7 +22,7 @@ class Client:
         world: World,
         servers: dict[NodeId, Server],
         number: int,
-        history: list[Operation],
+        calls: dict[int, list[Call]],
         *,
         keys: int,
         ends: int,
@@ -31,89 +32,85 @@ class Client:
         self._world = world
         self._servers = servers
         self._number = number
-        self._history = history
+        self._random = world.stream(f"client {number}")
+        self._calls = calls
         self._keys = keys
         self._ends = ends
         self._answered = answered
         self._kinds = ("read",) * (6 if reads else 1) + ("write", "write", "compare")
-        self._patience = world.random.choice(PATIENCE_MS) * MS
+        self._patience = self._random.choice(PATIENCE_MS) * MS
         self._sequence = 0
         self._attempt = 0
         self._server = self._anyone()
 
     def start(self) -> None:
-        self._world.after(self._world.random.randrange(20 * MS), self._next)
+        self._world.after(self._random.randrange(20 * MS), self._next)
 
     def _anyone(self) -> NodeId:
-        return self._world.random.choice(sorted(self._servers))
+        return self._random.choice(sorted(self._servers))
 
     def _next(self) -> None:
-        world = self._world
-        if world.now >= self._ends:
+        if self._world.now >= self._ends:
             return
+        random = self._random
         self._sequence += 1
-        if world.chance(0.15):  # or all would wait for one that has just been replaced
+        if random.random() < 0.15:  # or all would wait for one that has just been replaced
             self._server = self._anyone()
-        key = world.random.randrange(self._keys)
-        kind = world.random.choice(self._kinds)
-        expected = None
-        if kind == "compare":
-            known = [one.value for one in self._history[-20:] if one.key == key]
-            expected = world.random.choice(known) if known else 0
-        value = 0 if kind == "read" else self._number * 1_000_000 + self._sequence
-        operation = Operation(self._number, key, kind, value, expected, world.now)
-        self._history.append(operation)
-        self._try(operation)
+        key = random.randrange(self._keys)
+        kind = random.choice(self._kinds)
+        value = self._number * 1_000_000 + self._sequence
+        what: tuple[object, ...] = ("read",)
+        if kind == "write":
+            what = ("write", value)
+        elif kind == "compare":
+            # What somebody has written lately is there with some luck.
+            known = [one.what[-1] for one in self._calls[key][-5:] if one.what[0] != "read"]
+            what = ("compare", random.choice(known) if known else 0, value)
+        call = Call(f"client {self._number}", what, self._world.now)
+        self._calls[key].append(call)
+        self._try(key, call)
 
-    def _try(self, operation: Operation) -> None:
+    def _try(self, key: int, call: Call) -> None:
         self._attempt += 1
         attempt = self._attempt
 
-        def answer(result: bool | int | None, known: bool) -> None:
+        def answer(result: object) -> None:
             if attempt != self._attempt:
                 return  # we asked somebody else meanwhile
-            if result is None:
-                self._attempt += 1
-                self._again(operation, 20 * MS)
+            self._attempt += 1
+            if isinstance(result, FsError):
+                self._again(key, call, 20 * MS)
             else:
-                self._attempt += 1
-                self._finish(operation, result)
+                self._finish(call, result)
 
         def patience_ends() -> None:
             if attempt == self._attempt:
                 self._attempt += 1
-                self._again(operation, 0)
+                self._again(key, call, 0)
 
-        if operation.kind == "read":
-            operation.called = self._world.now  # earlier attempts had no effect
         server = self._servers[self._server]
         self._world.after(self._patience, patience_ends)
-        if operation.kind == "read":
-            server.read(operation.key, answer)
+        if not server.up:
+            answer(GONE)
+        elif call.what[0] == "read":
+            call.called = self._world.now  # earlier attempts had no effect
+            server.when_running(f"reader {key}", lambda: server.read(key, answer))
         else:
-            server.propose(
-                Command(
-                    self._number,
-                    self._sequence,
-                    operation.key,
-                    operation.value,
-                    operation.expected,
-                ),
-                answer,
-            )
+            expected = call.what[1] if call.what[0] == "compare" else None
+            command = Command(self._number, self._sequence, key, call.what[-1], expected)
+            data = encode(command)
+            server.when_running(f"client {self._number}", lambda: server.propose(data, answer))
 
-    def _again(self, operation: Operation, delay: int) -> None:
+    def _again(self, key: int, call: Call, delay: int) -> None:
         server = self._servers[self._server]
         hint = server.raft.leader if server.up else NOBODY
-        self._server = hint if hint in self._servers and self._world.chance(0.8) else self._anyone()
-        self._world.after(delay, lambda: self._try(operation))
+        good = hint in self._servers and self._random.random() < 0.8
+        self._server = hint if good else self._anyone()
+        self._world.after(delay, lambda: self._try(key, call))
 
-    def _finish(self, operation: Operation, result: bool | int) -> None:
-        operation.returned = self._world.now
-        if operation.kind == "read":
-            operation.value = int(result)
-        elif operation.kind == "compare":
-            operation.acted = bool(result)
+    def _finish(self, call: Call, result: object) -> None:
+        call.returned = self._world.now
+        call.result = result
         self._answered()
-        pause = int(self._world.random.expovariate(1 / (30 * MS)))
+        pause = int(self._random.expovariate(1 / (30 * MS)))
         self._world.after(pause, self._next)

@@ -1,4 +1,4 @@
-"""Simulated time, and what happens in it."""
+"""Simulated time, what happens in it, and chance."""
 
 import hashlib
 from collections.abc import Callable
@@ -11,16 +11,24 @@ MS = 1_000
 S = 1_000 * MS
 """Simulated time is counted in microseconds."""
 
+_encode = msgspec.msgpack.Encoder().encode
+
 
 class World:
     def __init__(self, seed: int) -> None:
+        self.seed = seed
         self.random = Random(seed)
+        """For what nobody wants to leave out: delays, losses, how long a disk takes."""
         self.now = 0
         self._events: list[tuple[int, int, Callable[[], None]]] = []
         self._numbered = 0
         self._digest = hashlib.blake2b(digest_size=16)
         self.lines: list[str] | None = None
         """The trace in words, if somebody wants to read it."""
+
+    def stream(self, name: str) -> Random:
+        """A source of chance of its own: what is drawn from it changes no other choice."""
+        return Random(f"{self.seed}/{name}")
 
     def after(self, delay: int, happens: Callable[[], None]) -> None:
         """What happens at the same time happens in the order in which it was asked for."""
@@ -29,8 +37,9 @@ class World:
         heappush(self._events, (self.now + delay, self._numbered, happens))
 
     def run(self, until: int) -> None:
-        while self._events and self._events[0][0] <= until:
-            self.now, _, happens = heappop(self._events)
+        events = self._events
+        while events and events[0][0] <= until:
+            self.now, _, happens = heappop(events)
             happens()
         self.now = until
 
@@ -44,7 +53,7 @@ class World:
             self.lines.append(f"{self.now / S:9.4f} {line}")
 
     def note_message(self, message: msgspec.Struct) -> None:
-        self._digest.update(b"%d %s" % (self.now, msgspec.msgpack.encode(message)))
+        self._digest.update(b"%d %s" % (self.now, _encode(message)))
         if self.lines is not None:
             self.lines.append(f"{self.now / S:9.4f} {message}")
 

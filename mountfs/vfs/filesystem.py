@@ -19,7 +19,7 @@ from mountfs.inline import leave
 from mountfs.meta.command import Command
 from mountfs.meta.local import Meta
 from mountfs.meta.locks import EOF, POSIX, Lock, Owner
-from mountfs.meta.ops.allocate import Allocate
+from mountfs.meta.ops.allocate import RESERVED_BYTES_MAX, Allocate
 from mountfs.meta.ops.copy_range import CopyRange
 from mountfs.meta.ops.link import Link
 from mountfs.meta.ops.make import Make
@@ -385,10 +385,20 @@ class Filesystem:
         await self.writer.flush(file)
         if mode & ~1 == 0 and not self._chunks.has_room(self.writer.dirty_bytes + length):
             raise FsError(Fault.NO_SPACE)
-        command = Allocate(file.ino, mode, offset, length, drop_privileges)
-        attributes = await self._propose(command)
-        file.size = size_of(attributes)
-        file.forget_layouts()
+        stop = offset + length
+        if stop > FILE_BYTES_MAX:
+            raise FsError(Fault.FILE_TOO_LARGE)
+        step = RESERVED_BYTES_MAX if mode & ~1 == 0 else length
+        while True:
+            part = min(step, stop - offset)
+            attributes = await self._propose(
+                Allocate(file.ino, mode, offset, part, drop_privileges)
+            )
+            file.size = size_of(attributes)
+            file.forget_layouts()
+            offset += part
+            if offset >= stop:
+                return
 
     async def copy_range(
         self, source: Handle, offset: int, target: Handle, target_offset: int, length: int,

@@ -44,7 +44,7 @@ class LeadersMeta:
         return await self._server.service.order(command)  # type: ignore[no-any-return]
 
     async def read(self, query: Query[R]) -> R:
-        self._server.group.raft.state.require_leader()
+        self._server.group.require_leader()
         return query.read(self._server.machine.replica.machine.tree)
 
 

@@ -9,6 +9,8 @@ they promise, until `save`.  A crash forgets what was not saved.  All that happe
 
 from collections.abc import Callable, Iterable, Sequence
 
+from image import Image
+
 from mountfs.raft.config import Config
 from mountfs.raft.core import Raft, Ready, Save
 from mountfs.raft.messages import (
@@ -32,7 +34,6 @@ from mountfs.raft.messages import (
     decode_membership,
 )
 from mountfs.raft.state import Role
-from mountfs.sim.disk import Image
 from mountfs.types import LogIndex
 
 CONFIG = Config(heartbeat_ms=100, election_ms=1_000, lease_reads=False)
@@ -45,7 +46,7 @@ class Server:
 
     def __init__(self, node: NodeId, membership: Membership) -> None:
         self.node = node
-        self.image = Image(membership, b"")
+        self.image = Image(membership)
         self.raft: Raft
         self.up = False
         self.holding = False
@@ -316,8 +317,7 @@ class Group:
 
     def _written(self, server: Server, save: Save | None, after: tuple[Message, ...]) -> None:
         if save is not None:
-            snapshots = {} if save.snapshot is None else {save.snapshot.index: b""}
-            server.image.write(save, snapshots, len(save.entries))
+            server.image.write(save, len(save.entries))
             server.raft.saved(save)
         self.post(*after)
 

@@ -8,6 +8,7 @@ from group import entry
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+from image import Image
 
 from mountfs.raft.log import ENTRY_OVERHEAD_BYTES, Log, StoredLog
 from mountfs.raft.messages import (
@@ -20,7 +21,6 @@ from mountfs.raft.messages import (
     decode_membership,
     encode_membership,
 )
-from mountfs.sim.disk import Image
 from mountfs.types import LogIndex
 
 FIRST = Membership((NodeId(1),))
@@ -41,7 +41,7 @@ def made(index: int, term: int, payload: bytes | Membership) -> Entry:
 
 def plain(terms: Sequence[int], base: int = 0, base_term: int = 0) -> Log:
     """A log of entries without data."""
-    image = Image(FIRST, b"")
+    image = Image(FIRST)
     image.base = SnapshotHead(LogIndex(base), Term(base_term), FIRST)
     image.entries = [entry(base + 1 + at, term) for at, term in enumerate(terms)]
     log = Log(image.stored(), image, cached_bytes_max=HUGE)
@@ -57,7 +57,7 @@ class Model(RuleBasedStateMachine):
     @initialize(cached=st.sampled_from([0, 300, 2_000, HUGE]))
     def begin(self, cached: int) -> None:
         self.cached = cached
-        self.disk = Image(FIRST, b"")
+        self.disk = Image(FIRST)
         self.base = SnapshotHead(LogIndex(0), Term(0), FIRST)
         self.entries: list[Entry] = []
         self.pending: list[tuple[SnapshotHead | None, tuple[Entry, ...], LogIndex, int]] = []
@@ -359,7 +359,7 @@ def test_an_entry_that_conflicts_with_what_is_committed_is_a_bug() -> None:
 
 
 def test_nothing_is_kept_in_memory_beyond_the_bound() -> None:
-    image = Image(FIRST, b"")
+    image = Image(FIRST)
     log = Log(StoredLog(image.base, LogIndex(0)), image, cached_bytes_max=1_000)
     for index in range(1, 100):
         log.append([entry(index, 1, b"x" * 100)])

@@ -8,15 +8,30 @@ against the rule tests in `tests/raft` instead.
 from collections.abc import Callable
 from typing import Any
 
+import msgspec
 import pytest
 
+from mountfs.errors import Fault, FsError
+from mountfs.meta import keys, state_machine
+from mountfs.meta.ops import rename, session
+from mountfs.meta.protocol import Method, Propose, encode
+from mountfs.meta.retry import Session, Verdict, judge
+from mountfs.meta.session_watch import SessionWatch
+from mountfs.meta.state_machine import StateMachine
 from mountfs.raft import core, election, membership, quorum, reads, replication
 from mountfs.raft.log import Log
 from mountfs.raft.messages import Membership, Vote, VoteReply
 from mountfs.raft.state import State
+from mountfs.sim import transfer
 from mountfs.sim.checks import Broken
+from mountfs.sim.disk import Disk
+from mountfs.sim.metaserver import MetaServer
+from mountfs.sim.mount import Mount
 from mountfs.sim.register import Registers
-from mountfs.sim.scenario import Run
+from mountfs.sim.scenario import run
+from mountfs.sim.server import GONE
+from mountfs.sim.world import MS
+from mountfs.types import LogIndex
 
 Patch = pytest.MonkeyPatch
 
@@ -161,6 +176,177 @@ def acts_twice_on_a_command_that_came_twice(patch: Patch) -> None:
     patch.setattr(Registers, "apply", applied)
 
 
+def replies_before_it_is_committed(patch: Patch) -> None:
+    """Paper 5.3: the leader answers once a majority has the entry."""
+
+    def take(self: Log, bytes_max: int) -> Any:
+        if self.saved <= self.applying:
+            return ()
+        first = LogIndex(self.applying + 1)
+        found = self.entries(first, LogIndex(self.saved + 1), bytes_max, self.saved)
+        self.applying = found[-1].index
+        return found
+
+    patch.setattr(Log, "take_committed", take)
+
+
+# -- mistakes of the metadata, its sessions and its clients
+
+
+def forgets_replies_when_it_starts(patch: Patch) -> None:
+    """Thesis 6.3: the replies are a part of the state, also of the stored one."""
+    load = state_machine._load_replies
+
+    def loaded(stored: bytes) -> Any:
+        found = load(stored)
+        found.kept.clear()
+        return found
+
+    patch.setattr(state_machine, "_load_replies", loaded)
+
+
+def forgets_a_session_when_it_starts(patch: Patch) -> None:
+    init = StateMachine.__init__
+
+    def started(self: StateMachine, rows: Any) -> None:
+        init(self, rows)
+        if self._sessions:
+            del self._sessions[max(self._sessions)]
+
+    patch.setattr(StateMachine, "__init__", started)
+
+
+def sends_snapshots_without_the_sessions(patch: Patch) -> None:
+    piece = transfer.Source.piece
+    first, last = keys.sessions()
+
+    def without(self: Any, after: bytes) -> Any:
+        rows = piece(self, after)
+        left = [row for row in rows if not first <= row[0] < last]
+        return left if left or not rows else without(self, rows[-1][0])
+
+    patch.setattr(transfer.Source, "piece", without)
+
+
+def leaves_out_a_row_when_a_transfer_goes_on(patch: Patch) -> None:
+    passes = transfer._Transfer._passes
+
+    def passed(self: Any) -> bool:
+        ok = passes(self)
+        if not ok and self._last_key:
+            following = self._source.piece(self._last_key)
+            self._last_key = following[0][0] if following else self._last_key
+        return ok
+
+    patch.setattr(transfer._Transfer, "_passes", passed)
+
+
+def counts_a_torn_checkpoint_as_whole(patch: Patch) -> None:
+    opened = Disk.open
+
+    def whole(self: Disk) -> None:
+        if self._torn is not None:
+            self._torn = (self._torn[0], True)
+        opened(self)
+
+    patch.setattr(Disk, "open", whole)
+
+
+def takes_damaged_entries_for_sound_ones(patch: Patch) -> None:
+    def flip(self: Disk, start: int, stop: int) -> None:
+        for index in self._damaged:
+            if start <= index < stop and self.seen.base.index < index <= self.seen.last_index:
+                at = index - self.seen.base.index - 1
+                entry = self.seen.entries[at]
+                self.seen.entries[at] = msgspec.structs.replace(entry, data=entry.data[:-1] + b"?")
+
+    patch.setattr(Disk, "_verify", flip)
+
+
+def promises_what_there_is_no_room_for(patch: Patch) -> None:
+    save = Disk.save
+
+    def saved(self: Disk, what: Any, written: Callable[[], None]) -> None:
+        if self.full and what is not None:
+            self.seen.write(what, len(what.entries))
+            written()
+        else:
+            save(self, what, written)
+
+    patch.setattr(Disk, "save", saved)
+
+
+def asks_again_with_a_new_sequence(patch: Patch) -> None:
+    """Thesis 6.3: the same number is what makes it the same command."""
+
+    def propose(self: Any, session: Any, number: int, op: Any) -> None:
+        if session.ended is not None:
+            return
+        sequence, answered = session.begin()
+        self._promises.sent(number, session.number, sequence)
+        body = encode(Propose(session.number, sequence, answered, op.asks))
+        waits = True
+
+        def done(answer: Any) -> None:
+            nonlocal waits
+            if not waits:
+                return
+            waits = False
+            session.done(sequence)
+            if not isinstance(answer, FsError) or judge(answer.fault) is Verdict.ANSWER:
+                self._promises.acknowledged(session.number, sequence, answer)
+                self._done(session, number, op, answer)
+                return
+            self._find(lambda leader: setattr(self._route, "leader", leader))
+            self._world.after(100 * MS, lambda: propose(self, session, number, op))
+
+        leader = self._route.leader or 1
+        self._doors.call(self.number, leader, Method.PROPOSE, body, done)
+        self._world.after(self._attempt_us, lambda: done(GONE))
+
+    patch.setattr(Mount, "_propose", propose)
+
+
+def says_too_early_that_replies_have_arrived(patch: Patch) -> None:
+    """Those to earlier commands may still be on their way."""
+    begin = Session.begin
+
+    def began(self: Session) -> tuple[int, int]:
+        sequence, _ = begin(self)
+        return sequence, sequence
+
+    patch.setattr(Session, "begin", began)
+
+
+def ends_sessions_that_another_leader_has_heard(patch: Patch) -> None:
+    """Who only just leads knows nothing of what others have heard."""
+
+    def began(self: SessionWatch, sessions: Any, now: float) -> None:
+        self._heard = dict.fromkeys(sessions, 0) | self._heard
+
+    patch.setattr(SessionWatch, "began_to_lead", began)
+
+
+def takes_a_session_that_it_does_not_know_yet_for_ended(patch: Patch) -> None:
+    """A new leader may not have applied what began it."""
+    hear = MetaServer._hear
+
+    def heard(self: MetaServer, session: int) -> bool:
+        if not hear(self, session):
+            raise FsError(Fault.SESSION_ENDED, "it is not here")
+        return True
+
+    patch.setattr(MetaServer, "_hear", heard)
+
+
+def keeps_the_locks_of_a_session_that_ends(patch: Patch) -> None:
+    patch.setattr(session, "drop_session", lambda tree, number: None)
+
+
+def renames_without_looking_whether_a_name_is_there(patch: Patch) -> None:
+    patch.setattr(rename, "NOREPLACE", 0)
+
+
 MUTATIONS: list[tuple[Callable[[Patch], None], str, int, str]] = [
     (votes_twice_in_a_term, "votes", 60, "election safety"),
     (votes_for_a_log_that_lacks_entries, "votes", 60, "leader completeness"),
@@ -175,6 +361,21 @@ MUTATIONS: list[tuple[Callable[[Patch], None], str, int, str]] = [
     (believes_in_its_lease_for_ever, "reads", 80, "linearizability"),
     (keeps_its_lease_after_calling_an_election, "reads", 80, "linearizability"),
     (acts_twice_on_a_command_that_came_twice, "any", 60, "linearizability"),
+    (replies_before_it_is_committed, "files", 60, "leader completeness"),
+    (forgets_replies_when_it_starts, "files", 60, "exactly once"),
+    (forgets_a_session_when_it_starts, "disks", 60, "state machine safety"),
+    (sends_snapshots_without_the_sessions, "snapshots", 60, "state machine safety"),
+    (leaves_out_a_row_when_a_transfer_goes_on, "snapshots", 60, "state machine safety"),
+    (counts_a_torn_checkpoint_as_whole, "disks", 60, "state machine safety"),
+    (takes_damaged_entries_for_sound_ones, "disks", 60, "log matching"),
+    (promises_what_there_is_no_room_for, "disks", 100, "leader completeness"),
+    (asks_again_with_a_new_sequence, "files", 60, "exactly once"),
+    (says_too_early_that_replies_have_arrived, "files", 60, "exactly once"),
+    (ends_sessions_that_another_leader_has_heard, "sessions", 60, "sessions"),
+    (takes_a_session_that_it_does_not_know_yet_for_ended, "sessions", 60, "sessions"),
+    (keeps_the_locks_of_a_session_that_ends, "sessions", 60, "invariants"),
+    (renames_without_looking_whether_a_name_is_there, "files", 60, "linearizability"),
+    (answers_reads_without_asking_anybody, "files", 80, "linearizability"),
 ]
 """What is broken, the kind of run that looks for it, how many seeds it may take, and which check
 finds it (others may find it in other seeds).
@@ -193,9 +394,11 @@ def test_a_mistake_is_found(
     found: set[str] = set()
     for seed in range(seeds):
         try:
-            Run(seed, seconds=10, kind=kind).run()
+            run(seed, seconds=10, kind=kind).run()
         except Broken as broken:
             found.add(broken.rule)
             if broken.rule == rule:
                 return
+        except AssertionError:
+            found.add("an assertion of the product")
     pytest.fail(f"{rule} was not broken in {seeds} runs; broken: {found or 'nothing'}")

@@ -8,6 +8,8 @@ from mountfs.meta.tree import Tree
 from mountfs.types import FILE_BYTES_MAX, Ino
 
 KEEP_SIZE, PUNCH_HOLE, ZERO_RANGE = 0x01, 0x02, 0x10
+RESERVED_BYTES_MAX = 1 << 40
+"""So much is reserved by one command: each chunk takes its time."""
 _MODES = {0, KEEP_SIZE, PUNCH_HOLE | KEEP_SIZE, ZERO_RANGE, ZERO_RANGE | KEEP_SIZE}
 
 
@@ -25,6 +27,8 @@ class Allocate(Command[Attributes], frozen=True, tag="allocate"):
             raise FsError(Fault.INVALID)
         if self.offset + self.length > FILE_BYTES_MAX:
             raise FsError(Fault.FILE_TOO_LARGE)
+        if not self.mode & (PUNCH_HOLE | ZERO_RANGE) and self.length > RESERVED_BYTES_MAX:
+            raise FsError(Fault.INVALID, f"{self.length} bytes are reserved in steps")
 
     def apply(self, tree: Tree, stamp: Stamp) -> Attributes:
         if not tree.inode(self.ino).is_regular:

@@ -12,11 +12,18 @@ from mountfs.meta.records import Slice, pack_garbage, pack_slice, unpack_garbage
 from mountfs.meta.tree import Tree
 from mountfs.types import Ino, SliceId, VolumeId
 
+RESERVED_MAX = 1 << 20
+"""Names are given out once, and there is an end to them."""
+
 
 class ReserveSlices(Command[SliceId], frozen=True, tag="reserve_slices"):
     """Reply: the first of `count` slice names that are the caller's now."""
 
     count: int
+
+    def check(self) -> None:
+        if not 0 < self.count <= RESERVED_MAX:
+            raise FsError(Fault.INVALID, f"{self.count} slices at once")
 
     def apply(self, tree: Tree, stamp: Stamp) -> SliceId:
         first = tree.counters.next_slice

@@ -21,6 +21,8 @@ from mountfs.types import CHUNK_BYTES, FILE_BYTES_MAX, KIB, SLICE_BYTES_MAX, Ino
 INLINE_BYTES_MAX = 4 * KIB
 """A file up to this size keeps its bytes with its inode."""
 PIECE_BYTES_MAX = 64 * KIB
+RUNS_MAX = 1 << 16
+"""Of one command."""
 """A run of bytes up to this size may travel with the command and stay in the metadata until
 compaction.
 """
@@ -49,12 +51,15 @@ class Write(Command[tuple[Attributes, SliceId]], frozen=True, tag="write"):
     drop_privileges: bool
 
     def check(self) -> None:
+        if not 0 < len(self.runs) <= RUNS_MAX:
+            raise FsError(Fault.INVALID, f"{len(self.runs)} runs")
         for run in self.runs:
             if run.offset < 0 or run.offset + run.length > FILE_BYTES_MAX:
                 raise FsError(Fault.FILE_TOO_LARGE)
-            assert 0 < run.length <= SLICE_BYTES_MAX, run
-            assert run.offset % CHUNK_BYTES + run.length <= CHUNK_BYTES, run
-            assert run.volume or len(run.data) == run.length <= PIECE_BYTES_MAX, run
+            fits = run.offset % CHUNK_BYTES + run.length <= CHUNK_BYTES
+            is_piece = len(run.data) == run.length <= PIECE_BYTES_MAX
+            if not 0 < run.length <= SLICE_BYTES_MAX or not fits or not (run.volume or is_piece):
+                raise FsError(Fault.INVALID, f"a run of {run.length} bytes at {run.offset}")
 
     def apply(self, tree: Tree, stamp: Stamp) -> tuple[Attributes, SliceId]:
         if not tree.inode(self.ino).is_regular:

@@ -1,0 +1,51 @@
+"""What who leads knows of the sessions: when each was heard of last, and which have fallen silent.
+
+No I/O.  Times are milliseconds of a clock that neither goes back nor stands still.
+"""
+
+from collections.abc import Collection
+from typing import Any
+
+from mountfs.errors import FsError
+from mountfs.meta.state_machine import StateMachine
+
+
+class SessionWatch:
+    """`sessions` is each time those that the state machine has."""
+
+    def __init__(self, ttl_ms: int) -> None:
+        self._ttl_ms = ttl_ms
+        self._heard: dict[int, float] = {}
+
+    def began_to_lead(self, sessions: Collection[int], now: float) -> None:
+        """Nobody is ended for what a leader before us has not told us."""
+        self._heard = dict.fromkeys(sessions, now)
+
+    def hear(self, sessions: Collection[int], session: int, now: float) -> bool:
+        """Returns whether there is such a session, as far as this state goes."""
+        if session not in sessions:
+            return False
+        self._heard[session] = now
+        return True
+
+    def forget(self, session: int) -> None:
+        self._heard.pop(session, None)
+
+    def silent(self, sessions: Collection[int], now: float) -> list[int]:
+        """Those that have not been heard of for too long."""
+        heard = self._heard
+        for number in sessions:
+            heard.setdefault(number, now)
+        for number in heard.keys() - sessions:
+            del heard[number]
+        return [number for number, at in heard.items() if now - at > self._ttl_ms]
+
+
+def kept_reply(machine: StateMachine, session: int, sequence: int) -> tuple[bool, Any]:
+    """(whether the command was carried out before, its reply then): the answer was lost, and it is
+    asked again.  Raises what it was refused with; STALE where the session had the reply long ago.
+    """
+    known, reply = machine.reply_to(session, sequence)
+    if isinstance(reply, FsError):
+        raise reply
+    return known, reply
