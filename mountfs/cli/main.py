@@ -7,11 +7,23 @@ import sys
 from typing import NoReturn
 
 from mountfs import __version__
-from mountfs.cli import bench, cluster, doctor, fsck, info, node, pki, safemode, stats, status
+from mountfs.cli import (
+    bench,
+    cluster,
+    doctor,
+    fsck,
+    info,
+    node,
+    pki,
+    safemode,
+    sim,
+    stats,
+    status,
+)
 from mountfs.cli.show import EXIT_FAILED, EXIT_INTERRUPTED, EXIT_USAGE
 from mountfs.errors import FsError
 
-COMMANDS = (status, info, stats, fsck, doctor, bench, cluster, node, safemode, pki)
+COMMANDS = (status, info, stats, fsck, doctor, bench, cluster, node, safemode, pki, sim)
 
 _DESCRIPTION = """\
 Look at, check and measure filesystems of mountfs.  To mount one, use mount.dfs.
@@ -27,6 +39,7 @@ examples:
   mountfs fsck /var/lib/mountfs/default    check a home that is not mounted
   mountfs doctor /mnt/data         something hangs or fails: what, and what to do
   mountfs pki init /root/pki       the authority of a new cluster; see: mountfs pki --help
+  mountfs sim --seeds 0-99         simulate clusters in which everything goes wrong
 
 exit status: 0 well, 1 not well or failed (why is on stderr), 2 wrong call, 130 interrupted;
 fsck has its own, see: mountfs fsck --help

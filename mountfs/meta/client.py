@@ -51,6 +51,8 @@ so: a machine that is gone breaks no connection.
 """
 AGREE_S: Final = 0.3
 """When one of the nodes that were named has answered, the others have so long to contradict it."""
+OPEN_S: Final = 30.0
+"""Who begins is told when there is no cluster, `soft` or not."""
 NO_CLUSTER: Final = bytes(16)
 
 
@@ -371,7 +373,13 @@ async def remote_meta(seeds: Sequence[Address], options: Options) -> AsyncIterat
     """A session with the cluster that is found at `seeds`, kept while the block lasts."""
     async with trio.open_nursery() as nursery:
         meta = RemoteMeta(Router(nursery, seeds, options), options)
-        await meta.open_session()
+        with trio.move_on_after(OPEN_S) as waited:
+            await meta.open_session()
+        if waited.cancelled_caught:
+            raise FsError(
+                Fault.TIMED_OUT,
+                f"the cluster does not answer within {OPEN_S:g} s: {meta.router.problem}",
+            )
         nursery.start_soon(meta.keep_session)
         nursery.start_soon(meta.watch_leader)
         try:

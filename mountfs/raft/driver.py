@@ -14,6 +14,7 @@ import random
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, Final, Protocol
 
 import msgspec
@@ -319,19 +320,30 @@ class Node:
             return  # it is not who it says it is, or means somebody else
         if isinstance(message, InstallSnapshot):
             return  # only who has received all of it may say that it is there
-        group.raft.step(message, now)
+        try:
+            group.raft.step(message, now)
+        except FsError as error:  # what it sends then may have to be read back from the log
+            self._failed(group, error)
         self._woken[number] = group
 
     def arrived(self, group: Group, message: InstallSnapshot) -> None:
         """A snapshot lies here complete."""
         if group._is_gone:
             return
-        group.raft.step(message, self.now())
+        self._tell(group, partial(group.raft.step, message, self.now()))
         self.wake(group)
 
+    def _tell(self, group: Group, what: Callable[[], None]) -> None:
+        """Tell the core something.  What it sends then, it may have to read back from the log."""
+        try:
+            what()
+        except FsError as error:
+            self._failed(group, error)
+
     def unreachable(self, node: NodeId) -> None:
+        now = self.now()
         for group in self.groups.values():
-            group.raft.unreachable(node)
+            group.raft.unreachable(node, now)
 
     async def run(self) -> None:
         """Until cancelled.  Raises FsError when the disk of the log has failed."""
@@ -393,7 +405,7 @@ class Node:
                 if group.failure is not None:
                     continue
                 if group.raft.wakes_at <= now:
-                    group.raft.tick(now)
+                    self._tell(group, partial(group.raft.tick, now))
                     self.wake(group)
                 self._refuse_late_readers(group, now)
             if self._unsaved:
@@ -452,8 +464,11 @@ class Node:
         try:
             first, term = group.raft.propose([one.data for one in queue], self.now())
         except FsError as error:
-            for one in queue:
-                one.done(_later(error))
+            damaged = error.fault in (Fault.CORRUPT, Fault.DEVICE)
+            for one in queue:  # damage shows when they are sent: then they are in the log
+                one.done(_not_leader(group) if damaged else _later(error))
+            if damaged:
+                raise
             return
         for index, one in enumerate(queue, first):
             group.waiting[LogIndex(index)] = _Waiting(term, one.subject, one.done, one.begun)
@@ -655,7 +670,7 @@ class Node:
             for message in after:
                 self._outbox.setdefault(message.target, []).append((group.id, message))
             if save is not None and group.failure is None:
-                group.raft.saved(save)
+                self._tell(group, partial(group.raft.saved, save))
             self._woken[group.id] = group
 
     def _look_at_disk(self, now: int) -> None:

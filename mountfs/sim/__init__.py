@@ -2,6 +2,11 @@
 forget, clocks that drift, servers that crash, and checkers that look after every step.
 
 Everything that happens is an event of one `World`, ordered by simulated time; every choice comes
-from its one source of randomness.  So the same seed gives the same run, to the last byte of its
-trace, and a run that fails can be looked at as often as needed.
+from sources of randomness that its seed makes.  So the same seed gives the same run, to the last
+byte of its trace, and a run that fails can be looked at as often as needed.
+
+`scenario.py` puts a run together: servers (`server.py`, with `disk.py`, `store.py`) on a network,
+which agree on registers (`register.py`, `workload.py`) or on the metadata (`metadata.py`,
+`metaserver.py`) for mounts (`mount.py`, `work.py`); `faults.py` and `operator.py` are what happens
+to them; `checks.py`, `promises.py` and `history.py` with `models.py` judge.
 """

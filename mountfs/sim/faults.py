@@ -28,6 +28,8 @@ MOMENTS_FROM = 1_000
 """Numbers of faults that happen just when a message of some kind was sent."""
 LOSSES_FROM = 2_000
 """Numbers of losses of power just when a client got its answer."""
+OPENINGS_FROM = 3_000
+"""Numbers of faults that happen to the leader just when a client got its session."""
 
 Act = Callable[[Random], str]
 """Returns what it did, in words."""
@@ -75,10 +77,13 @@ class Faults:
         """Servers whose disks have been damaged."""
         self._moments = world.stream("moments")
         self._losses = world.stream("losses of power")
+        self._openings = world.stream("openings")
         self._quiet_until = 0
-        self._counts = {0: 0, MOMENTS_FROM: 0, LOSSES_FROM: 0}
+        self._counts = {0: 0, MOMENTS_FROM: 0, LOSSES_FROM: 0, OPENINGS_FROM: 0}
         self.power_losses = 0.0
         """How often everybody crashes just when a client got its answer."""
+        self.openings = 0.0
+        """How often the leader goes just when a client got its session."""
 
     # -- when
 
@@ -133,6 +138,13 @@ class Faults:
         if self._world.now < self._ends and self._losses.random() < self.power_losses:
             number, random = self._numbered(LOSSES_FROM)
             self._do(number, lambda: self.crash_all(random))
+
+    def opened(self) -> None:
+        """A client got its session."""
+        if self._world.now < self._ends and self._openings.random() < self.openings:
+            number, random = self._numbered(OPENINGS_FROM)
+            act = random.choice((self.crash_leader, self.pause_leader, self.transfer))
+            self._do(number, lambda: act(random))
 
     # -- crashes and pauses
 

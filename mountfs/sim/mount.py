@@ -9,7 +9,7 @@ from typing import Any
 
 import msgspec
 
-from mountfs.errors import FsError
+from mountfs.errors import Fault, FsError
 from mountfs.meta.protocol import Cluster, Method, Opened, Propose, Read, decode_reply, encode
 from mountfs.meta.retry import RENEWS_PER_TTL, Backoff, Route, Session, Verdict, judge
 from mountfs.raft.messages import NodeId
@@ -85,7 +85,10 @@ class Mount:
         pause_ms: int,
         ends: int,
         answered: Callable[[], None],
+        opened: Callable[[], None],
+        stays_ms: int | None,
     ) -> None:
+        """`stays_ms`: about how long it is mounted at a time; None: until its session ends."""
         self._world = world
         self._random: Random = world.stream(f"mount {number}")
         self._doors = doors
@@ -96,6 +99,8 @@ class Mount:
         self._pause_ms = pause_ms
         self._ends = ends
         self._answered = answered
+        self._opened = opened
+        self._stays_ms = stays_ms
         self._route: Route[NodeId] = Route(seeds)
         self.session = Session()
         self._attempt_us = self._random.choice((300, 1_000)) * MS
@@ -103,6 +108,10 @@ class Mount:
         self.stopped_until = 0
         self.stuck: dict[int, Op] = {}
         """What is not answered yet, by its number."""
+        self._working = 0
+        """Programs that have not ended yet."""
+        self._leaving: Session | None = None
+        """The one that is to be unmounted."""
         self._asked = 0
         self._wanting: list[Callable[[NodeId | None], None]] = []
         """Who waits to hear who leads."""
@@ -129,10 +138,27 @@ class Mount:
             session.opened(found.session)
             self._world.note(f"mount {self.number} has session {found.session}")
             self._renew(session, found.ttl_ms * MS // RENEWS_PER_TTL)
+            self._working = self._programs
             for _ in range(self._programs):
                 self._pause(session)
+            if self._stays_ms is not None:
+                stays = int(self._random.expovariate(1 / (self._stays_ms * MS)))
+                self._world.after(stays, lambda: self._unmount(session))
+            self._opened()
 
         self._ask(session, Method.OPEN_SESSION, b"", opened)
+
+    def _unmount(self, session: Session) -> None:
+        """No program begins anything any more; the last one ends the session."""
+        if session is self.session:
+            self._leaving = session
+
+    def _end(self, session: Session) -> None:
+        def ended(answer: Any) -> None:
+            if session.over(FsError(Fault.SESSION_ENDED, "it was unmounted")):
+                self._open()
+
+        self._ask(session, Method.END_SESSION, session.number.to_bytes(8, "big"), ended)
 
     def _renew(self, session: Session, every_us: int) -> None:
         def renew() -> None:
@@ -170,6 +196,11 @@ class Mount:
 
     def _next(self, session: Session) -> None:
         if session.ended is not None or self._world.now >= self._ends:
+            return
+        if session is self._leaving:
+            self._working -= 1
+            if not self._working:
+                self._end(session)
             return
         op = self._work.next(self._random, f"m{self.number}", session.number)
         for call in op.calls:

@@ -297,11 +297,16 @@ class FileRun(Run):
         for node in self.voters:
             self._came(self.cluster.add(node, formatted.head, hard, formatted.store.copy()))
         self._operator = Operator(self.world, self.cluster, self.metas, self.faults, self._came)
+        stays: tuple[int | None, ...] = (None, None, 3_000)
+        if self.kind == "sessions":
+            stays = (None, 300, 1_000)
+            self.faults.openings = random.choice((0.1, 0.5))
         self.mounts = [
             Mount(
                 self.world, self.doors, self.promises, number, list(self.voters), self.work,
                 programs=random.choice((1, 2, 3)), pause_ms=random.choice((60, 150)),
-                ends=self._ends + CALM // 2, answered=self.faults.answered,
+                stays_ms=random.choice(stays), ends=self._ends + CALM // 2,
+                answered=self.faults.answered, opened=self.faults.opened,
             )
             for number in range(1, random.choice((2, 3, 4)) + 1)
         ]  # fmt: skip

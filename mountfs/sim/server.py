@@ -23,6 +23,8 @@ Answer = Callable[[object], None]
 KEPT_ENTRIES = 20
 """Behind a snapshot, for followers that are not far behind."""
 
+TICK_MS_MIN, TICK_MS_MAX = 5, 40
+
 GONE = FsError(Fault.UNAVAILABLE, "the connection is gone: it may have acted, or not")
 
 
@@ -110,7 +112,8 @@ class Server:
         )
         self._world.note(f"{self.node} boots at {log.last_index} applied {self.machine.applied}")
         self._guarded(self._pump)
-        self._tick_later(self.life)
+        if self.up:
+            self._tick_later(self.life)
 
     def crash(self) -> None:
         assert self.up
@@ -184,13 +187,16 @@ class Server:
         self.jumped_at = self._world.now
 
     def _tick_later(self, life: int) -> None:
+        """When the core asked for it, or somewhat earlier: what comes meanwhile may change that."""
+
         def tick() -> None:
             if self.up and life == self.life:
                 if self._world.now >= self.stopped_until or "clock" not in self._held:
                     self.when_running("clock", self._tick)
                 self._tick_later(life)
 
-        self._world.after(10 * MS, tick)
+        left_ms = self.raft.wakes_at - self.clock()
+        self._world.after(min(max(left_ms, TICK_MS_MIN), TICK_MS_MAX) * MS, tick)
 
     def _tick(self) -> None:
         clock = self.clock()

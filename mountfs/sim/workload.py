@@ -38,6 +38,7 @@ class Client:
         self._ends = ends
         self._answered = answered
         self._kinds = ("read",) * (6 if reads else 1) + ("write", "write", "compare")
+        self._pause_ms = self._random.choice((20, 60, 150))
         self._patience = self._random.choice(PATIENCE_MS) * MS
         self._sequence = 0
         self._attempt = 0
@@ -112,5 +113,5 @@ class Client:
         call.returned = self._world.now
         call.result = result
         self._answered()
-        pause = int(self._random.expovariate(1 / (30 * MS)))
+        pause = int(self._random.expovariate(1 / (self._pause_ms * MS)))
         self._world.after(pause, self._next)

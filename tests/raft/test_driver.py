@@ -6,9 +6,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 import trio
-from driven import CONFIG, END_S, ONE, Answers, Commands, a_cluster
+from driven import CONFIG, END_S, ONE, Answers, Commands, Here, a_cluster
 
 from mountfs.errors import Fault, FsError
 from mountfs.kv.journal import Journal
@@ -573,3 +574,52 @@ def append(after: int, term: Term, entries: list[Entry], committed: int) -> Appe
     return Append(
         NodeId(1), NodeId(2), term, LogIndex(after), term, tuple(entries), LogIndex(committed)
     )
+
+
+# -- logs that cannot be read back
+
+
+def damage(here: Here) -> None:
+    """Entries that are not in memory any more cannot be read."""
+
+    def read(start: int, stop: int, bytes_max: int) -> list[Entry]:
+        raise FsError(Fault.CORRUPT, f"entry {start} of the log is damaged")
+
+    log: Any = here.node.storage.groups[ONE]
+    log.read = read
+
+
+UNCACHED = msgspec.structs.replace(CONFIG, cached_bytes_max=0)
+
+
+async def test_a_leader_that_cannot_read_what_a_follower_lacks_is_replaced(
+    tmp_path: Path, autojump_clock: Any
+) -> None:
+    async with a_cluster(tmp_path, config=UNCACHED) as cluster:
+        damaged = await cluster.leader()
+        await cluster.agree()
+        behind = next(number for number in cluster.here if number != damaged.node.number)
+        cluster.isolate(behind)
+        for command in (b"a", b"b"):
+            await damaged[ONE].wait_propose(command)
+        damage(damaged)
+        cluster.heal()
+        await cluster.until(lambda: damaged[ONE].failure)
+        new = await cluster.leader(other_than=damaged.node.number)
+        assert await new[ONE].wait_propose(b"c") == 2
+        await cluster.until(lambda: cluster[behind].machine().commands == [b"a", b"b", b"c"])
+
+
+async def test_a_proposal_to_a_log_that_cannot_be_read_may_have_been_taken(
+    tmp_path: Path, autojump_clock: Any
+) -> None:
+    async with a_cluster(tmp_path, config=UNCACHED) as cluster:
+        damaged = await cluster.leader()
+        await cluster.agree()
+        damage(damaged)
+        damaged[ONE].raft.state.peers[next(iter(damaged[ONE].raft.state.peers))].next = LogIndex(1)
+        answers = Answers()
+        damaged[ONE].propose(b"a", answers.of("a"))
+        await cluster.until(lambda: answers.got)
+        assert fault_of(answers.got["a"]) is Fault.NOT_LEADER  # to be asked again elsewhere
+        assert damaged[ONE].failure is not None

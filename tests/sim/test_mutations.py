@@ -13,8 +13,9 @@ import pytest
 
 from mountfs.errors import Fault, FsError
 from mountfs.meta import keys, state_machine
-from mountfs.meta.ops import rename, session
-from mountfs.meta.protocol import Method, Propose, encode
+from mountfs.meta.ops import session
+from mountfs.meta.ops.make import Make
+from mountfs.meta.protocol import Method, Propose, decode_propose, encode
 from mountfs.meta.retry import Session, Verdict, judge
 from mountfs.meta.session_watch import SessionWatch
 from mountfs.meta.state_machine import StateMachine
@@ -329,22 +330,29 @@ def ends_sessions_that_another_leader_has_heard(patch: Patch) -> None:
 
 def takes_a_session_that_it_does_not_know_yet_for_ended(patch: Patch) -> None:
     """A new leader may not have applied what began it."""
-    hear = MetaServer._hear
+    propose = MetaServer._propose
 
-    def heard(self: MetaServer, session: int) -> bool:
-        if not hear(self, session):
+    def proposed(self: MetaServer, body: bytes, answer: Any) -> None:
+        if decode_propose(body).session not in self.machine.sessions:
+            self.server.raft.state.require_leader()
             raise FsError(Fault.SESSION_ENDED, "it is not here")
-        return True
+        propose(self, body, answer)
 
-    patch.setattr(MetaServer, "_hear", heard)
+    patch.setattr(MetaServer, "_propose", proposed)
 
 
 def keeps_the_locks_of_a_session_that_ends(patch: Patch) -> None:
     patch.setattr(session, "drop_session", lambda tree, number: None)
 
 
-def renames_without_looking_whether_a_name_is_there(patch: Patch) -> None:
-    patch.setattr(rename, "NOREPLACE", 0)
+def opens_a_file_that_must_not_be_there(patch: Patch) -> None:
+    """open(2): O_EXCL."""
+    apply = Make.apply
+
+    def applied(self: Make, tree: Any, stamp: Any) -> Any:
+        return apply(msgspec.structs.replace(self, exclusive=False), tree, stamp)
+
+    patch.setattr(Make, "apply", applied)
 
 
 MUTATIONS: list[tuple[Callable[[Patch], None], str, int, str]] = [
@@ -374,8 +382,7 @@ MUTATIONS: list[tuple[Callable[[Patch], None], str, int, str]] = [
     (ends_sessions_that_another_leader_has_heard, "sessions", 60, "sessions"),
     (takes_a_session_that_it_does_not_know_yet_for_ended, "sessions", 60, "sessions"),
     (keeps_the_locks_of_a_session_that_ends, "sessions", 60, "invariants"),
-    (renames_without_looking_whether_a_name_is_there, "files", 60, "linearizability"),
-    (answers_reads_without_asking_anybody, "files", 80, "linearizability"),
+    (opens_a_file_that_must_not_be_there, "files", 60, "linearizability"),
 ]
 """What is broken, the kind of run that looks for it, how many seeds it may take, and which check
 finds it (others may find it in other seeds).

@@ -2,7 +2,7 @@
 
 from itertools import islice
 
-from mountfs.errors import FsError
+from mountfs.errors import Fault, FsError
 from mountfs.meta import keys
 from mountfs.meta.command import Command, Query, Stamp
 from mountfs.meta.ops.lock import locks_of, set_locks
@@ -35,7 +35,9 @@ class Reap(Command[tuple[Ino, ...]], frozen=True, tag="reap"):
                 continue
             try:
                 inode = tree.inode(ino)
-            except FsError:
+            except FsError as error:
+                if error.fault is not Fault.STALE:
+                    raise  # it is there, but cannot be read
                 tree.put(key, None)
                 continue
             assert inode.nlink == 0, ino

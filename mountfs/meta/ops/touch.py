@@ -2,7 +2,7 @@
 of its own.
 """
 
-from mountfs.errors import FsError
+from mountfs.errors import Fault, FsError
 from mountfs.meta.command import Command, Stamp
 from mountfs.meta.tree import Tree
 from mountfs.types import Ino
@@ -19,6 +19,8 @@ class Touch(Command[None], frozen=True, tag="touch"):
         for ino, atime in self.times:
             try:
                 tree.inode(ino)
-            except FsError:
+            except FsError as error:
+                if error.fault is not Fault.STALE:
+                    raise  # it is there, but cannot be read
                 continue
             tree.edit(ino).atime = atime
