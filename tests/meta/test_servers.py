@@ -9,7 +9,7 @@ import trio
 from servers import CLUSTER, END_S, Servers, faults, servers
 
 from mountfs.errors import Fault, FsError
-from mountfs.meta import client, service
+from mountfs.meta import client
 from mountfs.meta.client import RemoteMeta
 from mountfs.meta.ops.mkdir import Mkdir
 from mountfs.meta.ops.nodes import RemoveNode
@@ -162,12 +162,11 @@ async def test_a_client_that_reaches_nobody_says_so_without_a_group(tmp_path: Pa
         assert [error.fault for error in faults(caught.value)] == [Fault.TIMED_OUT]
 
 
-async def test_a_session_that_falls_silent_is_ended(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(service, "SESSION_TTL_MS", 400)
+async def test_a_session_that_falls_silent_is_ended(tmp_path: Path) -> None:
     async with (
-        servers(tmp_path, 1) as found, found.mount() as lively, trio.open_nursery() as nursery,
+        servers(tmp_path, 1, session_ttl_ms=400) as found,
+        found.mount() as lively,
+        trio.open_nursery() as nursery,
     ):  # fmt: skip
         link = await raw(nursery, found[1].proxy.port)
         opened = msgspec.msgpack.decode(
