@@ -76,6 +76,8 @@ def main() -> None:
 def write(results: dict[str, Any], arguments: argparse.Namespace) -> None:
     """As JSON and as a table; of a run that was stopped, what there is."""
     stem = "bench-quick" if arguments.quick else "bench"
+    if arguments.against:
+        stem += "-against"
     if arguments.only:
         stem += "-part"
     arguments.out.mkdir(parents=True, exist_ok=True)

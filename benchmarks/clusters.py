@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -50,7 +51,6 @@ class Cluster:
 
 Start = Callable[[Path], AbstractContextManager[Cluster]]
 
-INIT = (sys.executable, "-m", "mountfs.cli.main", "cluster", "init")
 ORDINARY = (sys.executable, "-m", "mountfs.cli.main", "node")
 
 
@@ -59,16 +59,17 @@ def mountfs(scratch: Path, program: Sequence[str] = ORDINARY) -> Iterator[Cluste
     """`program`: what runs a node, when it is not `mountfs node` as it is."""
     from mountfs import __version__
 
-    ports = [free_pair() for _ in range(NODES)]
+    ports = [free_ports() for _ in range(NODES)]
     first = f"127.0.0.1:{ports[0]}"
     begin(scratch)
     with ExitStack() as stack:
-        subprocess.run([*INIT, str(scratch / "n1")], check=True, stdout=subprocess.DEVNULL)
         nodes = []
         for number, port in enumerate(ports, 1):
             argv = node_command(scratch, number, port, first if number > 1 else None, program)
-            nodes.append(stack.enter_context(serving(argv, scratch / f"n{number}.log")))
-            wait_for(lambda port=port: accepts(port + 1), f"node {number}", nodes[-1])  # type: ignore[misc]
+            log = scratch / f"n{number}.log"
+            node = stack.enter_context(serving(argv, log))
+            wait_for(partial(accepts, port + 1), f"node {number}", node, log)
+            nodes.append(node)
         found = all_vote(first, [str(port) for port in ports])
         leader = next(i for i, node in enumerate(found) if node["leader"])
         yield Cluster(
@@ -175,9 +176,9 @@ def _etcd_leader(clients: list[str]) -> int:
     raise CannotStart(f"the members of etcd elected nobody within {START_S} s")
 
 
-def free_pair() -> int:
-    """A port that nobody has, as the next one."""
+def free_ports() -> int:
+    """A port that nobody has, as the two behind it: those of a node."""
     while True:
-        port = free_port()
-        if free_port() == port + 1:
-            return port
+        ports = [free_port() for _ in range(3)]
+        if ports[2] == ports[0] + 2:
+            return ports[0]

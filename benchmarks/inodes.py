@@ -75,7 +75,7 @@ class Nodes:
 
     def start(self, number: int) -> None:
         port = (
-            self.ports.setdefault(number, clusters.free_pair())
+            self.ports.setdefault(number, clusters.free_ports())
             if (number not in self.ports)
             else self.ports[number]
         )

@@ -172,7 +172,7 @@ def _play(
                     "durability": up[name].durability,
                 }
         names = list(up)
-        for round_number in range(arguments.rounds):
+        for round_number in range(arguments.rounds if names else 0):
             turn = round_number % len(names)
             for case, row in zip(cases, part["rows"], strict=True):
                 for name in names[turn:] + names[:turn]:

@@ -89,14 +89,21 @@ def version(argv: list[str]) -> str:
     return (done.stdout or done.stderr).strip().splitlines()[0]
 
 
-def wait_for(condition: Callable[[], bool], what: str, process: subprocess.Popen[bytes]) -> None:
+def wait_for(
+    condition: Callable[[], bool],
+    what: str,
+    process: subprocess.Popen[bytes],
+    log: Path | None = None,
+) -> None:
+    """Raises CannotStart, with the last that is in `log`."""
     deadline = now() + START_S
     while not condition():
-        if process.poll() is not None:
-            raise CannotStart(f"{what} ended with {process.returncode}")
-        if now() > deadline:
-            raise CannotStart(f"{what} was not there after {START_S} s")
-        time.sleep(0.1)
+        if process.poll() is None and now() < deadline:
+            time.sleep(0.1)
+            continue
+        said = log.read_text(errors="replace").strip()[-300:] if log else ""
+        why = "was not there" if process.poll() is None else f"ended with {process.returncode}"
+        raise CannotStart(f"{what} {why}. {said}".strip())
 
 
 # --- ports ----------------------------------------------------------------------------------------

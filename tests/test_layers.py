@@ -57,6 +57,8 @@ CORES = [
     "mountfs.raft.membership",
     "mountfs.raft.reads",
     "mountfs.raft.core",
+    "mountfs.raft.rest",
+    "mountfs.raft.figures",
     "mountfs.raft.log_record",
     "mountfs.raft.envelope",
     "mountfs.meta.membership_policy",

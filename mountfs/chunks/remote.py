@@ -74,7 +74,7 @@ class RemoteChunks:
                 candidates = self._candidates()
                 for node in candidates:
                     try:
-                        answer = await self._attempt(node, Method.WRITE, body)
+                        volume = await self._write_to(node, body)
                     except FsError as error:
                         if error.fault is not Fault.NO_SPACE:
                             log.warning("node %d did not take a slice: %s", node, error)
@@ -84,12 +84,20 @@ class RemoteChunks:
                         continue
                     self._preferred = node
                     self.problem = ""
-                    return Stored(VolumeId(WRITTEN.unpack(answer)[0]), crc)
+                    return Stored(volume, crc)
                 if full is not None:
                     raise full
                 await trio.sleep(wait_s)
                 wait_s = min(2 * wait_s, RETRY_MAX_S)
         raise self._gave_up()
+
+    async def _write_to(self, node: int, body: Parts) -> VolumeId:
+        answer = await self._attempt(node, Method.WRITE, body)
+        if len(answer) == WRITTEN.size:
+            volume = VolumeId(WRITTEN.unpack(answer)[0])
+            if node_of(volume) == node:
+                return volume
+        raise FsError(Fault.DEVICE, f"node {node} does not say where it has put a slice")
 
     async def read(self, volume: VolumeId, slice_id: SliceId, start: int, stop: int) -> memoryview:
         """Raises CORRUPT; TIMED_OUT if `soft`."""
@@ -111,7 +119,8 @@ class RemoteChunks:
                     continue
                 self.problem = ""
                 data = memoryview(answer)[READ_HEAD.size :]
-                if len(data) == stop - start and READ_HEAD.unpack_from(answer)[0] == crc32c(data):
+                whole = len(answer) == READ_HEAD.size + stop - start
+                if whole and READ_HEAD.unpack_from(answer)[0] == crc32c(data):
                     return memoryview(bytearray(data))
                 raise FsError(
                     Fault.CORRUPT, f"node {node}: slice {slice_id:#x} came damaged over the network"
@@ -140,6 +149,9 @@ class RemoteChunks:
             try:
                 answer = await self._attempt(node, Method.SPACE, b"")
             except FsError:
+                continue
+            if len(answer) != SPACE.size:
+                log.warning("node %d does not say how much room it has", node)
                 continue
             more = SPACE.unpack(answer)
             total, free = total + more[0], free + more[1]

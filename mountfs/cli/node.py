@@ -45,6 +45,9 @@ a loopback address, or with --insecure.  For certificates see: mountfs pki --hel
 exit status: 0 done, or ended by SIGTERM; 1 failed; 2 wrong call
 """
 PORT: Final = 7410
+SESSION_TTL_S_MIN: Final = 2.0
+"""An election must not look to mounts as if they were gone."""
+SESSION_TTL_S_MAX: Final = 3600.0
 ROLES: Final = ("meta", "chunk")
 
 
@@ -66,6 +69,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--insecure", action="store_true", help="allow a network without TLS")
     cluster_calls.add_arguments(parser)
+    parser.add_argument(
+        "--session-ttl", type=float, default=60.0, metavar="SECONDS",
+        help="a mount that is not heard of for so long loses its locks; the same on all nodes; "
+        "default: 60",
+    )  # fmt: skip
     parser.add_argument("--force", action="store_true", help="remove, though it does harm")
     parser.add_argument("--json", action="store_true")
 
@@ -118,7 +126,7 @@ def _run(arguments: argparse.Namespace) -> int:
 
 def _prepare(settings: "Settings") -> None:
     """See to it that there is a home that a node can open."""
-    from mountfs.cli import node_homes
+    from mountfs.cli import node_homes, node_server
     from mountfs.cli.trust import Trust
     from mountfs.meta.admin import Join
     from mountfs.vfs.home import NODE_MARK, read_format
@@ -129,6 +137,7 @@ def _prepare(settings: "Settings") -> None:
         if not (home / NODE_MARK).exists():  # it was mounted alone last
             trio.run(node_homes.found, home)
     elif settings.join:
+        trio.run(node_server.require_free, settings)
         asked = Join(settings.name, settings.rpc, settings.door, "", settings.roles)
         trio.run(node_homes.join, home, asked, settings.join, Trust(settings.tls))
     else:
@@ -150,6 +159,10 @@ def _settings(arguments: argparse.Namespace) -> "Settings":
         arguments.parser.error(f"unknown roles: {', '.join(unknown)}; there are {', '.join(ROLES)}")
     if "meta" not in roles:
         arguments.parser.error("a node needs the role meta")
+    if not SESSION_TTL_S_MIN <= arguments.session_ttl <= SESSION_TTL_S_MAX:
+        arguments.parser.error(
+            f"--session-ttl takes {SESSION_TTL_S_MIN:g} to {SESSION_TTL_S_MAX:g} seconds"
+        )
     host, port = place(arguments.listen)
     if arguments.tls is None and not arguments.insecure and not _is_loopback(host):
         raise FsError(
@@ -165,6 +178,7 @@ def _settings(arguments: argparse.Namespace) -> "Settings":
         roles=roles,
         join=tuple(addresses(arguments.join)) if arguments.join else (),
         tls=arguments.tls,
+        session_ttl_ms=round(arguments.session_ttl * 1000),
         metrics=_metrics(arguments.metrics, host, port),
         metrics_must=arguments.metrics is not None,
     )

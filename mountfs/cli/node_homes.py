@@ -141,6 +141,7 @@ def _begin_log(directory: Path, home: bytes, membership: Membership) -> None:
 
 
 async def _ask(places: Sequence[str], trust: Trust, method: str, body: object) -> bytes:
+    log.info("asking %s for up to %g s", ", ".join(places), JOIN_S)
     async with open_client(trust.cluster, trust.credentials) as client:
         return await ask_raw(client, list(places), method, body, deadline_s=JOIN_S)
 

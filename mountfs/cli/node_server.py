@@ -19,11 +19,13 @@ from mountfs.chunks.protocol import first_volume_of
 from mountfs.chunks.service import ChunkService
 from mountfs.cli.metrics import NodeMetrics, served
 from mountfs.cli.node_homes import read_seeds, rejoin, settle, write_seeds
+from mountfs.cli.standing import watch_standing
 from mountfs.cli.trust import Trust
 from mountfs.errors import Fault, FsError, only_fault
 from mountfs.meta.admin import Admin
 from mountfs.meta.protocol import ROLE
 from mountfs.meta.server import MetadataDamaged, MetaServer, Place, meta_server
+from mountfs.meta.service import SESSION_TTL_MS
 from mountfs.raft.links import MESSAGES, Links
 from mountfs.raft.messages import NodeId
 from mountfs.rpc.client import open_client
@@ -54,6 +56,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     roles: tuple[str, ...] = ("meta", "chunk")
     join: tuple[str, ...] = ()
     tls: Path | None = None
+    session_ttl_ms: int = SESSION_TTL_MS
     metrics: tuple[str, int] | None = None
     """Where they are read; None: nowhere."""
     metrics_must: bool = False
@@ -96,6 +99,7 @@ async def _running(settings: Settings, home: Home) -> AsyncIterator[MetaServer]:
         server = await stack.enter_async_context(
             open_server(settings.rpc, home.format.id, trust.credentials)
         )
+        server.is_complete = False
         client = await stack.enter_async_context(open_client(home.format.id, trust.credentials))
         options = trust.client_options(home.cluster, settings.name)
         links = Links(
@@ -113,10 +117,12 @@ async def _running(settings: Settings, home: Home) -> AsyncIterator[MetaServer]:
                 client,
                 links,
                 seeds=read_seeds(home.path),
+                session_ttl_ms=settings.session_ttl_ms,
             )
         )
         meta.on_nodes = lambda nodes: write_seeds(home.path, nodes)
         Admin(meta, server, home.format.id, home.format.generation)
+        server.is_complete = True
         volumes = None
         if "chunk" in settings.roles:
             volumes = stack.enter_context(open_volumes(home, trust))
@@ -162,6 +168,7 @@ async def _running(settings: Settings, home: Home) -> AsyncIterator[MetaServer]:
             own = (settings.host, settings.port + 1)
             reclaimer = Reclaimer(meta, nursery, own, options)
             nursery.start_soon(reclaimer.run)
+            nursery.start_soon(watch_standing, meta, client, read_seeds(home.path))
             try:
                 yield meta
             finally:
@@ -269,6 +276,13 @@ async def _until_damaged(settings: Settings) -> FsError:
     if isinstance(failure, FsError) and failure.fault is Fault.CORRUPT:
         return failure
     raise failure
+
+
+async def require_free(settings: Settings) -> None:
+    """Raises BUSY if somebody listens where we want to."""
+    for port in (settings.port, settings.port + 1):
+        for listener in await _listen(settings.host, port):
+            await listener.aclose()
 
 
 async def _listen(host: str, port: int) -> list[trio.SocketListener]:

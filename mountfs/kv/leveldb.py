@@ -365,6 +365,8 @@ class LevelView:
 
     def rows(self, after: bytes, bytes_max: int) -> list[tuple[bytes, bytes]]:
         store = self._store
+        if store._closed:
+            raise FsError(Fault.BUSY, f"{store._path}: was closed since")
         db = store._enter()
         try:
             if db is not self._db or self._snapshot is None:

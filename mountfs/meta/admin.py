@@ -4,6 +4,7 @@ Any node answers STATUS of itself; the rest is for the leader, and others say wh
 TLS, a client's certificate is enough to look, and a node's is needed to change anything.
 """
 
+import contextlib
 import time
 from collections.abc import Awaitable, Callable
 from typing import Any, Final
@@ -72,6 +73,7 @@ class Admin:
             "Rejoin": self._rejoin,
             "Move": self._move,
             "Status": self._status,
+            "Leader": self._leader,
             "Nodes": self._nodes,
             "Remove": self._remove,
             "Transfer": self._transfer,
@@ -143,9 +145,15 @@ class Admin:
         require_node(call)
         await self._meta.service.order(msgspec.msgpack.decode(body, type=MoveNode))
 
+    async def _leader(self, body: bytes, call: Call) -> str:
+        """Where whoever leads is asked, as far as this node knows; empty: it does not."""
+        record = self._meta.service.node_of(self._meta.group.raft.leader)
+        return record.rpc if record is not None else ""
+
     async def _nodes(self, body: bytes, call: Call) -> Any:
         meta = self._meta
         meta.group.require_leader()
+        await meta.group.wait_read()  # one that leads no more knows less than others
         membership = meta.group.raft.log.membership
         return [
             {
@@ -172,7 +180,12 @@ class Admin:
         meta.group.require_leader()
         record = self._find(asked.node)
         number = NodeId(record.number)
-        why_not = why_not_to_remove(number, meta.group.raft.log.membership, meta.is_alive)
+        leaving = {
+            node.number for node in all_nodes(meta.machine.replica.machine.tree) if node.leaving
+        }
+        why_not = why_not_to_remove(
+            number, meta.group.raft.log.membership, meta.is_alive, leaving - {number}
+        )
         if why_not is not None and not asked.force:
             raise FsError(Fault.BUSY, f"node {record.name} cannot be removed: {why_not}")
         await meta.service.order(LeaveNode(record.number))
@@ -332,7 +345,7 @@ def _encoded(
 async def ask(
     client: Client, addresses: list[str], method: str, body: object, *, deadline_s: float = 10.0
 ) -> Any:
-    """Ask the leader, whichever of `addresses` that is.  Raises what it says."""
+    """Ask the leader, whom one of `addresses` knows or is.  Raises what it says."""
     return msgspec.msgpack.decode(
         await ask_raw(client, addresses, method, body, deadline_s=deadline_s)
     )
@@ -342,20 +355,38 @@ async def ask_raw(
     client: Client, addresses: list[str], method: str, body: object, *, deadline_s: float = 10.0
 ) -> bytes:
     encoded = msgspec.msgpack.encode(body)
-    problems: list[FsError] = []
     until = trio.current_time() + deadline_s
+
+    async def call(address: str, method: str, body: bytes) -> bytes:
+        patience_s = max(until - trio.current_time(), 1.0)
+        return await client.call(address, SERVICE, method, body, deadline_s=patience_s)
+
     while True:
-        problems.clear()
-        for address in addresses:
+        problems: dict[str, FsError] = {}
+        places = list(addresses)
+        for address in places:  # it grows
             try:
-                return await client.call(
-                    address, SERVICE, method, encoded,
-                    deadline_s=max(until - trio.current_time(), 1.0),
-                )  # fmt: skip
+                return await call(address, method, encoded)
             except FsError as error:
                 if error.fault not in (Fault.NOT_LEADER, Fault.UNAVAILABLE, Fault.TIMED_OUT):
                     raise
-                problems.append(error)
+                problems[address] = error
+            if problems[address].fault is Fault.NOT_LEADER:
+                with contextlib.suppress(FsError):
+                    leader = msgspec.msgpack.decode(await call(address, "Leader", b""), type=str)
+                    if leader and leader not in places:
+                        places.append(leader)
         if trio.current_time() > until:
-            raise problems[-1]
+            raise _nobody_leads(problems)
         await trio.sleep(0.2)
+
+
+def _nobody_leads(problems: dict[str, FsError]) -> FsError:
+    told = "; ".join(
+        f"{address}: {str(error).removeprefix(f'{address}: ')}"
+        for address, error in problems.items()
+    )
+    return FsError(
+        next(reversed(problems.values())).fault,
+        f"no node that leads the cluster answers: does a majority of its nodes run?  ({told})",
+    )

@@ -51,6 +51,8 @@ so: a machine that is gone breaks no connection.
 """
 AGREE_S: Final = 0.3
 """When one of the nodes that were named has answered, the others have so long to contradict it."""
+OPEN_S: Final = 30.0
+"""Who begins is told when there is no cluster, `soft` or not."""
 NO_CLUSTER: Final = bytes(16)
 
 
@@ -310,6 +312,17 @@ class RemoteMeta:
     async def _ask(self, method: Method, body: bytes) -> Body:
         """The answer, however often it takes.  Raises what is an answer, TIMED_OUT if `soft`."""
         self.calls += 1
+        await leave()
+        soft_s = self._options.soft_s
+        if soft_s is None:
+            return await self._ask_for_ever(method, body)
+        with trio.move_on_after(soft_s):
+            return await self._ask_for_ever(method, body)
+        raise FsError(
+            Fault.TIMED_OUT, f"no answer from the cluster within {soft_s} s: {self.router.problem}"
+        )
+
+    async def _ask_for_ever(self, method: Method, body: bytes) -> Body:
         link = self.router.leader_now()
         if link is not None:
             # Nearly always the first attempt is the last.
@@ -319,18 +332,9 @@ class RemoteMeta:
                 self.router.forget(link)
             except FsError as error:
                 self._judge(error, link)
-        await leave()
-        soft_s = self._options.soft_s
-        with trio.move_on_after(soft_s if soft_s is not None else float("inf")):
-            return await self._ask_again(method, body)
-        raise FsError(
-            Fault.TIMED_OUT, f"no answer from the cluster within {soft_s} s: {self.router.problem}"
-        )
-
-    async def _ask_again(self, method: Method, body: bytes) -> Body:
         backoff = Backoff()
         while True:
-            link: Client | None = None
+            link = None
             try:
                 link = await self.router.leader()
                 return await self._attempt(link, method, body)
@@ -344,7 +348,6 @@ class RemoteMeta:
     async def _attempt(self, link: Client, method: Method, body: bytes) -> Body:
         self.attempts += 1
         number = self.attempts
-        await leave()
         self._waiting[number] = link
         try:
             with trio.move_on_after(ATTEMPT_S):
@@ -370,7 +373,13 @@ async def remote_meta(seeds: Sequence[Address], options: Options) -> AsyncIterat
     """A session with the cluster that is found at `seeds`, kept while the block lasts."""
     async with trio.open_nursery() as nursery:
         meta = RemoteMeta(Router(nursery, seeds, options), options)
-        await meta.open_session()
+        with trio.move_on_after(OPEN_S) as waited:
+            await meta.open_session()
+        if waited.cancelled_caught:
+            raise FsError(
+                Fault.TIMED_OUT,
+                f"the cluster does not answer within {OPEN_S:g} s: {meta.router.problem}",
+            )
         nursery.start_soon(meta.keep_session)
         nursery.start_soon(meta.watch_leader)
         try:

@@ -44,12 +44,17 @@ def _odd(count: int) -> int:
 
 
 def why_not_to_remove(
-    node: NodeId, now: Membership, is_alive: Callable[[NodeId], bool]
+    node: NodeId,
+    now: Membership,
+    is_alive: Callable[[NodeId], bool],
+    leaving: Collection[int] = (),
 ) -> str | None:
-    """Why removing a node would do harm, in a sentence; None: it would not."""
+    """Why removing a node would do harm, in a sentence; None: it would not.  Those who are
+    `leaving` will not be there then.
+    """
     if node not in now.voters:
         return None
-    rest = [voter for voter in now.voters if voter != node]
+    rest = [voter for voter in now.voters if voter != node and voter not in leaving]
     if not rest:
         return "it is the last voter: there would be nobody left to have the metadata"
     alive = [voter for voter in rest if is_alive(voter)]

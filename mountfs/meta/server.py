@@ -34,7 +34,7 @@ from mountfs.meta.ops.reap import Orphans, Reap
 from mountfs.meta.ops.session import EndSession
 from mountfs.meta.replica import META_GROUP
 from mountfs.meta.safe_mode import SafeMode
-from mountfs.meta.service import MetaService
+from mountfs.meta.service import SESSION_TTL_MS, MetaService
 from mountfs.meta.snapshot import Source
 from mountfs.raft.config import Config
 from mountfs.raft.driver import Group, Node
@@ -91,6 +91,7 @@ class MetaServer:
         links: Links,
         seeds: Sequence[NodeRecord],
         config: Config,
+        session_ttl_ms: int,
     ) -> None:
         self.place = place
         self.links = links
@@ -101,7 +102,9 @@ class MetaServer:
         links.unreachable = self.node.unreachable
         self.group = self.node.start(META_GROUP, self.machine)
         self.safe_mode = SafeMode()
-        self.service = MetaService(self.node, self.group, self.machine, self.safe_mode)
+        self.service = MetaService(
+            self.node, self.group, self.machine, self.safe_mode, session_ttl_ms
+        )
         self.snapshots = Snapshots(
             self.node,
             server,
@@ -169,14 +172,18 @@ class MetaServer:
             machine, replica = self.machine, self.machine.replica
             before = machine.stored
             applied = machine.applied
+            if applied < self.group.raft.log.base:
+                return  # a snapshot is about to take its place
             if applied > before.index or replica.stored_head is None:
                 checkpoint = machine.begin_checkpoint(self.group.raft.log.head_at(applied))
                 try:
                     with trio.CancelScope(shield=True):
                         await trio.to_thread.run_sync(replica.write_checkpoint, checkpoint)
-                except BaseException:
+                except BaseException as error:
                     if machine.replica is replica:
                         replica.abandon_checkpoint()
+                    elif isinstance(error, Exception):
+                        return  # a snapshot has come meanwhile, and that store was closed
                     raise
                 if machine.replica is not replica:
                     return  # a snapshot has come meanwhile
@@ -342,13 +349,16 @@ async def meta_server(
     *,
     seeds: Sequence[NodeRecord] = (),
     config: Config | None = None,
+    session_ttl_ms: int = SESSION_TTL_MS,
 ) -> AsyncIterator[MetaServer]:
     """Run the metadata of the home whose part for it is `directory`, while the block lasts.
 
     `seeds`: where other nodes were when we last knew.  Raises MetadataDamaged when what is stored
     is damaged or does not fit together.
     """
-    found = MetaServer(place, directory, home, server, client, links, seeds, config or Config())
+    found = MetaServer(
+        place, directory, home, server, client, links, seeds, config or Config(), session_ttl_ms
+    )
     try:
         found._learn_addresses()
         async with trio.open_nursery() as nursery:

@@ -36,18 +36,27 @@ from mountfs.wire.stream import Later
 log = logging.getLogger(__name__)
 
 SESSION_TTL_MS: Final = 60_000
+"""Unless a node is told otherwise."""
 SESSIONS_MAX: Final = 10_000
 
 
 class MetaService:
     """The handler of a `wire` service, on one server of the group of the metadata."""
 
-    def __init__(self, node: Node, group: Group, machine: MetaMachine, safe_mode: SafeMode) -> None:
+    def __init__(
+        self,
+        node: Node,
+        group: Group,
+        machine: MetaMachine,
+        safe_mode: SafeMode,
+        session_ttl_ms: int = SESSION_TTL_MS,
+    ) -> None:
         self._node = node
         self._group = group
         self._machine = machine
         self._safe_mode = safe_mode
-        self._watch = SessionWatch(SESSION_TTL_MS)
+        self._ttl_ms = session_ttl_ms
+        self._watch = SessionWatch(session_ttl_ms)
         self._sequence = 0
         self.commands = 0
         self.queries = 0
@@ -111,14 +120,17 @@ class MetaService:
         return b""
 
     async def _open_session(self, peer: Peer, body: Body) -> bytes:
-        about = msgspec.msgpack.decode(body, type=str)
+        try:
+            about = msgspec.msgpack.decode(body, type=str)
+        except msgspec.MsgspecError as error:
+            raise FsError(Fault.INVALID, f"not whom a session is about: {error}") from None
         await leave()
         self._require_leader()
         if len(self._machine.replica.machine.sessions) >= SESSIONS_MAX:
             raise FsError(Fault.BUSY, f"there are {SESSIONS_MAX} sessions; end some of them first")
         number = await self.order(OpenSession(about))
         self._hear(number)
-        return encode(Opened(number, SESSION_TTL_MS, self._machine.now()))
+        return encode(Opened(number, self._ttl_ms, self._machine.now()))
 
     # -- commands and queries
 

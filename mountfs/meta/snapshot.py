@@ -99,6 +99,7 @@ class Sink:
         self._store.write({}, sync=True)
         self._store.close()
         _sync(self._path)
+        _sync(self._path.parent)  # its name: soon the log will rely on it
         self.is_whole = True
 
     def abandon(self) -> None:
@@ -130,7 +131,12 @@ def settle(directory: Path, store: Path, base: SnapshotHead, open_store: OpenSto
     if incoming.exists():
         head = _head_of(store, open_store)
         if head is None or head.index < base.index:
-            found = _head_of(incoming, open_store)
+            try:
+                found = _head_of(incoming, open_store)
+            except FsError as error:
+                if error.fault is not Fault.CORRUPT:
+                    raise
+                found = None  # it was still on its way
             if found == base:
                 take_place(directory, store)
         shutil.rmtree(incoming, ignore_errors=True)

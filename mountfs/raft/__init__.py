@@ -8,6 +8,7 @@ outputs, which is what `sim/` relies on.
 The rules are those of the paper ("In Search of an Understandable Consensus Algorithm", extended
 version; sections are quoted as "paper 5.4.2") and of Ongaro's dissertation ("thesis 6.4"), cut by
 concern: `election` (who leads), `replication` (the log gets the same everywhere), `membership` (who
-counts), `reads` (what may be answered without the log).  They work on one `State`, whose log is
-`log`; `quorum` counts and `progress` remembers what is known of a peer.
+counts), `reads` (what may be answered without the log), `rest` (when nothing needs to be said).
+They work on one `State`, whose log is `log`; `quorum` counts and `progress` remembers what is known
+of a peer.
 """

@@ -18,6 +18,11 @@ class Config(msgspec.Struct, frozen=True, kw_only=True):
     drift_percent: int = 10
     """How much faster one server's clock may run than another's."""
 
+    rest_ms: int = 5_000
+    """A group in which nothing has happened for so long rests: no heartbeats, no elections, until
+    something happens or the shell says that a server is unreachable.  0: never.
+    """
+
     append_bytes_max: int = 512 * KIB
     """Of one message; a single entry may be larger."""
     append_entries_max: int = 4_096

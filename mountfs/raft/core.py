@@ -15,7 +15,7 @@ from collections.abc import Callable, Sequence
 
 import msgspec
 
-from mountfs.raft import election, membership, reads, replication
+from mountfs.raft import election, membership, reads, replication, rest
 from mountfs.raft.config import Config
 from mountfs.raft.log import Log, LogReader, StoredLog
 from mountfs.raft.messages import (
@@ -113,6 +113,8 @@ class Raft:
         assert message.target == state.node, (message, state.node)
         if message.source == state.node:
             return
+        if not isinstance(message, Heartbeat | HeartbeatReply):
+            rest.wake(state)  # before anybody asks whether a leader is heard
         if message.term > state.term:
             if not self._later_term(message):
                 return
@@ -126,7 +128,7 @@ class Raft:
         """Put commands into the log: the index of the first, and the term.  They act if entries of
         that term are applied there; if others are, they are gone.  Raises NOT_LEADER or BUSY.
         """
-        self._clock(now)
+        self._happens(now)
         return replication.propose(self._state, commands), self._state.term
 
     def read(self, request: int, now: int) -> None:
@@ -136,7 +138,7 @@ class Raft:
         `request`: a number that this server has not used before, not before a restart either: the
         answer to an older one may come late, with an index that is too low.
         """
-        self._clock(now)
+        self._happens(now)
         reads.ask(self._state, request)
         self._settle()
 
@@ -145,19 +147,22 @@ class Raft:
         allows that; or else `read` has to be asked.
         """
         self._clock(now)
-        return reads.at_once(self._state)
+        index = reads.at_once(self._state)
+        if index is not None:
+            self._state.active_at = self._state.now
+        return index
 
     def change_membership(
         self, voters: Sequence[NodeId], learners: Sequence[NodeId], now: int
     ) -> None:
         """Raises NOT_LEADER, BUSY or INVALID, and changes nothing then."""
-        self._clock(now)
+        self._happens(now)
         membership.change(self._state, frozenset(voters), frozenset(learners))
         self._settle()
 
     def transfer(self, target: NodeId, now: int) -> None:
         """Let another one lead.  Raises NOT_LEADER, BUSY or INVALID."""
-        self._clock(now)
+        self._happens(now)
         replication.transfer(self._state, target)
 
     def campaign(self, now: int) -> None:
@@ -172,9 +177,11 @@ class Raft:
             election.campaign(state, pre=True)
             self._settle()
 
-    def unreachable(self, node: NodeId) -> None:
-        """What was sent to it may be lost."""
+    def unreachable(self, node: NodeId, now: int) -> None:
+        """The connection with it is lost, and so may be what was sent."""
+        self._clock(now)
         replication.unreachable(self._state, node)
+        rest.lost(self._state, node)
 
     def snapshot_sent(self, node: NodeId, *, whole: bool, now: int) -> None:
         """A snapshot that was asked for is at its target, and an `InstallSnapshot` was stepped
@@ -290,6 +297,11 @@ class Raft:
     def _clock(self, now: int) -> None:
         self._state.now = max(self._state.now, now)
 
+    def _happens(self, now: int) -> None:
+        """Somebody wants something."""
+        self._clock(now)
+        rest.wake(self._state)
+
     def _settle(self) -> None:
         """What follows from a commit."""
         state = self._state
@@ -350,6 +362,8 @@ class Raft:
         elif isinstance(message, Heartbeat):
             replication.on_heartbeat(state, message)
             reads.answer_round(state, message)
+            if message.rest:
+                rest.follow(state)
         elif isinstance(message, InstallSnapshot) and replication.on_snapshot(state, message):
             self._restored = message.head
 
@@ -358,6 +372,7 @@ class Raft:
         if state.role is not Role.FOLLOWER or state.leader != leader:
             election.follow(state, state.term, leader)
         state.leader_heard = state.now
+        state.resting = False
         state.reset_deadline()
 
 

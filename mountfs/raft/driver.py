@@ -341,8 +341,9 @@ class Node:
             self._failed(group, error)
 
     def unreachable(self, node: NodeId) -> None:
+        now = self.now()
         for group in self.groups.values():
-            group.raft.unreachable(node)
+            group.raft.unreachable(node, now)
 
     async def run(self) -> None:
         """Until cancelled.  Raises FsError when the disk of the log has failed."""

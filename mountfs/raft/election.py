@@ -5,7 +5,7 @@ One that hears a leader does not vote (thesis 4.2.3).  A leader that a quorum do
 down (thesis 6.2).
 """
 
-from mountfs.raft import quorum, reads, replication
+from mountfs.raft import quorum, reads, replication, rest
 from mountfs.raft.messages import (
     NOBODY,
     EntryKind,
@@ -22,6 +22,8 @@ from mountfs.types import LogIndex
 
 def tick(state: State) -> None:
     """Time has passed: does anything follow?"""
+    if state.resting:
+        return
     if state.is_leader:
         _lead_on(state)
     elif state.now >= state.deadline:
@@ -46,6 +48,10 @@ def _lead_on(state: State) -> None:
     if state.transferee and state.now >= state.transfer_deadline:
         state.transferee = NOBODY
     if state.now >= state.heartbeat_at:
+        if rest.may_begin(state):
+            reads.begin_round(state, rest=True)
+            rest.begin(state)
+            return
         reads.begin_round(state)
     replication.retry_snapshots(state)
 
@@ -70,8 +76,9 @@ def follow(state: State, term: Term, leader: NodeId) -> None:
         state.term, state.vote = term, NOBODY
     elif leader:
         assert state.leader in (NOBODY, leader), (term, state.leader, leader)
-    if state.role is not Role.FOLLOWER or leader != state.leader:
+    if state.role is not Role.FOLLOWER or leader != state.leader or state.resting:
         state.reset_deadline()
+    state.resting = False
     state.role, state.leader = Role.FOLLOWER, leader
     state.votes = {}
     state.peers = {}
@@ -113,6 +120,7 @@ def _count(state: State) -> None:
 
 def _lead(state: State) -> None:
     state.role, state.leader = Role.LEADER, state.node
+    state.active_at = state.now
     state.votes = {}
     state.peers = {}
     state.leased = True

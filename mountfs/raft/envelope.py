@@ -16,6 +16,11 @@ class Envelope(msgspec.Struct, frozen=True, array_like=True):
     messages: list[tuple[GroupId, AnyMessage]]
 
 
+class _Outside(msgspec.Struct, frozen=True, array_like=True):
+    version: int
+
+
+_outside = msgspec.msgpack.Decoder(_Outside)
 _encoder = msgspec.msgpack.Encoder()
 _decoder = msgspec.msgpack.Decoder(Envelope)
 
@@ -29,10 +34,21 @@ def open_(body: bytes | memoryview) -> list[tuple[GroupId, AnyMessage]]:
     try:
         envelope = _decoder.decode(body)
     except msgspec.MsgspecError as error:
+        _require_version(body)
         raise FsError(Fault.INVALID, f"not a message between nodes: {error}") from None
     if envelope.version != VERSION:
+        _require_version(body)
+    return envelope.messages
+
+
+def _require_version(body: bytes | memoryview) -> None:
+    """Raises INVALID for another than ours: what follows it is as that version has it."""
+    try:
+        version = _outside.decode(body).version
+    except msgspec.MsgspecError:
+        return
+    if version != VERSION:
         raise FsError(
             Fault.INVALID,
-            f"a message between nodes of version {envelope.version}; this node speaks {VERSION}",
+            f"a message between nodes of version {version}; this node speaks {VERSION}",
         )
-    return envelope.messages

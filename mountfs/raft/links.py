@@ -148,9 +148,11 @@ class _Link:
                     async with trio.open_nursery() as nursery:
                         self.client = await self._links._connect(nursery, self.address)
                         self.problem = ""
-                        wait_s = RETRY_FIRST_S
+                        begun = trio.current_time()
                         await self.client.closed.wait()
                         self.problem = self.client.why or "closed"
+                        if trio.current_time() - begun > RETRY_MAX_S:  # it did want us
+                            wait_s = RETRY_FIRST_S
                         nursery.cancel_scope.cancel()
                 except* Disconnected as group:
                     self._failed(str(group.exceptions[0]))
@@ -159,8 +161,8 @@ class _Link:
                     wait_s = RETRY_MAX_S  # it does not want us
                 finally:
                     was, self.client = self.client, None
-                if was is not None:
-                    self._links.unreachable(self._node)
+                    if was is not None:
+                        self._links.unreachable(self._node)
                 await trio.sleep(wait_s * random.uniform(0.7, 1.3))
                 wait_s = min(2 * wait_s, RETRY_MAX_S)
 

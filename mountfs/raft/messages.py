@@ -125,6 +125,8 @@ class Heartbeat(Message, frozen=True, array_like=True):
     """Never more than what the target is known to have."""
     round: int
     """Comes back in the answer: what was asked before it was sent may rely on it (thesis 6.4)."""
+    rest: bool = False
+    """The last one for now: the leader rests, and so may the target if it lacks nothing."""
 
 
 class HeartbeatReply(Message, frozen=True, array_like=True):

@@ -82,15 +82,17 @@ def _answer(state: State, read: Read, index: LogIndex) -> None:
 # -- rounds of heartbeats
 
 
-def begin_round(state: State) -> None:
-    """Ask everybody whether we still lead."""
+def begin_round(state: State, *, rest: bool = False) -> None:
+    """Ask everybody whether we still lead; with `rest`, for the last time for now."""
     _forget(state, _answered_round(state))
     state.round += 1
     state.rounds_sent.append((state.round, state.now))
-    state.heartbeat_at = state.now + state.config.heartbeat_ms
+    # On the beat: those of all groups of a node go together, in one envelope.
+    beat = state.config.heartbeat_ms
+    state.heartbeat_at = (state.now // beat + 1) * beat
     for peer in state.peers.values():
         known = min(peer.match, state.log.committed)
-        state.send(Heartbeat(state.node, peer.node, state.term, known, state.round))
+        state.send(Heartbeat(state.node, peer.node, state.term, known, state.round, rest))
     _answer_waiting(state, _answered_round(state))  # nobody else may be left to confirm them
 
 

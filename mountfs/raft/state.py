@@ -30,6 +30,10 @@ class Read(msgspec.Struct, frozen=True, array_like=True):
     request: int
 
 
+NEVER = 1 << 62
+"""A time that does not come."""
+
+
 class State:
     """`random(n)` is a number from 0 to n - 1."""
 
@@ -59,6 +63,10 @@ class State:
         """
         self.deadline = now + config.election_ms + random(config.election_ms)
         """When to stand for election, unless a leader is heard."""
+        self.resting = False
+        """Nothing happens in the group: no heartbeats, and nobody stands (`rest`)."""
+        self.active_at = now
+        """When something happened last."""
         self.votes: dict[NodeId, bool] = {}
         """Of our election."""
 

@@ -81,6 +81,8 @@ class Server:
         self.config = config
         self.serving = health.Serving.SERVING
         """What health checks are told."""
+        self.is_complete = True
+        """Everything is registered.  Before that, what is not there may be there soon."""
         self._soon = Soon()
         self._closing = False
         self._nursery: trio.Nursery | None = None
@@ -94,7 +96,7 @@ class Server:
         )
         self._grpc = grpc.server(
             self._threads,
-            handlers=[_Gate(self._handlers)],
+            handlers=[_Gate(self, self._handlers)],
             options=options(config),
             maximum_concurrent_rpcs=config.calls_max + config.peers_max,
         )
@@ -304,16 +306,24 @@ _Make = Callable[[], "grpc.RpcMethodHandler[bytes, bytes]"]
 
 
 class _Gate(grpc.GenericRpcHandler):
-    def __init__(self, handlers: Mapping[str, _Make]) -> None:
+    def __init__(self, server: Server, handlers: Mapping[str, _Make]) -> None:
+        self._server = server
         self._handlers = handlers
 
     def service(
         self, handler_call_details: grpc.HandlerCallDetails
     ) -> "grpc.RpcMethodHandler[bytes, bytes] | None":
         make = self._handlers.get(handler_call_details.method)
-        return make() if make else None
+        if make is not None:
+            return make()
+        return None if self._server.is_complete else _NOT_YET
 
 
+def _not_yet(body: bytes, context: grpc.ServicerContext) -> NoReturn:
+    _abort(context, FsError(Fault.UNAVAILABLE, "this node is just starting"))
+
+
+_NOT_YET: "grpc.RpcMethodHandler[bytes, bytes]" = grpc.unary_unary_rpc_method_handler(_not_yet)
 _STOPPING = FsError(Fault.NOT_LEADER, "this node is stopping")
 
 

@@ -66,6 +66,8 @@ class Service:
         self._ssl_context = ssl_context
         self._admit = admit
         self._connections = 0
+        self._turned_away: set[tuple[str, str]] = set()
+        """Machines, and what they were told lately."""
         self._draining: tuple[str, str] | None = None
         self._listening = trio.CancelScope()
         self._gone = trio.lowlevel.ParkingLot()
@@ -129,6 +131,15 @@ class Service:
             close(sock)
             self._connections -= 1
 
+    def _say_turned_away(self, address: str, error: FsError) -> None:
+        """Once for each machine and reason: it may try again twice a second."""
+        what = (address.rpartition(":")[0], str(error))
+        if what not in self._turned_away:
+            log.info("%s is turned away: %s", address, error)
+        if len(self._turned_away) >= TURNED_AWAY_MAX:
+            self._turned_away.clear()
+        self._turned_away.add(what)
+
     async def _welcome(self, sock: socket.socket, address: str) -> Peer | None:
         """Shake hands and exchange hellos.  None: nothing came of it."""
         limits = self._limits
@@ -158,7 +169,7 @@ class Service:
             if scope.cancelled_caught:
                 raise FsError(Fault.TIMED_OUT, f"no hello within {limits.hello_ms / 1000} s")
         except FsError as error:
-            log.info("%s is turned away: %s", address, error)
+            self._say_turned_away(address, error)
             last_word = error
         except (Disconnected, OSError) as error:
             log.info("%s is gone: %s", address, error)

@@ -603,4 +603,7 @@ def _reason(error: Exception) -> str:
         return f"TLS: {tls_reason(error)}"
     if isinstance(error, OSError) and error.strerror:
         return error.strerror
+    tried = error.__cause__
+    if isinstance(tried, ExceptionGroup) and isinstance(tried.exceptions[0], OSError):
+        return _reason(tried.exceptions[0])
     return str(error)

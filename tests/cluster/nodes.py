@@ -143,6 +143,8 @@ class Nodes:
         self.top = top
         self.network = network
         self.options = list(options)
+        self.certificates: list[str] = []
+        """For those who ask; nodes have them in their options."""
         self.members: dict[str, Member] = {}
         self.mounts: list[Node] = []
         self.workers: list[subprocess.Popen[bytes]] = []
@@ -167,6 +169,9 @@ class Nodes:
     def found(self, name: str, *, home: Path | None = None) -> Member:
         """The first node of the cluster."""
         first = self.member(name, home=home)
+        if not first.home.exists():
+            done = self.run(*MOUNTFS, "cluster", "init", str(first.home), *self.certificates)
+            assert done.returncode == 0, done.stderr
         first.start()
         first.wait_until_up()
         self.wait_for_leader()
@@ -219,7 +224,7 @@ class Nodes:
     ) -> subprocess.CompletedProcess[str]:
         """mountfs node WORDS --at all that run"""
         places = ",".join(member.rpc for member in (self.running if at is None else at))
-        return self.run(*MOUNTFS, "node", *words, "--at", places)
+        return self.run(*MOUNTFS, "node", *words, "--at", places, *self.certificates)
 
     def run(self, *words: str) -> subprocess.CompletedProcess[str]:
         """A command, on the machine of clients."""

@@ -1,9 +1,11 @@
 """A state machine over an overlay over a store in memory, with a log beside it, so that a test can
-say in one line what there is and what happens.
+say in one line what there is and what happens.  `servers` lies beside the tests.
 """
 
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, suppress
+from pathlib import Path
 from typing import Any, TypeVar
 
 import crc32c
@@ -27,6 +29,8 @@ from mountfs.meta.ops.write import Run, Write
 from mountfs.meta.records import Stat, ino_of, unpack_attributes
 from mountfs.meta.state_machine import Entry, StateMachine, decode_entry, encode_entry
 from mountfs.types import CHUNK_BYTES, ROOT, SUPERUSER, Cred, Ino, SliceId, VolumeId
+
+sys.path.insert(0, str(Path(__file__).parent))  # whatever the import mode
 
 R = TypeVar("R")
 

@@ -27,6 +27,7 @@ class BehindLeader:
     """A group whose state lacks an entry that is committed, until somebody waits for it."""
 
     is_leader = True
+    leader = 1
 
     def __init__(self, machine: StateMachine, catch_up: Callable[[], Any]) -> None:
         self._machine = machine

@@ -1,4 +1,4 @@
-"""`group` and `conversation` lie beside the tests."""
+"""`group`, `driven` and `conversation` lie beside the tests."""
 
 import sys
 from pathlib import Path

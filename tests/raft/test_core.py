@@ -245,7 +245,8 @@ def test_the_clock_does_not_go_back() -> None:
 
 def test_a_server_says_when_it_wants_to_be_woken() -> None:
     """Never at once again: that would be a busy loop."""
-    group = Group(1, 2, 3, learners=[4])
+    awake = msgspec.structs.replace(CONFIG, rest_ms=0)
+    group = Group(1, 2, 3, learners=[4], config=awake)
     for _ in range(100):
         group.now = min(group[node].wakes_at for node in group.servers)
         for node in group.servers:

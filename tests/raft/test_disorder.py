@@ -175,7 +175,7 @@ class Disorder:
 
     def unreachable(self, node: int) -> None:
         if self.group.servers[node].up:
-            self.group[node].unreachable(NodeId(self.random.choice(NODES)))
+            self.group[node].unreachable(NodeId(self.random.choice(NODES)), self.group.now)
 
     # -- what must hold (paper figure 3)
 

@@ -9,7 +9,7 @@ from typing import Any
 import msgspec
 import pytest
 import trio
-from nodes import CONFIG, END_S, ONE, Answers, Commands, Here, a_cluster
+from driven import CONFIG, END_S, ONE, Answers, Commands, Here, a_cluster
 
 from mountfs.errors import Fault, FsError
 from mountfs.kv.journal import Journal

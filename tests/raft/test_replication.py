@@ -500,7 +500,7 @@ def test_the_next_message_leaves_before_the_last_is_answered() -> None:
 def test_while_a_peer_is_probed_one_message_is_under_way() -> None:
     group = Group(1, 2, 3)
     group.elect(1)
-    group[1].unreachable(NodeId(2))
+    group[1].unreachable(NodeId(2), group.now)
     for _ in range(5):
         group.propose(1, b"x")
     assert len(group.find(Append, target=2)) == 1
@@ -583,7 +583,7 @@ def test_probes_are_not_repeated_faster_than_heartbeats() -> None:
     """
     group = Group(1, 2, 3)
     group.elect(1)
-    group[1].unreachable(NodeId(2))
+    group[1].unreachable(NodeId(2), group.now)
     group.hold(2)
     group.propose(1, b"x" * 1_000)
     group.lines.clear()
@@ -603,7 +603,7 @@ def test_a_peer_that_cannot_be_reached_is_probed() -> None:
     group.elect(1)
     group.propose(1, b"x")
     group.drop(target=2)
-    group[1].unreachable(NodeId(2))
+    group[1].unreachable(NodeId(2), group.now)
     peer = group[1].state.peers[NodeId(2)]
     assert (peer.flow, peer.inflight, peer.next) == (Flow.PROBE, 0, 2)
     group.run(300)
@@ -621,7 +621,7 @@ def test_a_late_answer_ends_no_probe() -> None:
         group.propose(1, b"x")
     group.settle()
     raft = group[1]
-    raft.unreachable(NodeId(2))
+    raft.unreachable(NodeId(2), group.now)
     for _ in range(5):
         group.propose(1, b"y")
     group.drop()
