@@ -356,10 +356,18 @@ async def ask(
 
 
 async def ask_raw(
-    client: Client, addresses: list[str], method: str, body: object, *, deadline_s: float = 10.0
+    client: Client,
+    addresses: list[str],
+    method: str,
+    body: object,
+    *,
+    deadline_s: float = 10.0,
+    find_s: float | None = None,
 ) -> bytes:
+    """`find_s`: how long to look for somebody who leads, if not until the deadline."""
     encoded = msgspec.msgpack.encode(body)
-    until = trio.current_time() + deadline_s
+    begun = trio.current_time()
+    until = begun + deadline_s
 
     async def call(address: str, method: str, body: bytes) -> bytes:
         patience_s = max(until - trio.current_time(), 1.0)
@@ -380,7 +388,7 @@ async def ask_raw(
                     leader = msgspec.msgpack.decode(await call(address, "Leader", b""), type=str)
                     if leader and leader not in places:
                         places.append(leader)
-        if trio.current_time() > until:
+        if trio.current_time() > min(until, begun + (deadline_s if find_s is None else find_s)):
             raise _nobody_leads(problems)
         await trio.sleep(0.2)
 
