@@ -276,9 +276,13 @@ class Admin:
                 return "safe mode", meta.safe_mode.report().why
             silent = [node for node in raft.log.membership.everyone if not meta.is_alive(node)]
             if silent:
-                names = ", ".join(str(node) for node in sorted(silent))
-                return "degraded", f"node {names} does not answer"
+                names = ", ".join(self._name(node) for node in sorted(silent))
+                return "degraded", f"no answer from {names}"
         return "healthy", ""
+
+    def _name(self, node: NodeId) -> str:
+        record = self._meta.service.node_of(node)
+        return f"node {node}" if record is None else f"node {record.name}"
 
     def _find(self, name: str) -> NodeRecord:
         nodes = all_nodes(self._meta.machine.replica.machine.tree)
