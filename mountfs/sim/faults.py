@@ -220,8 +220,9 @@ class Faults:
     def split_from(self, server: Server, random: Random) -> str:
         """It and some others, from the rest, for a while."""
         what = self._split(random, server.node)
-        self._world.after(700 * MS, self._cluster().network.heal)
-        return f"{what} for 0.7 s"
+        ms = random.choice((700, 1_500))
+        self._world.after(ms * MS, self._cluster().network.heal)
+        return f"{what} for {ms / 1000:g} s"
 
     def one_way(self, random: Random) -> str:
         nodes = sorted(self._cluster().servers)
@@ -304,8 +305,11 @@ class Faults:
                 learners = random.sample(others, random.randint(0, len(others)))
             case 1:
                 voters, learners = sorted({*voters, *learners}), []
-            case 2:
-                voters = sorted(random.sample(voters, random.randint(1, len(voters))))
+            case 2:  # whoever leads mostly stays, and may be all that is left
+                kept = random.sample(voters, random.randint(1, len(voters)))
+                if random.random() < 0.7:
+                    kept[0] = server.node
+                voters = sorted(set(kept))
         server.when_running("operator", lambda: _ignore(server.change(voters, learners)))
         return f"{server.node} is asked for voters {voters}, learners {learners}"
 
@@ -350,7 +354,7 @@ def plan(faults: Faults, kind: str, random: Random) -> Plan:
         case "membership":
             change = faults.change
             kinds = [change, change, change, faults.split, faults.crash_leader, heal]
-            then = random.choice((faults.split_from, faults.crash_briefly))
+            then = random.choice((faults.split_from, faults.split_from, faults.crash_briefly))
             return Plan(kinds, pause_us, "membership", then, 0.3)
         case "reads":
             return _for_reads(faults, pause_us, random)

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from mountfs.errors import FsError
-from mountfs.raft.messages import NodeId, SnapshotHead
+from mountfs.raft.messages import NodeId, SnapshotHead, Term
 from mountfs.sim.network import Network
 from mountfs.sim.store import Store
 from mountfs.sim.world import MS, World
@@ -45,11 +45,13 @@ class Transfers:
         """How often one was broken off and gone on with."""
 
     def offer(self, leader: "Server", target: NodeId) -> None:
+        term = leader.raft.term  # of now: when it arrives we may not lead any more
+
         def made(source: Source | None) -> None:
             if source is None:
                 leader.snapshot_sent(target, whole=False)
             else:
-                _Transfer(self, leader, target, source).begin()
+                _Transfer(self, leader, term, target, source).begin()
 
         leader.make_source(made)
 
@@ -57,12 +59,14 @@ class Transfers:
 class _Transfer:
     """Lives as long as neither side goes down."""
 
-    def __init__(self, all: Transfers, leader: "Server", target: NodeId, source: Source) -> None:
+    def __init__(
+        self, all: Transfers, leader: "Server", term: Term, target: NodeId, source: Source
+    ) -> None:
         self._all = all
         self._world = all._world
         self._leader = leader
         self._leader_life = leader.life
-        self._term = leader.raft.term
+        self._term = term
         self._target = target
         self._source = source
         self._rows: dict[bytes, bytes] = {}
