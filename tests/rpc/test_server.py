@@ -5,14 +5,12 @@ from collections.abc import AsyncIterator
 import grpc
 import pytest
 import trio
-from rpc_rig import ANYWHERE, CLUSTER, CONFIG, smaller
+from rpc_rig import ADMIN, ANYWHERE, CLUSTER, CONFIG, smaller
 
 from mountfs.errors import Fault, FsError
 from mountfs.rpc.client import Client, open_client
 from mountfs.rpc.health import Serving
 from mountfs.rpc.server import Call, Server, open_server
-
-ADMIN = "mountfs.Admin"
 
 
 @pytest.fixture
@@ -40,6 +38,15 @@ async def test_a_call_is_answered(server, client):
     server.register(ADMIN, "Echo", echo)
     assert await ask(client, server, "Echo", b"hello") == b"hello"
     assert await ask(client, server, "Echo", b"") == b""
+
+
+@pytest.mark.parametrize(
+    "size", [1, CONFIG.window_bytes, CONFIG.message_bytes_max - 1, CONFIG.message_bytes_max]
+)
+async def test_bodies_of_any_size_up_to_the_limit_pass_both_ways(server, client, size):
+    server.register(ADMIN, "Echo", echo)
+    body = bytes(size)
+    assert await ask(client, server, "Echo", body) == body
 
 
 async def test_calls_side_by_side_get_each_their_own_answer(server, client):
@@ -214,7 +221,7 @@ async def test_too_many_calls_at_once_are_refused(client):
             for _ in range(3):
                 nursery.start_soon(ask, client, server, "Wait")
             await trio.sleep(0.2)
-            with pytest.raises(FsError) as caught:
+            with pytest.raises(FsError, match="too many calls") as caught:
                 await ask(client, server, "Wait")
             assert caught.value.fault is Fault.BUSY
             free.set()
