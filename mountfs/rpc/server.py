@@ -185,7 +185,12 @@ class Server:
         pieces = Pieces(self._soon, self._config.pieces_in_flight_max)
         context.add_callback(pieces.stop)
         outcome: queue.SimpleQueue[bytes | FsError] = queue.SimpleQueue()
-        self._begin(context, lambda: handler(aiter(pieces), call), outcome.put)
+
+        async def consume() -> bytes:
+            async with contextlib.aclosing(aiter(pieces)) as iterated:  # it may leave the rest
+                return await handler(iterated, call)
+
+        self._begin(context, consume, outcome.put)
         # In another thread: the handler's answer must not wait for a caller that sends nothing.
         self._threads.submit(self._pump, pieces, received)
         return self._settle(outcome.get(), context)
