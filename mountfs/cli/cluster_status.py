@@ -81,7 +81,7 @@ def _health(
     for state in ("damaged", "full", "troubled", "safe mode", "degraded"):
         for node in nodes:
             if node.get("health") == state:
-                return state, f"node {node['name']}: {node['why']}"
+                return state, f"node {node['name']} says: {node['why']}"
     for node in nodes:
         if node["problem"] is not None:
             return "degraded", f"node {node['name'] or node['rpc']}: {node['problem']}"

@@ -34,6 +34,8 @@ SEEDS: Final = "nodes.json"
 FRESH: Final = "meta.new"
 DAMAGED: Final = "meta.damaged"
 JOIN_S: Final = 60.0
+FIND_S: Final = 15.0
+"""How long nobody may lead, or answer."""
 
 
 async def found(home: Path, cluster: str | None = None) -> None:
@@ -141,9 +143,9 @@ def _begin_log(directory: Path, home: bytes, membership: Membership) -> None:
 
 
 async def _ask(places: Sequence[str], trust: Trust, method: str, body: object) -> bytes:
-    log.info("asking %s for up to %g s", ", ".join(places), JOIN_S)
+    log.info("asking %s for up to %g s", ", ".join(places), FIND_S)
     async with open_client(trust.cluster, trust.credentials) as client:
-        return await ask_raw(client, list(places), method, body, deadline_s=JOIN_S)
+        return await ask_raw(client, list(places), method, body, deadline_s=JOIN_S, find_s=FIND_S)
 
 
 # -- where the others are

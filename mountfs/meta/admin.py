@@ -276,9 +276,13 @@ class Admin:
                 return "safe mode", meta.safe_mode.report().why
             silent = [node for node in raft.log.membership.everyone if not meta.is_alive(node)]
             if silent:
-                names = ", ".join(str(node) for node in sorted(silent))
-                return "degraded", f"node {names} does not answer"
+                names = ", ".join(self._name(node) for node in sorted(silent))
+                return "degraded", f"no answer from {names}"
         return "healthy", ""
+
+    def _name(self, node: NodeId) -> str:
+        record = self._meta.service.node_of(node)
+        return f"node {node}" if record is None else f"node {record.name}"
 
     def _find(self, name: str) -> NodeRecord:
         nodes = all_nodes(self._meta.machine.replica.machine.tree)
@@ -352,10 +356,18 @@ async def ask(
 
 
 async def ask_raw(
-    client: Client, addresses: list[str], method: str, body: object, *, deadline_s: float = 10.0
+    client: Client,
+    addresses: list[str],
+    method: str,
+    body: object,
+    *,
+    deadline_s: float = 10.0,
+    find_s: float | None = None,
 ) -> bytes:
+    """`find_s`: how long to look for somebody who leads, if not until the deadline."""
     encoded = msgspec.msgpack.encode(body)
-    until = trio.current_time() + deadline_s
+    begun = trio.current_time()
+    until = begun + deadline_s
 
     async def call(address: str, method: str, body: bytes) -> bytes:
         patience_s = max(until - trio.current_time(), 1.0)
@@ -376,7 +388,7 @@ async def ask_raw(
                     leader = msgspec.msgpack.decode(await call(address, "Leader", b""), type=str)
                     if leader and leader not in places:
                         places.append(leader)
-        if trio.current_time() > until:
+        if trio.current_time() > min(until, begun + (deadline_s if find_s is None else find_s)):
             raise _nobody_leads(problems)
         await trio.sleep(0.2)
 

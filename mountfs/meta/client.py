@@ -393,9 +393,13 @@ async def remote_meta(seeds: Sequence[Address], options: Options) -> AsyncIterat
             nursery.cancel_scope.cancel()
 
 
+PORT_MAX: Final = 65_535
+
+
 def address_of(text: str) -> Address | None:
     host, _, port = text.rpartition(":")
-    return (host.strip("[]"), int(port)) if port.isdigit() else None
+    is_port = port.isascii() and port.isdigit() and int(port) <= PORT_MAX
+    return (host.strip("[]"), int(port)) if is_port else None
 
 
 def _name(address: Address) -> str:

@@ -149,8 +149,9 @@ def garbage(slice_id: SliceId) -> bytes:
     return _INO_KIND_64.pack(0, GARBAGE, slice_id)
 
 
-def garbages() -> Range:
-    return _of_session(GARBAGE, None)
+def garbages(after: int = 0) -> Range:
+    """Slices behind that one."""
+    return garbage(SliceId(after + 1)), _of_session(GARBAGE, None)[1]
 
 
 def shared(slice_id: SliceId) -> bytes:

@@ -221,6 +221,7 @@ class RegisterRun(Run):
         random, reads = self.random, self.plan.reads
         self.calls: dict[int, list[Call]] = defaultdict(list)
         keys = 1 if reads else random.choice((1, 4, 10))
+        pause_ms = random.choice((20, 60, 150)) if self.kind == "any" else 30
         for number in range(1, (8 if reads else random.choice((2, 5, 8))) + 1):
             Client(
                 self.world,
@@ -228,6 +229,7 @@ class RegisterRun(Run):
                 number,
                 self.calls,
                 keys=keys,
+                pause_ms=pause_ms,
                 ends=self._ends + CALM // 2,
                 answered=self.faults.answered,
                 reads=reads,

@@ -25,6 +25,7 @@ class Client:
         calls: dict[int, list[Call]],
         *,
         keys: int,
+        pause_ms: int,
         ends: int,
         answered: Callable[[], None],
         reads: bool = False,
@@ -38,7 +39,7 @@ class Client:
         self._ends = ends
         self._answered = answered
         self._kinds = ("read",) * (6 if reads else 1) + ("write", "write", "compare")
-        self._pause_ms = self._random.choice((20, 60, 150))
+        self._pause_ms = pause_ms
         self._patience = self._random.choice(PATIENCE_MS) * MS
         self._sequence = 0
         self._attempt = 0

@@ -74,6 +74,8 @@ class Reclaimer:
         files: Any = _Files(Reader(self._meta, self._chunks))
         self._compactor = Compactor(self._meta, self._chunks, files)
         self.unreachable: dict[int, str] = {}
+        self._after = SliceId(0)
+        """So far we have looked: what is on nodes that are down must not keep us from the rest."""
 
     async def run(self) -> None:
         while True:
@@ -93,7 +95,9 @@ class Reclaimer:
 
     async def _reclaim(self) -> None:
         by_node: dict[int, dict[VolumeId, list[SliceId]]] = {}
-        for slice_id, volume, _ in await self._meta.read(Garbage(BATCH)):
+        found = await self._meta.read(Garbage(BATCH, self._after))
+        self._after = found[-1][0] if len(found) == BATCH else SliceId(0)
+        for slice_id, volume, _ in found:
             by_node.setdefault(node_of(volume), {}).setdefault(volume, []).append(slice_id)
         for node, doomed in by_node.items():
             try:

@@ -9,6 +9,7 @@ only when it has to wait.
 
 import contextlib
 import logging
+import os
 import ssl
 from collections.abc import Callable, Coroutine
 from typing import Any, Final
@@ -605,5 +606,5 @@ def _reason(error: Exception) -> str:
         return error.strerror
     tried = error.__cause__
     if isinstance(tried, ExceptionGroup) and isinstance(tried.exceptions[0], OSError):
-        return _reason(tried.exceptions[0])
+        return os.strerror(tried.exceptions[0].errno or 0)
     return str(error)

@@ -15,8 +15,8 @@ from work import Work
 DEAD_S: Final = 3.5
 """Longer than a link between nodes waits (2 s)."""
 GONE_S_MAX: Final = 9
-"""An election and the time that a mount gives a leader take 3 seconds on a machine that is idle;
-less than the 10 after which a call is made again in any case.
+"""An election and the time that a mount gives a leader take 3 seconds on an idle machine; less
+than the 10 after which a call is made again in any case.
 """
 
 

@@ -45,8 +45,11 @@ def flip(file: Path, offset: int) -> None:
         os.close(fd)
 
 
-def oldest(directory: Path) -> Path:
-    return min(directory.glob("*.seg"))
+def damage_log(member: Member) -> None:
+    """In the middle of what was written, and synced long ago."""
+    oldest = min((member.home / "meta" / "log").glob("*.seg"))
+    written = len(oldest.read_bytes().rstrip(b"\0"))
+    flip(oldest, written // 2)
 
 
 def make_files(cluster: Nodes, count: int) -> str:
@@ -89,7 +92,7 @@ def test_a_node_whose_metadata_is_damaged_gets_it_from_the_others(
     assert victim.end() == 0  # which checkpoints: there are tables
     meta = victim.home / "meta"
     if part == "log":
-        flip(oldest(meta / "log"), 3_000)
+        damage_log(victim)
     elif part == "table":
         for table in [*(meta / "store").glob("*.ldb"), *(meta / "store").glob("MANIFEST-*")]:
             flip(table, table.stat().st_size // 2)
@@ -118,7 +121,7 @@ def test_a_damaged_node_without_others_says_what_to_do() -> None:
         make_files(cluster, 20)
         (only,) = cluster.running
         only.end()
-        flip(oldest(only.home / "meta" / "log"), 3_000)
+        damage_log(only)
         before = sorted(path.name for path in only.home.iterdir())
         status, said = only.try_start()
         assert status == 1
@@ -131,7 +134,7 @@ def test_a_damaged_node_waits_for_a_majority_of_the_others(cluster: Nodes) -> No
     make_files(cluster, 20)
     victim, other = cluster.followers()
     victim.end()
-    flip(oldest(victim.home / "meta" / "log"), 3_000)
+    damage_log(victim)
     other.kill()
     victim.start()
     until(

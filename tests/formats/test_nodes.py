@@ -72,7 +72,7 @@ MESSAGE: list[tuple[Message, str]] = [
         AppendReply(ONE, TWO, TERM, FOUR, True, LogIndex(3), LAST),
         "98 ab417070656e645265706c79 01 02 03 04 c3 03 02",
     ),
-    (Heartbeat(ONE, TWO, TERM, FOUR, 7), "96 a9486561727462656174 01 02 03 04 07"),
+    (Heartbeat(ONE, TWO, TERM, FOUR, 7, True), "97 a9486561727462656174 01 02 03 04 07 c3"),
     (HeartbeatReply(ONE, TWO, TERM, 7), "95 ae4865617274626561745265706c79 01 02 03 07"),
     (
         InstallSnapshot(ONE, TWO, TERM, HEAD),
@@ -89,6 +89,15 @@ def test_a_message_in_its_envelope(message: Message, golden: str) -> None:
     body = bytes.fromhex("92 01 91 92 01" + golden)  # version 1; one message, of group 1
     assert seal([(GroupId(1), message)]) == body
     assert open_(body) == [(GroupId(1), message)]
+
+
+def test_a_message_may_lack_what_was_added_later_or_have_more() -> None:
+    beat = Heartbeat(ONE, TWO, TERM, FOUR, 7)
+    for golden in (
+        "96 a9486561727462656174 01 02 03 04 07",
+        "98 a9486561727462656174 01 02 03 04 07 c2 c3",
+    ):
+        assert open_(bytes.fromhex("92 01 91 92 01" + golden)) == [(GroupId(1), beat)]
 
 
 def test_an_envelope_says_from_whom_and_to_whom() -> None:

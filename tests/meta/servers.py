@@ -20,6 +20,7 @@ from mountfs.meta.ops.nodes import NodeRecord
 from mountfs.meta.protocol import ROLE
 from mountfs.meta.replica import META_GROUP
 from mountfs.meta.server import SEGMENT_BYTES, MetaServer, Place, meta_server
+from mountfs.meta.service import SESSION_TTL_MS
 from mountfs.raft.config import Config
 from mountfs.raft.links import MESSAGES, Links
 from mountfs.raft.messages import HardState, Membership, NodeId, SnapshotHead, Term
@@ -121,8 +122,11 @@ class Running:
 
 
 class Servers:
-    def __init__(self, path: Path, nursery: trio.Nursery, client: Client) -> None:
+    def __init__(
+        self, path: Path, nursery: trio.Nursery, client: Client, session_ttl_ms: int
+    ) -> None:
         self.path = path
+        self._session_ttl_ms = session_ttl_ms
         self.client = client
         self.all: dict[int, Running] = {}
         self.on_start: Callable[[MetaServer], None] = lambda meta: None
@@ -197,7 +201,7 @@ class Servers:
             open_client(CLUSTER.hex()) as client,
             meta_server(
                 place, one.directory, CLUSTER, server, client, links,
-                seeds=one.seeds, config=CONFIG,
+                seeds=one.seeds, config=CONFIG, session_ttl_ms=self._session_ttl_ms,
             ) as meta,
             trio.open_nursery() as nursery,
         ):  # fmt: skip
@@ -288,12 +292,14 @@ class Servers:
 
 
 @contextlib.asynccontextmanager
-async def servers(path: Path, count: int = 3) -> AsyncIterator[Servers]:
+async def servers(
+    path: Path, count: int = 3, *, session_ttl_ms: int = SESSION_TTL_MS
+) -> AsyncIterator[Servers]:
     before = server_module.HOUSEKEEPING_S
     server_module.HOUSEKEEPING_S = 0.02  # type: ignore[misc]
     try:
         async with open_client(CLUSTER.hex()) as client, trio.open_nursery() as nursery:
-            found = Servers(path, nursery, client)
+            found = Servers(path, nursery, client, session_ttl_ms)
             with trio.fail_after(4 * END_S):
                 for _ in range(count):
                     await found.add()

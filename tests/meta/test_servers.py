@@ -9,8 +9,10 @@ import trio
 from servers import CLUSTER, END_S, Servers, faults, servers
 
 from mountfs.errors import Fault, FsError
-from mountfs.meta import client, service
+from mountfs.kv.leveldb import LevelStore
+from mountfs.meta import client
 from mountfs.meta.client import RemoteMeta
+from mountfs.meta.machine import MetaMachine
 from mountfs.meta.ops.mkdir import Mkdir
 from mountfs.meta.ops.nodes import RemoveNode
 from mountfs.meta.ops.read import Lookup, ReadDir
@@ -19,9 +21,14 @@ from mountfs.meta.ops.slices import Reclaimed
 from mountfs.meta.protocol import ROLE, Method, Opened, Propose, Read, encode
 from mountfs.meta.records import ino_of
 from mountfs.meta.safe_mode import SafeMode
-from mountfs.types import ROOT, SUPERUSER, SliceId
+from mountfs.raft.messages import InstallSnapshot, Membership, SnapshotHead, Term
+from mountfs.types import ROOT, SUPERUSER, LogIndex, SliceId
 from mountfs.wire.frames import Hello
 from mountfs.wire.stream import Client, connect
+
+
+def open_store(path: Path) -> LevelStore:
+    return LevelStore(path, create=True)
 
 
 async def mkdir(meta: RemoteMeta, name: str) -> None:
@@ -162,12 +169,11 @@ async def test_a_client_that_reaches_nobody_says_so_without_a_group(tmp_path: Pa
         assert [error.fault for error in faults(caught.value)] == [Fault.TIMED_OUT]
 
 
-async def test_a_session_that_falls_silent_is_ended(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(service, "SESSION_TTL_MS", 400)
+async def test_a_session_that_falls_silent_is_ended(tmp_path: Path) -> None:
     async with (
-        servers(tmp_path, 1) as found, found.mount() as lively, trio.open_nursery() as nursery,
+        servers(tmp_path, 1, session_ttl_ms=400) as found,
+        found.mount() as lively,
+        trio.open_nursery() as nursery,
     ):  # fmt: skip
         link = await raw(nursery, found[1].proxy.port)
         opened = msgspec.msgpack.decode(
@@ -360,6 +366,47 @@ async def test_status_says_who_leads_and_who_is_silent(tmp_path: Path) -> None:
             if one is leader:
                 assert status["health"] == "degraded"
                 assert str(silent.number) in status["why"]
+
+
+# -- checkpoints
+
+
+async def test_no_checkpoint_is_made_of_a_state_that_is_about_to_be_replaced(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A snapshot has arrived, the log begins behind it, but the state is still the old one."""
+    async with servers(tmp_path, 2) as found:
+        meta = found[2].meta
+        monkeypatch.setattr(meta.machine, "install", lambda head: None)
+        raft = meta.group.raft
+        head = SnapshotHead(LogIndex(raft.log.committed + 1_000), raft.term, raft.log.membership)
+        message = InstallSnapshot(raft.leader, meta.place.number, raft.term, head)
+        meta.node.arrived(meta.group, message)
+        before = meta.machine.stored
+        await meta.checkpoint()
+        assert meta.machine.stored == before
+
+
+async def test_a_checkpoint_that_a_snapshot_has_overtaken_is_no_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with servers(tmp_path, 1) as found, found.mount() as mount:
+        await mkdir(mount, "a")
+        meta = found[1].meta
+        old = meta.machine.replica
+        other = MetaMachine(
+            tmp_path, SnapshotHead(LogIndex(0), Term(0), Membership(())), open_store
+        )
+
+        def write(checkpoint: object) -> None:
+            meta.machine.replica = other.replica
+            raise AssertionError("the store is closed")
+
+        monkeypatch.setattr(old, "write_checkpoint", write)
+        await meta.checkpoint()
+        meta.machine.replica = old
+        old.abandon_checkpoint()
+        other.close()
 
 
 # -- safe mode

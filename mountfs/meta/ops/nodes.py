@@ -46,8 +46,7 @@ class AddNode(Command[NodeRecord], frozen=True, tag="add_node"):
     roles: tuple[str, ...]
 
     def check(self) -> None:
-        if not 0 < len(self.name.encode()) <= NAME_BYTES_MAX or not self.name.isprintable():
-            raise FsError(Fault.INVALID, f"a node's name has 1 to {NAME_BYTES_MAX} printable bytes")
+        check_node_name(self.name)
 
     def apply(self, tree: Tree, stamp: Stamp) -> NodeRecord:
         nodes = all_nodes(tree)
@@ -86,6 +85,9 @@ class MoveNode(Command[None], frozen=True, tag="move_node"):
     disk: str
     roles: tuple[str, ...]
 
+    def check(self) -> None:
+        check_node_name(self.name)
+
     def apply(self, tree: Tree, stamp: Stamp) -> None:
         before = None
         for node in all_nodes(tree):
@@ -96,10 +98,11 @@ class MoveNode(Command[None], frozen=True, tag="move_node"):
         if before is None and self.number != FIRST:
             raise FsError(Fault.NOT_FOUND, f"there is no node {self.number}")
         joined = stamp.time if before is None else before.joined
-        put_node(
-            tree,
-            NodeRecord(self.number, self.name, self.rpc, self.door, joined, self.disk, self.roles),
-        )
+        record = NodeRecord(
+            self.number, self.name, self.rpc, self.door, joined, self.disk, self.roles,
+            before is not None and before.leaving,
+        )  # fmt: skip
+        put_node(tree, record)
 
 
 class LeaveNode(Command[None], frozen=True, tag="leave_node"):
@@ -131,6 +134,12 @@ class Nodes(Query[tuple[NodeRecord, ...]], frozen=True, tag="nodes"):
 
     def read(self, tree: Tree) -> tuple[NodeRecord, ...]:
         return tuple(all_nodes(tree))
+
+
+def check_node_name(name: str) -> None:
+    """Raises INVALID."""
+    if not 0 < len(name.encode()) <= NAME_BYTES_MAX or not name.isprintable():
+        raise FsError(Fault.INVALID, f"a node's name has 1 to {NAME_BYTES_MAX} printable bytes")
 
 
 def all_nodes(tree: Tree) -> list[NodeRecord]:

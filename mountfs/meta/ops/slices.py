@@ -110,12 +110,15 @@ class Reclaimed(Command[None], frozen=True, tag="reclaimed"):
 
 
 class Garbage(Query[tuple[tuple[SliceId, VolumeId, int], ...]], frozen=True, tag="garbage"):
-    """Up to `limit` slices that wait for their deletion: (slice, volume, bytes)."""
+    """Up to `limit` slices that wait for their deletion, behind the slice `after`: (slice, volume,
+    bytes).
+    """
 
     limit: int
+    after: SliceId = SliceId(0)
 
     def read(self, tree: Tree) -> tuple[tuple[SliceId, VolumeId, int], ...]:
-        rows = islice(tree.scan(keys.garbages()), self.limit)
+        rows = islice(tree.scan(keys.garbages(self.after)), self.limit)
         return tuple((SliceId(keys.last_64(key)), *unpack_garbage(value)) for key, value in rows)
 
 

@@ -1,0 +1,72 @@
+"""Machines come, move and go."""
+
+from typing import Any
+
+import pytest
+
+from mountfs.errors import Fault, FsError
+from mountfs.meta.client import address_of
+from mountfs.meta.ops.nodes import AddNode, LeaveNode, MoveNode, NodeRecord, Nodes, RemoveNode
+
+
+def add(machine: Any, name: str, disk: str | None = None) -> NodeRecord:
+    found: NodeRecord = machine.do(
+        AddNode(name, f"{name}:1", f"{name}:2", disk or f"disk of {name}", ("meta",)), session=0
+    )
+    return found
+
+
+def by_name(machine: Any) -> dict[str, NodeRecord]:
+    return {node.name: node for node in machine.ask(Nodes())}
+
+
+def test_the_same_disk_is_the_same_node_and_a_number_is_given_once(machine: Any) -> None:
+    first = add(machine, "a")
+    assert add(machine, "other name", "disk of a") == first
+    assert add(machine, "b").number == first.number + 1
+    machine.do(RemoveNode(first.number), session=0)
+    assert add(machine, "a").number == first.number + 2
+
+
+def test_names_and_places_belong_to_one_node(machine: Any, fails: Any) -> None:
+    add(machine, "a")
+    for command in (
+        AddNode("a", "x:1", "x:2", "another disk", ()),
+        AddNode("b", "a:1", "x:2", "another disk", ()),
+        AddNode("b", "x:1", "a:1", "another disk", ()),
+    ):
+        with fails(Fault.EXISTS):
+            machine.do(command, session=0)
+
+
+def test_a_node_that_moves_while_it_leaves_goes_on_leaving(machine: Any) -> None:
+    node = add(machine, "a")
+    machine.do(LeaveNode(node.number), session=0)
+    machine.do(MoveNode(node.number, "a", "y:1", "y:2", node.disk, node.roles), session=0)
+    assert by_name(machine)["a"].leaving
+    assert by_name(machine)["a"].rpc == "y:1"
+
+
+@pytest.mark.parametrize("name", ["", "x" * 65, "a\nb"])
+def test_names_can_be_shown(name: str) -> None:
+    for command in (AddNode(name, "", "", "", ()), MoveNode(2, name, "", "", "", ())):
+        with pytest.raises(FsError) as caught:
+            command.check()
+        assert caught.value.fault is Fault.INVALID
+
+
+@pytest.mark.parametrize(
+    ("text", "found"),
+    [
+        ("h:1", ("h", 1)),
+        ("[::1]:65535", ("::1", 65_535)),
+        ("h", None),
+        ("h:", None),
+        ("h:-1", None),
+        ("h:65536", None),
+        ("h:²", None),
+        ("", None),
+    ],
+)
+def test_a_place_that_nobody_can_connect_to_is_none(text: str, found: Any) -> None:
+    assert address_of(text) == found
