@@ -42,9 +42,9 @@ from mountfs.types import LogIndex
 log = logging.getLogger(__name__)
 
 QUICK_SYNC_S: Final = 0.008
-"""A disk that usually syncs in less is waited for in place: a thread has to be woken and to wake us,
-which costs a lone commit a third of its time, and meanwhile more cannot be done than gather for the
-next sync.
+"""A disk that usually syncs in less is waited for in place: a thread has to be woken and to wake
+us, which costs a lone commit a third of its time, and meanwhile more cannot be done than gather for
+the next sync.
 """
 USUAL_OF: Final = 8
 """So many syncs, about, make the usual time; one counts for `SYNC_S_MAX` at most."""
