@@ -386,7 +386,7 @@ MUTATIONS: list[tuple[Callable[[Patch], None], str, range, str]] = [
     (reads_before_it_has_committed_in_its_term, "leaders", range(80), "linearizability"),
     (believes_in_its_lease_for_ever, "reads", range(80), "linearizability"),
     (keeps_its_lease_after_calling_an_election, "reads", range(80), "linearizability"),
-    (takes_resting_for_leading, "reads", range(120), "linearizability"),
+    (takes_resting_for_leading, "reads", range(30, 90), "linearizability"),
     (acts_twice_on_a_command_that_came_twice, "any", range(60), "linearizability"),
     (replies_before_it_is_committed, "files", range(60), "leader completeness"),
     (forgets_replies_when_it_starts, "files", range(60), "exactly once"),
