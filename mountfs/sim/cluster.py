@@ -7,6 +7,7 @@ from mountfs.raft.config import Config
 from mountfs.raft.messages import HardState, Message, NodeId, SnapshotHead
 from mountfs.sim.checks import Checks
 from mountfs.sim.disk import Disk
+from mountfs.sim.links import Links
 from mountfs.sim.machine import Machine
 from mountfs.sim.network import Network
 from mountfs.sim.server import Server
@@ -25,6 +26,7 @@ class Cluster:
         self.checks = Checks()
         self.servers: dict[NodeId, Server] = {}
         self.network = Network(world, self._deliver)
+        self.links = Links(world, self.network, self.servers)
         self.transfers = Transfers(world, self.network, self.servers.get)
 
     def add(self, node: NodeId, base: SnapshotHead, hard: HardState, store: Store) -> Server:

@@ -104,6 +104,7 @@ class Run:
             heartbeat_ms=50,
             election_ms=300,
             lease_reads=leases,
+            rest_ms=random.choice((0, 300, 1_000, 5_000)),
             append_bytes_max=plan.append_bytes or random.choice((200, 2_000, 200_000)),
             inflight_messages_max=random.choice((1, 4, 64)),
             cached_bytes_max=random.choice((0, 5_000, 1_000_000)),

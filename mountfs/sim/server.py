@@ -214,6 +214,13 @@ class Server:
         self.raft.step(message, self.clock())
         self._pump()
 
+    def unreachable(self, node: NodeId) -> None:
+        def lost() -> None:
+            self.raft.unreachable(node, self.clock())
+            self._pump()
+
+        self.when_running("links", lost)
+
     def propose(self, data: bytes, answer: Answer) -> None:
         """To be called when running."""
         try:
