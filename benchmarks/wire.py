@@ -1,7 +1,8 @@
 """What a call costs: `python -m benchmarks.wire`.
 
 One server process and one client process on loopback.  Beside it, in the same run, a bare echo
-over a Trio socket, which frames nothing, matches nothing and cannot be cancelled.
+over a Trio socket, which frames nothing, matches nothing and cannot be cancelled; and the same
+calls over `rpc/`, which is gRPC, without TLS.
 """
 
 import argparse
@@ -14,7 +15,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Final, NamedTuple
@@ -22,6 +23,9 @@ from typing import Final, NamedTuple
 import trio
 
 from mountfs.inline import leave
+from mountfs.rpc import client as rpc_client
+from mountfs.rpc import config as rpc_config
+from mountfs.rpc import server as rpc_server
 from mountfs.types import MIB
 from mountfs.wire.connection import Body
 from mountfs.wire.frames import Hello, Parts
@@ -32,7 +36,11 @@ HELLO: Final = Hello(cluster=bytes(16), role="benchmark", name="benchmark")
 BODY: Final = bytes(100)
 BLOCK: Final = bytes(4 * MIB)
 CALLERS: Final = 64
-CPU, ECHO, ECHO_IN_TASK, TAKE, GIVE = range(5)
+CPU, ECHO, ECHO_IN_TASK, TAKE, GIVE, RPC_ADDRESS = range(6)
+RPC: Final = "benchmark"
+"""The service, and the cluster."""
+RPC_CONFIG: Final = rpc_config.Config(calls_max=2 * CALLERS)
+RPC_DEADLINE_S: Final = 60.0
 Call = Callable[[], Awaitable[object]]
 
 
@@ -43,20 +51,28 @@ class Row(NamedTuple):
     server_us: float
 
 
-async def answer(peer: Peer, method: int, body: Body) -> Parts:
-    if method == CPU:
-        return str(time.process_time()).encode()
-    if method == ECHO_IN_TASK:
-        await leave()
-        return body
-    if method == TAKE:
-        return b""
-    return BLOCK if method == GIVE else body
-
-
 async def serve(sockets: list[socket.socket], pem: str) -> None:
     plain, sealed, bare = sockets
-    async with trio.open_nursery() as nursery:
+
+    async def answer(peer: Peer, method: int, body: Body) -> Parts:
+        if method == CPU:
+            return str(time.process_time()).encode()
+        if method == ECHO_IN_TASK:
+            await leave()
+            return body
+        if method == TAKE:
+            return b""
+        if method == RPC_ADDRESS:
+            return rpc.address.encode()
+        return BLOCK if method == GIVE else body
+
+    async with (
+        rpc_server.open_server("127.0.0.1:0", RPC, config=RPC_CONFIG) as rpc,
+        trio.open_nursery() as nursery,
+    ):
+        rpc.register(RPC, "Echo", _echo_call)
+        rpc.register_sink(RPC, "Take", _take_pieces)
+        rpc.register_source(RPC, "Give", _give_pieces)
         nursery.start_soon(Service(answer, HELLO).serve, [_listener(plain)])
         if pem:
             context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
@@ -73,6 +89,23 @@ def _listener(sock: socket.socket) -> trio.SocketListener:
 async def _echo(stream: trio.SocketStream) -> None:
     async for data in stream:
         await stream.send_all(data)
+
+
+async def _echo_call(body: bytes, call: rpc_server.Call) -> bytes:
+    return body
+
+
+async def _take_pieces(pieces: AsyncIterator[bytes], call: rpc_server.Call) -> bytes:
+    return b"%d" % sum([len(piece) async for piece in pieces])
+
+
+def _give_pieces(body: bytes, call: rpc_server.Call) -> AsyncGenerator[bytes, None]:
+    return _pieces()
+
+
+async def _pieces() -> AsyncGenerator[bytes, None]:
+    for start in range(0, len(BLOCK), MIB):
+        yield BLOCK[start : start + MIB]
 
 
 class Meter:
@@ -110,6 +143,8 @@ async def measure(ports: list[int], pem: str, seconds: float) -> list[Row]:
         control = await connect(nursery, ("127.0.0.1", ports[0]), HELLO)
         meter = Meter(control, seconds)
         rows = await _bare(meter, ports[2])
+        async with rpc_client.open_client(RPC) as rpc:
+            rows += await _rpc(meter, rpc, bytes(await control.call(RPC_ADDRESS)).decode())
         rows += await _wire(meter, control, "")
         if pem:
             context = ssl.create_default_context(cafile=pem)
@@ -158,6 +193,26 @@ async def _wire(meter: Meter, client: Client, how: str) -> list[Row]:
         await meter.row(f"call that waits, {CALLERS} callers{how}", *[echo_in_task] * CALLERS),
         await meter.row(f"4 MiB there{how}", lambda: client.call(TAKE, BLOCK)),
         await meter.row(f"4 MiB back{how}", lambda: client.call(GIVE)),
+    ]
+
+
+async def _rpc(meter: Meter, client: rpc_client.Client, address: str) -> list[Row]:
+    def echo() -> Awaitable[object]:
+        return client.call(address, RPC, "Echo", BODY, deadline_s=RPC_DEADLINE_S)
+
+    def there() -> Awaitable[object]:
+        return client.send_stream(address, RPC, "Take", _pieces(), deadline_s=RPC_DEADLINE_S)
+
+    async def back() -> None:
+        async with client.stream(address, RPC, "Give", b"", deadline_s=RPC_DEADLINE_S) as pieces:
+            async for _ in pieces:
+                pass
+
+    return [
+        await meter.row("gRPC call, 1 caller", echo),
+        await meter.row(f"gRPC call, {CALLERS} callers", *[echo] * CALLERS),
+        await meter.row("gRPC, 4 MiB there in pieces of 1 MiB", there),
+        await meter.row("gRPC, 4 MiB back in pieces of 1 MiB", back),
     ]
 
 

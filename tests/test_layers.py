@@ -68,8 +68,6 @@ CORES = [
     "mountfs.wire.config",
     "mountfs.wire.frames",
     "mountfs.wire.connection",
-    "mountfs.rpc.joined",
-    "mountfs.rpc.handshake",
     "mountfs.rpc.health",
     "mountfs.rpc.identity",
     "mountfs.chunks.needle",

@@ -108,7 +108,7 @@ class Admin:
         meta = self._meta
         asked = msgspec.msgpack.decode(body, type=Rejoin)
         raft = meta.group.raft
-        raft.state.require_leader()
+        meta.group.require_leader()
         number = NodeId(asked.number)
         record = self._find(str(number))
         if record.disk != asked.disk:
@@ -125,8 +125,8 @@ class Admin:
             return number not in log.membership.everyone and log.membership_index <= log.committed
 
         with meta.kept_out(number):
-            out = await _until(lambda: is_out() or not raft.state.is_leader, JOIN_S)
-            raft.state.require_leader()
+            out = await _until(lambda: is_out() or not meta.group.is_leader, JOIN_S)
+            meta.group.require_leader()
             if not out:
                 raise FsError(
                     Fault.TIMED_OUT,
@@ -147,7 +147,7 @@ class Admin:
 
     async def _leader(self, body: bytes, call: Call) -> str:
         """Where whoever leads is asked, as far as this node knows; empty: it does not."""
-        record = self._meta.service.node_of(self._meta.group.raft.leader)
+        record = self._meta.service.node_of(self._meta.group.leader)
         return record.rpc if record is not None else ""
 
     async def _nodes(self, body: bytes, call: Call) -> Any:

@@ -68,7 +68,8 @@ class Figures(msgspec.Struct):
     envelopes: int = 0
     messages: int = 0
     sent_bytes: int = 0
-    last_sync_s: float = 0.0
+    usual_sync_s: float = 0.0
+    """Of the last few syncs."""
     leaderless_s: Spread = msgspec.field(default_factory=_seconds)
     """How long a group knew of nobody who leads, each time."""
     commit_s: Spread = msgspec.field(default_factory=_seconds)

@@ -21,18 +21,6 @@ from mountfs.rpc.faults import Metadata
 from mountfs.rpc.identity import Credentials, Pems, target_name
 
 
-def open_channel(
-    address: str, cluster: str, pems: Pems | None, channel_options: Options
-) -> grpc.Channel:
-    if pems is None:
-        return grpc.insecure_channel(address, channel_options)
-    return grpc.secure_channel(
-        address,
-        grpc.ssl_channel_credentials(pems.authority, pems.key, pems.certificate),
-        (*channel_options, ("grpc.ssl_target_name_override", target_name(cluster))),
-    )
-
-
 @contextlib.asynccontextmanager
 async def open_client(
     cluster: str, credentials: Credentials | None = None, config: Config | None = None
@@ -185,7 +173,7 @@ class Client:
         if kept is None or kept.pems != pems:
             if kept is not None:
                 kept.retire()
-            kept = _Kept(pems, open_channel(address, self._cluster, pems, self._options))
+            kept = _Kept(pems, _open_channel(address, self._cluster, pems, self._options))
         self._kept[address] = kept
         if len(self._kept) > self._config.channels_max:
             self._kept.popitem(last=False)[1].retire()
@@ -220,6 +208,18 @@ class _Kept:
     def close_if_done(self) -> None:
         if self._retired and self.calls == 0:
             self.channel.close()
+
+
+def _open_channel(
+    address: str, cluster: str, pems: Pems | None, channel_options: Options
+) -> grpc.Channel:
+    if pems is None:
+        return grpc.insecure_channel(address, channel_options)
+    return grpc.secure_channel(
+        address,
+        grpc.ssl_channel_credentials(pems.authority, pems.key, pems.certificate),
+        (*channel_options, ("grpc.ssl_target_name_override", target_name(cluster))),
+    )
 
 
 def _result(ended: Any, address: str, what: str, deadline_s: float) -> bytes:

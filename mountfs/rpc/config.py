@@ -7,20 +7,12 @@ from mountfs.types import KIB, MIB
 
 class Config(msgspec.Struct, frozen=True, kw_only=True):
     message_bytes_max: int = 16 * MIB
-    """The largest body, of a call or to a peer."""
+    """The largest body, of a call or of its answer."""
     piece_bytes_max: int = MIB
     """The largest piece of a stream of pieces."""
     pieces_in_flight_max: int = 4
     """Pieces that have left the caller, and the sending of which is not yet done; the same for
     pieces that have come and wait for the handler."""
-
-    queue_bytes_max: int = 16 * MIB
-    queue_messages_max: int = 4_096
-    """What waits to be sent to one peer.  What does not fit is dropped."""
-    joined_bytes_max: int = MIB
-    """Messages that wait are sent together up to this size."""
-    inbox_bytes_max: int = 16 * MIB
-    """What has come from one peer and is not yet delivered.  One message more may be there."""
 
     keepalive_ms: int = 400
     """A connection with calls on it is tried after so long without a sign of life."""
@@ -31,26 +23,21 @@ class Config(msgspec.Struct, frozen=True, kw_only=True):
     stands behind it: on a link that needs longer for it than the timeout, nothing large arrives.
     """
     connect_ms: int = 1_000
-    """From the start of a connection to the peer's consent."""
+    """An attempt to connect may take so long."""
     retry_ms: int = 20
     retry_max_ms: int = 150
-    """Between attempts to reach a peer: doubled from the one to the other."""
-    refused_retry_ms: int = 5_000
-    """Between attempts to reach a peer that has refused us: somebody has to change something."""
+    """Between attempts to reach an address: doubled from the one to the other."""
 
     calls_max: int = 64
     """Calls that are served at once, each in a thread; more are refused."""
-    peers_max: int = 64
-    """Streams from peers at once, each in a thread."""
     channels_max: int = 64
     """Addresses to which a client keeps a connection."""
     close_ms: int = 3_000
     """How long closing may take."""
 
     def __post_init__(self) -> None:
-        assert 0 < self.retry_ms <= self.retry_max_ms <= self.refused_retry_ms, self
+        assert 0 < self.retry_ms <= self.retry_max_ms, self
         assert self.piece_bytes_max <= self.message_bytes_max, self
-        assert self.message_bytes_max <= self.queue_bytes_max, self
 
 
 EVERYWHERE = (
@@ -69,17 +56,13 @@ EVERYWHERE = (
 
 Options = tuple[tuple[str, int | str], ...]
 
-OVERHEAD_BYTES = 64 * KIB
-"""Of a gRPC message beside the largest body: the lengths of joined messages."""
-
 
 def options(config: Config) -> Options:
     """For servers and channels alike."""
-    bytes_max = config.message_bytes_max + OVERHEAD_BYTES
     return (
         *EVERYWHERE,
-        ("grpc.max_receive_message_length", bytes_max),
-        ("grpc.max_send_message_length", bytes_max),
+        ("grpc.max_receive_message_length", config.message_bytes_max),
+        ("grpc.max_send_message_length", config.message_bytes_max),
         ("grpc.http2.lookahead_bytes", config.window_bytes),
         ("grpc.keepalive_time_ms", config.keepalive_ms),
         ("grpc.keepalive_timeout_ms", config.keepalive_timeout_ms),

@@ -33,8 +33,6 @@ from mountfs.rpc.bridge import Feed, Pieces, Soon
 from mountfs.rpc.config import Config, options
 from mountfs.rpc.identity import Credentials, Identity, Pems, identify
 
-CLUSTER_KEY = "mountfs-cluster"
-
 
 class Call(NamedTuple):
     """What a handler may ask about its caller."""
@@ -50,8 +48,6 @@ Source = Callable[[bytes, Call], AsyncGenerator[bytes, None]]
 """Answers with a stream of pieces."""
 Sink = Callable[[AsyncIterator[bytes], Call], Awaitable[bytes]]
 """Takes a stream of pieces.  It raises INTERRUPTED if the caller does not send all."""
-Threaded = Callable[[Iterator[bytes], grpc.ServicerContext, Call], None]
-"""Takes a stream of messages in a thread of its own.  Not in Trio."""
 
 
 @contextlib.asynccontextmanager
@@ -77,8 +73,8 @@ class Server:
     def __init__(
         self, address: str, cluster: str, credentials: Credentials | None, config: Config
     ) -> None:
-        self.cluster = cluster
-        self.config = config
+        self._cluster = cluster
+        self._config = config
         self.serving = health.Serving.SERVING
         """What health checks are told."""
         self.is_complete = True
@@ -89,16 +85,14 @@ class Server:
         self._secure = credentials is not None
         self._handlers: dict[str, _Make] = {}
         self._calls = threading.Semaphore(config.calls_max)
-        self._streams = threading.Semaphore(config.peers_max)
-        # A sink takes two threads: one waits for pieces, and one for the handler.
-        self._threads = ThreadPoolExecutor(
-            2 * config.calls_max + config.peers_max, thread_name_prefix="mountfs-rpc"
-        )
+        # A sink takes two threads: one waits for pieces, and one for the handler.  The third is for
+        # who is told that there are too many.
+        self._threads = ThreadPoolExecutor(3 * config.calls_max, thread_name_prefix="mountfs-rpc")
         self._grpc = grpc.server(
             self._threads,
             handlers=[_Gate(self, self._handlers)],
             options=options(config),
-            maximum_concurrent_rpcs=config.calls_max + config.peers_max,
+            maximum_concurrent_rpcs=2 * config.calls_max,
         )
         host = address.rpartition(":")[0]
         self.port = self._listen(address, credentials)
@@ -145,13 +139,6 @@ class Server:
             lambda: grpc.stream_unary_rpc_method_handler(functools.partial(self._take, handler)),
         )
 
-    def register_threaded(self, service: str, method: str, handler: Threaded) -> None:
-        self._add(
-            service,
-            method,
-            lambda: grpc.stream_unary_rpc_method_handler(functools.partial(self._stream, handler)),
-        )
-
     def _add(self, service: str, method: str, make: "_Make") -> None:
         path = f"/{service}/{method}"
         assert path not in self._handlers, path
@@ -166,14 +153,14 @@ class Server:
     # -- in grpcio's threads
 
     def _answer(self, handler: Handler, body: bytes, context: grpc.ServicerContext) -> bytes:
-        call = self._admit(context, self._calls)
+        call = self._admit(context)
         outcome: queue.SimpleQueue[bytes | FsError] = queue.SimpleQueue()
         self._begin(context, lambda: handler(body, call), outcome.put)
         return self._settle(outcome.get(), context)
 
     def _give(self, handler: Source, body: bytes, context: grpc.ServicerContext) -> Iterator[bytes]:
-        call = self._admit(context, self._calls)
-        feed = Feed(self._soon, self.config.pieces_in_flight_max)
+        call = self._admit(context)
+        feed = Feed(self._soon, self._config.pieces_in_flight_max)
 
         async def produce() -> bytes:
             async with contextlib.aclosing(handler(body, call)) as pieces:
@@ -194,11 +181,16 @@ class Server:
     def _take(
         self, handler: Sink, received: Iterator[bytes], context: grpc.ServicerContext
     ) -> bytes:
-        call = self._admit(context, self._calls)
-        pieces = Pieces(self._soon, self.config.pieces_in_flight_max)
+        call = self._admit(context)
+        pieces = Pieces(self._soon, self._config.pieces_in_flight_max)
         context.add_callback(pieces.stop)
         outcome: queue.SimpleQueue[bytes | FsError] = queue.SimpleQueue()
-        self._begin(context, lambda: handler(aiter(pieces), call), outcome.put)
+
+        async def consume() -> bytes:
+            async with contextlib.aclosing(aiter(pieces)) as iterated:  # it may leave the rest
+                return await handler(iterated, call)
+
+        self._begin(context, consume, outcome.put)
         # In another thread: the handler's answer must not wait for a caller that sends nothing.
         self._threads.submit(self._pump, pieces, received)
         return self._settle(outcome.get(), context)
@@ -209,22 +201,12 @@ class Server:
         except grpc.RpcError:
             pieces.fail(FsError(Fault.INTERRUPTED, "the caller has gone"))
 
-    def _stream(
-        self, handler: Threaded, received: Iterator[bytes], context: grpc.ServicerContext
-    ) -> bytes:
-        call = self._admit(context, self._streams)
-        try:
-            handler(received, context, call)
-        except FsError as error:
-            _abort(context, error)
-        return b""
-
-    def _admit(self, context: grpc.ServicerContext, places: threading.Semaphore) -> Call:
+    def _admit(self, context: grpc.ServicerContext) -> Call:
         """Take a place until the call ends, and find out who calls."""
-        if not places.acquire(blocking=False):
+        if not self._calls.acquire(blocking=False):
             _abort(context, FsError(Fault.BUSY, "this node has too many calls at once"))
-        if not context.add_callback(places.release):
-            places.release()
+        if not context.add_callback(self._calls.release):
+            self._calls.release()
         metadata = dict(context.invocation_metadata())
         # The stubs are wrong about the type.
         subject = cast(Mapping[str, Sequence[bytes]], context.auth_context())
@@ -234,11 +216,12 @@ class Server:
         return call
 
     def _refusal(self, call: Call) -> FsError | None:
-        if self._secure and (call.identity is None or call.identity.cluster != self.cluster):
+        if self._secure and (call.identity is None or call.identity.cluster != self._cluster):
             theirs = call.identity.cluster if call.identity else ""
             return FsError(
                 Fault.NOT_PERMITTED,
-                f"the certificate is of cluster {theirs!r}, and this is a node of {self.cluster!r}",
+                f"the certificate is of cluster {theirs!r}, and this is a node of "
+                f"{self._cluster!r}",
             )
         return None
 
@@ -283,7 +266,7 @@ class Server:
     def _settle(self, outcome: bytes | FsError, context: grpc.ServicerContext) -> bytes:
         if isinstance(outcome, FsError):
             _abort(context, outcome)
-        if len(outcome) > self.config.message_bytes_max:
+        if len(outcome) > self._config.message_bytes_max:
             _abort(context, FsError(Fault.TOO_BIG, f"the answer has {len(outcome)} bytes"))
         return outcome
 
@@ -296,7 +279,7 @@ class Server:
     async def _close(self) -> None:
         """Every call is ended.  After this no thread is left."""
         self._closing = True
-        with trio.move_on_after(self.config.close_ms / 1000):
+        with trio.move_on_after(self._config.close_ms / 1000):
             await trio.to_thread.run_sync(self._grpc.stop, None, abandon_on_cancel=True)
             await trio.to_thread.run_sync(self._threads.shutdown, abandon_on_cancel=True)
 

@@ -26,8 +26,8 @@ class Cluster:
         self.checks = Checks()
         self.servers: dict[NodeId, Server] = {}
         self.network = Network(world, self._deliver)
-        self.links = Links(world, self.network, self.servers)
         self.transfers = Transfers(world, self.network, self.servers.get)
+        self.links = Links(world, self.network, self.servers)
 
     def add(self, node: NodeId, base: SnapshotHead, hard: HardState, store: Store) -> Server:
         """A server that is not up yet, with these on its disk."""

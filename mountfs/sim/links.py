@@ -1,40 +1,44 @@
-"""Whether servers still have connections with each other: a loss is told to the core, once."""
+"""What the shells of servers know of the connections between them: that one is lost, some time
+after that, and not before.  Groups that rest rely on it.
+"""
 
-from collections.abc import Mapping
+from random import Random
 
 from mountfs.raft.messages import NodeId
 from mountfs.sim.network import Network
 from mountfs.sim.server import Server
 from mountfs.sim.world import MS, World
 
-LOOKS_US = 100 * MS
-SILENCE_US = 500 * MS
-"""Who is not heard for so long is lost; a process that has ended is noticed at once."""
+LOOK_US = 100 * MS
+LOST_MS = (300, 1_000, 2_000)
+"""How long a connection is silent before it is taken for lost."""
 
 
 class Links:
-    def __init__(self, world: World, network: Network, servers: Mapping[NodeId, Server]) -> None:
+    def __init__(self, world: World, network: Network, servers: dict[NodeId, Server]) -> None:
         self._world = world
         self._network = network
         self._servers = servers
-        self._heard: dict[tuple[NodeId, NodeId], int] = {}
-        """Connections that are up, from the first to the second, and when that was seen last."""
-        world.after(LOOKS_US, self._look)
+        self._lost_us = Random(f"{world.seed}/links").choice(LOST_MS) * MS
+        self._silent: dict[tuple[NodeId, NodeId], int] = {}
+        """Since when one has heard nothing of another."""
+        self._told: set[tuple[NodeId, NodeId]] = set()
 
-    def _look(self) -> None:
-        self._world.after(LOOKS_US, self._look)
-        now = self._world.now
-        for node, server in list(self._servers.items()):
-            if not server.up:
-                continue
-            for other in sorted(server.raft.log.membership.everyone):
-                peer = self._servers.get(other)
-                if other == node or peer is None:
+    def watch(self) -> None:
+        world = self._world
+        for one in list(self._servers.values()):
+            for other in list(self._servers.values()):
+                if one is other or not one.up:
                     continue
-                if peer.runs and self._network.connects(node, other):
-                    self._heard[node, other] = now
-                elif (node, other) in self._heard:
-                    silent = now - self._heard[node, other] >= SILENCE_US
-                    if silent or not peer.up:
-                        del self._heard[node, other]
-                        server.unreachable(other)
+                pair = (one.node, other.node)
+                if other.runs and self._network.connects(*pair):
+                    self._silent.pop(pair, None)
+                    self._told.discard(pair)
+                elif world.now - self._silent.setdefault(pair, world.now) >= self._lost_us:
+                    self._tell(one, other.node, pair)
+        world.after(LOOK_US, self.watch)
+
+    def _tell(self, one: Server, node: NodeId, pair: tuple[NodeId, NodeId]) -> None:
+        if pair not in self._told:
+            self._told.add(pair)
+            one.when_running("links", lambda: one.unreachable(node))

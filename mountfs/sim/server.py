@@ -215,11 +215,9 @@ class Server:
         self._pump()
 
     def unreachable(self, node: NodeId) -> None:
-        def lost() -> None:
-            self.raft.unreachable(node, self.clock())
-            self._pump()
-
-        self.when_running("links", lost)
+        """The connection with it is lost."""
+        self.raft.unreachable(node, self.clock())
+        self._pump()
 
     def propose(self, data: bytes, answer: Answer) -> None:
         """To be called when running."""

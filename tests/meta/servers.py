@@ -304,6 +304,7 @@ async def servers(
                 for _ in range(count):
                     await found.add()
                 await found.voters(*range(1, count + 1 - (count % 2 == 0)))
+                await found.until(lambda: found[1].meta.service.node_of(1))
                 yield found
                 nursery.cancel_scope.cancel()
     finally:

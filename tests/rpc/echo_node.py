@@ -1,32 +1,33 @@
-"""A node in a process of its own: prints its address, and sends back what it gets.
+"""A node in a process of its own: prints its address, and answers `ADMIN` until it is killed.
 
-echo_node.py NUMBER PEER_NUMBER PEER_ADDRESS [ADDRESS]
+echo_node.py [ADDRESS]
 """
 
 import sys
+from collections.abc import AsyncIterator
 
 import trio
-from rpc_rig import ANYWHERE, CLUSTER
+from rpc_rig import ADMIN, ANYWHERE, CLUSTER
 
-from mountfs.rpc.peers import Peers, open_peers
-from mountfs.rpc.server import open_server
+from mountfs.rpc.server import Call, open_server
 
 
-async def main(number: int, peer: int, peer_address: str, address: str = ANYWHERE) -> None:
-    peers: Peers
+async def echo(body: bytes, call: Call) -> bytes:
+    return body
 
-    def received(node: int, bodies: list[bytes]) -> None:
-        for body in bodies:
-            peers.send(node, body)
 
-    async with (
-        open_server(address, CLUSTER) as server,
-        open_peers(number, server, received, lambda _: None) as peers,
-    ):
-        if peer:
-            peers.set_peers({peer: peer_address})
+async def begin(body: bytes, call: Call) -> AsyncIterator[bytes]:
+    """One piece, and never another one."""
+    yield b"begun"
+    await trio.sleep_forever()
+
+
+async def main(address: str = ANYWHERE) -> None:
+    async with open_server(address, CLUSTER) as server:
+        server.register(ADMIN, "Echo", echo)
+        server.register_source(ADMIN, "Begin", begin)
         print(server.address, flush=True)
         await trio.sleep_forever()
 
 
-trio.run(main, int(sys.argv[1]), int(sys.argv[2]), *sys.argv[3:])
+trio.run(main, *sys.argv[1:])

@@ -1,93 +1,22 @@
-"""Nodes and troubled networks for the tests."""
+"""Troubled networks, other processes and certificates for the tests."""
 
 import contextlib
 import datetime
 import math
 import sys
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator
 from pathlib import Path
 
 import msgspec
 import trio
 
 from mountfs.rpc.config import Config
-from mountfs.rpc.identity import Credentials, Pems, target_name
-from mountfs.rpc.peers import Peers, open_peers
-from mountfs.rpc.server import Server, open_server
+from mountfs.rpc.identity import Pems, target_name
 
 CONFIG = Config()
 ANYWHERE = "127.0.0.1:0"
 CLUSTER = "blue"
-
-
-class Node:
-    """A server with peers, and what has happened to it."""
-
-    def __init__(self) -> None:
-        self.server: Server
-        self.peers: Peers
-        self.batches: list[tuple[int, list[bytes]]] = []
-        self.lost: list[int] = []
-        self._changed = trio.Event()
-
-    @property
-    def address(self) -> str:
-        return self.server.address
-
-    def received(self, node: int, bodies: list[bytes]) -> None:
-        self.batches.append((node, bodies))
-        self.changed()
-
-    def unreachable(self, node: int) -> None:
-        self.lost.append(node)
-        self.changed()
-
-    def changed(self) -> None:
-        self._changed.set()
-        self._changed = trio.Event()
-
-    def of(self, node: int) -> list[bytes]:
-        return [body for sender, bodies in self.batches if sender == node for body in bodies]
-
-    async def until(self, holds: Callable[[], object], seconds: float = 10) -> None:
-        """`holds` is looked at when something comes, and now and then."""
-        with trio.fail_after(seconds):
-            while not holds():
-                with trio.move_on_after(0.01):
-                    await self._changed.wait()
-
-
-@contextlib.asynccontextmanager
-async def a_node(
-    number: int,
-    *,
-    cluster: str = CLUSTER,
-    address: str = ANYWHERE,
-    credentials: Credentials | None = None,
-    config: Config = CONFIG,
-) -> AsyncIterator[Node]:
-    node = Node()
-    async with (
-        open_server(address, cluster, credentials, config) as node.server,
-        open_peers(number, node.server, node.received, node.unreachable, credentials) as node.peers,
-    ):
-        yield node
-
-
-@contextlib.asynccontextmanager
-async def two_nodes(
-    config: Config = CONFIG, credentials: tuple[Credentials, Credentials] | None = None
-) -> AsyncIterator[tuple[Node, Node]]:
-    """Connected both ways."""
-    mine, its = credentials or (None, None)
-    async with (
-        a_node(1, config=config, credentials=mine) as a,
-        a_node(2, config=config, credentials=its) as b,
-    ):
-        a.peers.set_peers({2: b.address})
-        b.peers.set_peers({1: a.address})
-        await a.until(lambda: not a.peers.problems and not b.peers.problems)
-        yield a, b
+ADMIN = "mountfs.Admin"
 
 
 def smaller(**limits: int) -> Config:
@@ -181,9 +110,6 @@ async def run(command: list[str], task_status: trio.TaskStatus[trio.Process]) ->
 
 async def _kill(process: trio.Process) -> None:
     process.kill()
-
-
-Work = Callable[[], Awaitable[None]]
 
 
 class Authority:

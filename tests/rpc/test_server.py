@@ -1,18 +1,17 @@
 """Calls to a server of ours, and what happens to them when something goes wrong."""
 
-from collections.abc import AsyncIterator
+import contextlib
+from collections.abc import AsyncGenerator, AsyncIterator
 
 import grpc
 import pytest
 import trio
-from rpc_rig import ANYWHERE, CLUSTER, CONFIG, smaller
+from rpc_rig import ADMIN, ANYWHERE, CLUSTER, CONFIG, smaller
 
 from mountfs.errors import Fault, FsError
 from mountfs.rpc.client import Client, open_client
 from mountfs.rpc.health import Serving
 from mountfs.rpc.server import Call, Server, open_server
-
-ADMIN = "mountfs.Admin"
 
 
 @pytest.fixture
@@ -40,6 +39,15 @@ async def test_a_call_is_answered(server, client):
     server.register(ADMIN, "Echo", echo)
     assert await ask(client, server, "Echo", b"hello") == b"hello"
     assert await ask(client, server, "Echo", b"") == b""
+
+
+@pytest.mark.parametrize(
+    "size", [1, CONFIG.window_bytes, CONFIG.message_bytes_max - 1, CONFIG.message_bytes_max]
+)
+async def test_bodies_of_any_size_up_to_the_limit_pass_both_ways(server, client, size):
+    server.register(ADMIN, "Echo", echo)
+    body = bytes(size)
+    assert await ask(client, server, "Echo", body) == body
 
 
 async def test_calls_side_by_side_get_each_their_own_answer(server, client):
@@ -214,7 +222,7 @@ async def test_too_many_calls_at_once_are_refused(client):
             for _ in range(3):
                 nursery.start_soon(ask, client, server, "Wait")
             await trio.sleep(0.2)
-            with pytest.raises(FsError) as caught:
+            with pytest.raises(FsError, match="too many calls") as caught:
                 await ask(client, server, "Wait")
             assert caught.value.fault is Fault.BUSY
             free.set()
@@ -398,6 +406,79 @@ async def test_a_sender_that_stops_is_no_end_for_the_receiver(server, client, ho
                 await client.send_stream(server.address, ADMIN, "Take", broken(), deadline_s=20)
         await ended.wait()
     assert outcome == []
+
+
+async def mebibytes() -> AsyncGenerator[bytes, None]:
+    while True:
+        yield bytes(1 << 20)
+
+
+async def hold(client: Client, server: Server) -> None:
+    """A stream to `Hold` that has no end of its own."""
+    async with contextlib.aclosing(mebibytes()) as pieces:
+        await client.send_stream(server.address, ADMIN, "Hold", pieces, deadline_s=60)
+
+
+async def test_too_many_streams_at_once_are_refused(client):
+    """Each holds two threads, and there is still one to say so."""
+    places = 3
+    taken, free = [], trio.Event()
+
+    async def take_one(pieces: AsyncIterator[bytes], call: Call) -> bytes:
+        taken.append(await anext(pieces))
+        await free.wait()
+        return b""
+
+    async with open_server(ANYWHERE, CLUSTER, config=smaller(calls_max=places)) as server:
+        server.register(ADMIN, "Echo", echo)
+        server.register_sink(ADMIN, "Hold", take_one)
+        async with trio.open_nursery() as nursery:
+            for _ in range(places):
+                nursery.start_soon(hold, client, server)
+            with trio.fail_after(10):
+                while len(taken) < places:  # noqa: ASYNC110  nobody tells us
+                    await trio.sleep(0.01)
+            for _ in range(2 * places):
+                with pytest.raises(FsError, match="too many calls") as caught:
+                    await ask(client, server, "Echo")
+                assert caught.value.fault is Fault.BUSY
+            free.set()
+
+
+async def test_closing_does_not_wait_for_streams_of_which_much_is_left(client):
+    async def take_one(pieces: AsyncIterator[bytes], call: Call) -> bytes:
+        await anext(pieces)
+        begun.set()
+        await trio.sleep_forever()
+        return b""
+
+    async def send(server: Server) -> None:
+        with pytest.raises(FsError) as caught:
+            await hold(client, server)
+        outcome.append(caught.value.fault)
+
+    async def receive(server: Server) -> None:
+        with pytest.raises(FsError) as caught:
+            async with client.stream(server.address, ADMIN, "Give", b"", deadline_s=60) as pieces:
+                await anext(pieces)
+                await closed.wait()
+                async for _ in pieces:
+                    pass
+        outcome.append(caught.value.fault)
+
+    begun, closed, outcome = trio.Event(), trio.Event(), []
+    with trio.fail_after(20):
+        async with trio.open_nursery() as nursery:
+            async with open_server(ANYWHERE, CLUSTER) as server:
+                server.register_sink(ADMIN, "Hold", take_one)
+                server.register_source(ADMIN, "Give", lambda body, call: mebibytes())
+                nursery.start_soon(send, server)
+                nursery.start_soon(receive, server)
+                await begun.wait()
+                await trio.sleep(0.2)
+            closed.set()
+    assert len(outcome) == 2
+    assert set(outcome) <= {Fault.NOT_LEADER, Fault.INTERRUPTED}
 
 
 async def test_the_deadline_of_a_stream_that_nobody_feeds(server, client):
