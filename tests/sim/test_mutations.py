@@ -408,6 +408,7 @@ finds it (others may find it in other seeds).
 """
 
 
+@pytest.mark.timeout(900)  # of a machine that has much else to do
 @pytest.mark.parametrize(("mutation", "kind", "seeds", "rule"), MUTATIONS)
 def test_a_mistake_is_found(
     mutation: Callable[[Patch], None],
