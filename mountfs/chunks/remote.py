@@ -145,16 +145,23 @@ class RemoteChunks:
 
     async def ask_for_room(self) -> None:
         total = free = 0
-        for node in self._nodes():
+
+        async def ask(node: int) -> None:
+            nonlocal total, free
             try:
                 answer = await self._attempt(node, Method.SPACE, b"")
             except FsError:
-                continue
+                return
             if len(answer) != SPACE.size:
                 log.warning("node %d does not say how much room it has", node)
-                continue
+                return
             more = SPACE.unpack(answer)
             total, free = total + more[0], free + more[1]
+
+        with trio.move_on_after(SPACE_S):  # one that is silent holds nobody up
+            async with trio.open_nursery() as nursery:
+                for node in self._nodes():
+                    nursery.start_soon(ask, node)
         if total:
             self._total, self._free = total, free
 

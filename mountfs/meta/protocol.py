@@ -47,6 +47,9 @@ from mountfs.meta.state_machine import COMMANDS
 ROLE: Final = "meta"
 """What a client asks for in its hello."""
 
+LIMIT_MAX: Final = 100_000
+"""Rows that a query may ask for: who leads answers nobody else meanwhile."""
+
 QUERIES: Final[tuple[type[Query[Any]], ...]] = (
     Birth, ChunkRows, CountRows, Describe, Garbage, GetAttr, GetLayout, GetPiece, GetXattr,
     ListXattr, Lookup, NextChunk, Nodes, Orphans, ReadDir, Readlink, Sessions, Tangles, TestLock,
@@ -61,6 +64,7 @@ OPERATORS: Final = frozenset(
         "MakeRoot",
         "MoveNode",
         "OpenSession",
+        "Reclaimed",
         "RemoveNode",
     }
 )
@@ -130,9 +134,13 @@ def decode_propose(body: bytes | bytearray | memoryview) -> Propose:
 def decode_read(body: bytes | bytearray | memoryview) -> Read:
     """Raises INVALID."""
     try:
-        return _read.decode(body)
+        found = _read.decode(body)
     except msgspec.MsgspecError as error:
         raise FsError(Fault.INVALID, f"not a query: {error}") from None
+    limit = getattr(found.query, "limit", 0)
+    if not 0 <= limit <= LIMIT_MAX:
+        raise FsError(Fault.INVALID, f"a query for {limit} rows; {LIMIT_MAX} at most")
+    return found
 
 
 def _form(asked: Any) -> Any:

@@ -208,7 +208,8 @@ class MetaServer:
             raft.compacted(upto)
 
     async def _tend_log(self) -> None:
-        self.storage.release()
+        if not self.node.is_syncing:  # or we would wait for it
+            self.storage.release()
         if self.journal.wants_prepare:
             await trio.to_thread.run_sync(self.journal.prepare)
 

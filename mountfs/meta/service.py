@@ -16,6 +16,7 @@ from mountfs.meta import keys
 from mountfs.meta.command import UNFIT
 from mountfs.meta.machine import MetaMachine
 from mountfs.meta.ops.nodes import NodeRecord, all_nodes
+from mountfs.meta.ops.reap import Reap
 from mountfs.meta.ops.session import EndSession, OpenSession
 from mountfs.meta.protocol import (
     Cluster,
@@ -145,7 +146,10 @@ class MetaService:
         known, reply = kept_reply(self._machine.replica.machine, asked.session, asked.sequence)
         if known:
             return encode(reply)
+        if isinstance(asked.command, Reap) and asked.command.session != asked.session:
+            raise FsError(Fault.NOT_PERMITTED, "a session removes only files of its own")
         self._safe_mode.require_writable()
+        self._node.require_room()
         self.commands += 1
         subject = self._machine.ask(asked.session, asked.sequence, asked.answered, asked.command)
         later = Later()

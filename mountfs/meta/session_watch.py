@@ -9,6 +9,9 @@ from typing import Any
 from mountfs.errors import FsError
 from mountfs.meta.state_machine import StateMachine
 
+SLEPT = 2
+"""Who has not looked for this part of a session's time has slept."""
+
 
 class SessionWatch:
     """`sessions` is each time those that the state machine has."""
@@ -16,10 +19,12 @@ class SessionWatch:
     def __init__(self, ttl_ms: int) -> None:
         self._ttl_ms = ttl_ms
         self._heard: dict[int, float] = {}
+        self._looked: float | None = None
 
     def began_to_lead(self, sessions: Collection[int], now: float) -> None:
         """Nobody is ended for what a leader before us has not told us."""
         self._heard = dict.fromkeys(sessions, now)
+        self._looked = now
 
     def hear(self, sessions: Collection[int], session: int, now: float) -> bool:
         """Returns whether there is such a session, as far as this state goes."""
@@ -32,7 +37,12 @@ class SessionWatch:
         self._heard.pop(session, None)
 
     def silent(self, sessions: Collection[int], now: float) -> list[int]:
-        """Those that have not been heard of for too long."""
+        """Those that have not been heard of for too long.  To be asked much more often than that:
+        if it was not, it is we who have slept, and everybody gets the whole time again.
+        """
+        if self._looked is not None and now - self._looked > self._ttl_ms / SLEPT:
+            self._heard = dict.fromkeys(self._heard, now)
+        self._looked = now
         heard = self._heard
         for number in sessions:
             heard.setdefault(number, now)

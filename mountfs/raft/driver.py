@@ -42,9 +42,9 @@ from mountfs.types import LogIndex
 log = logging.getLogger(__name__)
 
 QUICK_SYNC_S: Final = 0.008
-"""A disk that usually syncs in less is waited for in place: a thread has to be woken and to wake us,
-which costs a lone commit a third of its time, and meanwhile more cannot be done than gather for the
-next sync.
+"""A disk that usually syncs in less is waited for in place: a thread has to be woken and to wake
+us, which costs a lone commit a third of its time, and meanwhile more cannot be done than gather for
+the next sync.
 """
 USUAL_OF: Final = 8
 """So many syncs, about, make the usual time; one counts for `SYNC_S_MAX` at most."""
@@ -238,7 +238,8 @@ class Node:
         self._unsaved: deque[tuple[Group, Save, tuple[Message, ...]]] = deque()
         """What the disk had no room for."""
         self.full: FsError | None = None
-        """The disk has no room for the log, since then nothing is promised."""
+        """The disk has no room for the log: nothing is promised."""
+        self._full_since = 0
         self._going = False
         """What follows is just being done."""
         self._proposer: Group | None = None
@@ -348,6 +349,16 @@ class Node:
         now = self.now()
         for group in self.groups.values():
             group.raft.unreachable(node, now)
+
+    @property
+    def is_syncing(self) -> bool:
+        """A thread has the journal, and may have it for long."""
+        return self._sync_begun is not None
+
+    def require_room(self) -> None:
+        """Raises NO_SPACE when the disk is full, and nobody could be found to lead instead."""
+        if self.full is not None and self.now() - self._full_since > 2 * self.config.election_ms:
+            raise FsError(Fault.NO_SPACE, f"no room for the log of the metadata: {self.full}")
 
     async def run(self) -> None:
         """Until cancelled.  Raises FsError when the disk of the log has failed."""
@@ -614,6 +625,7 @@ class Node:
 
     def _no_room(self, error: FsError) -> None:
         if self.full is None:
+            self._full_since = self.now()
             log.error("no room for the log: %s", error)
         self.full = error
         for group in self.groups.values():

@@ -7,6 +7,7 @@ from mountfs.raft.config import Config
 from mountfs.raft.messages import HardState, Message, NodeId, SnapshotHead
 from mountfs.sim.checks import Checks
 from mountfs.sim.disk import Disk
+from mountfs.sim.links import Links
 from mountfs.sim.machine import Machine
 from mountfs.sim.network import Network
 from mountfs.sim.server import Server
@@ -26,6 +27,7 @@ class Cluster:
         self.servers: dict[NodeId, Server] = {}
         self.network = Network(world, self._deliver)
         self.transfers = Transfers(world, self.network, self.servers.get)
+        self.links = Links(world, self.network, self.servers)
 
     def add(self, node: NodeId, base: SnapshotHead, hard: HardState, store: Store) -> Server:
         """A server that is not up yet, with these on its disk."""

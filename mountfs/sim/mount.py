@@ -202,6 +202,9 @@ class Mount:
             if not self._working:
                 self._end(session)
             return
+        if (nap := self._world.nap()) > 0:
+            self._world.after(nap, lambda: self._awake(lambda: self._next(session)))
+            return
         op = self._work.next(self._random, f"m{self.number}", session.number)
         for call in op.calls:
             call.called = self._world.now

@@ -110,6 +110,7 @@ class Run:
             apply_bytes_max=random.choice((100, 100_000)),
             snapshot_retry_ms=200,
             caught_up_entries=random.choice((5, 1_000)),
+            rest_ms=self._rest(),
         )
         self.cluster = Cluster(world, config, self._load)
         self.faults.power_losses = random.choice((0.0, 0.0, 0.01))
@@ -129,6 +130,7 @@ class Run:
         world, cluster = self.world, self.cluster
         for server in list(cluster.servers.values()):
             server.boot()
+        cluster.links.watch()
         self._start()
         self.faults.begin(self.plan)
         world.run(self._ends)
@@ -147,6 +149,21 @@ class Run:
             len(self.faults.happened),
             max(server.raft.log.committed for server in cluster.up()),
         )
+
+    def _rest(self) -> int:
+        """After how many milliseconds an idle group rests; and then clients nap together at times,
+        so that it does.
+        """
+        random = self.world.stream("rest")
+        if random.random() < 0.6:
+            return 0
+        at = 0
+        while at < self._ends:
+            at += int(random.expovariate(1 / (4 * S)))
+            nap = random.randrange(500, 3_000) * MS
+            self.world.naps.append((at, at + nap))
+            at += nap
+        return random.choice((200, 500))
 
     @property
     def happened(self) -> list[Fault]:

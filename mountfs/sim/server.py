@@ -214,6 +214,11 @@ class Server:
         self.raft.step(message, self.clock())
         self._pump()
 
+    def unreachable(self, node: NodeId) -> None:
+        """The connection with it is lost."""
+        self.raft.unreachable(node, self.clock())
+        self._pump()
+
     def propose(self, data: bytes, answer: Answer) -> None:
         """To be called when running."""
         try:

@@ -54,6 +54,9 @@ class Client:
     def _next(self) -> None:
         if self._world.now >= self._ends:
             return
+        if (nap := self._world.nap()) > 0:
+            self._world.after(nap, self._next)
+            return
         random = self._random
         self._sequence += 1
         if random.random() < 0.15:  # or all would wait for one that has just been replaced

@@ -23,6 +23,8 @@ class World:
         self._events: list[tuple[int, int, Callable[[], None]]] = []
         self._numbered = 0
         self._digest = hashlib.blake2b(digest_size=16)
+        self.naps: list[tuple[int, int]] = []
+        """When clients ask for nothing (from, until)."""
         self.lines: list[str] | None = None
         """The trace in words, if somebody wants to read it."""
 
@@ -35,6 +37,11 @@ class World:
         assert delay >= 0, delay
         self._numbered += 1
         heappush(self._events, (self.now + delay, self._numbered, happens))
+
+    def nap(self) -> int:
+        """For how long clients nap from now on; 0: they do not."""
+        left = [until - self.now for start, until in self.naps if start <= self.now]
+        return max(0, *left) if left else 0
 
     def run(self, until: int) -> None:
         events = self._events

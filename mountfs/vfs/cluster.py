@@ -71,11 +71,17 @@ class ClusterMount:
     async def _flush(self) -> None:
         filesystem = self.filesystem
         now = trio.current_time()
+        failed: FsError | None = None
         for file, since in list(filesystem.writer.unwritten.items()):
-            if file.dirty.bytes >= SLICE_BYTES_MAX:
-                await filesystem.flush_file(file, full_only=True)
-            elif now - since > FLUSH_AFTER_S:
-                await filesystem.flush_file(file)
+            try:
+                if file.dirty.bytes >= SLICE_BYTES_MAX:
+                    await filesystem.flush_file(file, full_only=True)
+                elif now - since > FLUSH_AFTER_S:
+                    await filesystem.flush_file(file)
+            except FsError as error:  # the others have their own places
+                failed = error
+        if failed is not None:
+            raise failed
         await filesystem.write_access_times()
         await filesystem.reap()
 

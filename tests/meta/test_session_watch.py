@@ -21,23 +21,39 @@ def watch(*sessions: int, now: float = 0) -> SessionWatch:
     return found
 
 
+def look(sessions: SessionWatch, known: set[int], start: int, stop: int) -> list[int]:
+    """Who is silent at `stop`, after a look every now and then."""
+    for now in range(start, stop, TTL_MS // 10):
+        sessions.silent(known, now)
+    return sessions.silent(known, stop)
+
+
 def test_a_session_that_is_heard_of_is_not_silent() -> None:
     sessions = watch(1, 2)
+    assert look(sessions, {1, 2}, 0, 900) == []
     assert sessions.hear({1, 2}, 1, 900)
     assert sessions.silent({1, 2}, 1_000) == []
     assert sessions.silent({1, 2}, 1_001) == [2]
-    assert sessions.silent({1, 2}, 1_901) == [1, 2]
+    assert look(sessions, {1, 2}, 1_001, 1_901) == [1, 2]
 
 
 def test_who_begins_to_lead_gives_everybody_their_whole_time() -> None:
-    assert watch(1, now=5_000).silent({1}, 6_000) == []
+    assert look(watch(1, now=5_000), {1}, 5_000, 6_000) == []
 
 
 def test_a_session_that_appears_later_has_its_whole_time_too() -> None:
     sessions = watch()
-    assert sessions.silent({3}, 10_000) == []
-    assert sessions.silent({3}, 11_000) == []
+    assert look(sessions, {3}, 10_000, 11_000) == []
     assert sessions.silent({3}, 11_001) == [3]
+
+
+def test_who_has_slept_ends_nobody_for_that() -> None:
+    """A machine that was suspended, or a process that was stopped: nobody could renew meanwhile."""
+    sessions = watch(1)
+    assert look(sessions, {1}, 0, 400) == []
+    assert sessions.silent({1}, 10_000) == []
+    assert look(sessions, {1}, 10_000, 11_000) == []
+    assert sessions.silent({1}, 11_001) == [1]
 
 
 def test_a_session_that_has_ended_is_forgotten() -> None:

@@ -19,7 +19,7 @@ from mountfs.meta.protocol import Method, Propose, decode_propose, encode
 from mountfs.meta.retry import Session, Verdict, judge
 from mountfs.meta.session_watch import SessionWatch
 from mountfs.meta.state_machine import StateMachine
-from mountfs.raft import core, election, membership, quorum, reads, replication
+from mountfs.raft import core, election, membership, quorum, reads, replication, rest
 from mountfs.raft.log import Log
 from mountfs.raft.messages import Membership, Vote, VoteReply
 from mountfs.raft.state import State
@@ -153,6 +153,19 @@ def believes_in_its_lease_for_ever(patch: Patch) -> None:
             state.now = now
 
     patch.setattr(reads, "has_lease", believes)
+
+
+def takes_resting_for_leading(patch: Patch) -> None:
+    """A leader that rests may have been replaced (mountfs/raft/rest.py)."""
+    has_lease = reads.has_lease
+    wake = rest.wake
+
+    def waked(state: State) -> None:
+        if not (state.resting and state.is_leader):
+            wake(state)
+
+    patch.setattr(reads, "has_lease", lambda state: state.resting or has_lease(state))
+    patch.setattr(rest, "wake", waked)
 
 
 def keeps_its_lease_after_calling_an_election(patch: Patch) -> None:
@@ -373,6 +386,7 @@ MUTATIONS: list[tuple[Callable[[Patch], None], str, range, str]] = [
     (reads_before_it_has_committed_in_its_term, "leaders", range(80), "linearizability"),
     (believes_in_its_lease_for_ever, "reads", range(80), "linearizability"),
     (keeps_its_lease_after_calling_an_election, "reads", range(80), "linearizability"),
+    (takes_resting_for_leading, "reads", range(30, 90), "linearizability"),
     (acts_twice_on_a_command_that_came_twice, "any", range(60), "linearizability"),
     (replies_before_it_is_committed, "files", range(60), "leader completeness"),
     (forgets_replies_when_it_starts, "files", range(60), "exactly once"),
@@ -394,6 +408,7 @@ finds it (others may find it in other seeds).
 """
 
 
+@pytest.mark.timeout(900)  # of a machine that has much else to do
 @pytest.mark.parametrize(("mutation", "kind", "seeds", "rule"), MUTATIONS)
 def test_a_mistake_is_found(
     mutation: Callable[[Patch], None],

@@ -9,7 +9,7 @@ import sys
 
 import pytest
 
-from mountfs.sim.scenario import FILE_KINDS, KINDS, REGISTER_KINDS, kind_of, run
+from mountfs.sim.scenario import FILE_KINDS, KINDS, REGISTER_KINDS, FileRun, kind_of, run
 
 SEEDS = int(os.environ.get("MOUNTFS_SIM_SEEDS", "200"))
 FAILED_ONCE = [
@@ -86,3 +86,21 @@ def test_runs_are_dense_with_faults_and_work(kinds: tuple[str, ...]) -> None:
 
 def test_seeds_are_runs_of_every_kind() -> None:
     assert {kind_of(seed) for seed in range(200)} == set(KINDS)
+
+
+def test_what_the_simulation_is_for_happens() -> None:
+    runs = [
+        run(seed, kind=kind) for kind in ("disks", "snapshots", "sessions") for seed in range(4)
+    ]
+    for one in runs:
+        one.run()
+    clusters = [one.cluster for one in runs]
+    servers = [server for cluster in clusters for server in cluster.servers.values()]
+    assert sum(bool(server.lost) for server in servers) > 2  # disks were given up
+    assert len(servers) > sum(len(one.voters) for one in runs) + 2  # and machines came
+    assert sum(cluster.transfers.cuts for cluster in clusters) > 2
+    files = [one for one in runs if isinstance(one, FileRun)]
+    assert sum(len(one.promises.ended) for one in files) > 10
+    assert sum(one.promises.reaped for one in files) > 10
+    happened = [fault.what for one in runs for fault in one.happened]
+    assert any("is full" in what for what in happened)
