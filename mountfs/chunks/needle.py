@@ -32,7 +32,6 @@ ALIGN: Final = 8
 """Needles begin at multiples of this.  Not more: payloads are read through the page cache, which
 does not care, and small needles are the many ones.
 """
-TABLE_BYTES_MAX: Final = SLICE_BYTES_MAX // CHECKSUM_BYTES * 4
 
 # magic, salt, offset, durable, slice, payload length, kind, crc32c of the table; then the crc32c
 # of these

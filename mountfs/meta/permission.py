@@ -11,7 +11,6 @@ from mountfs.meta.tree import Tree
 from mountfs.types import Cred
 
 READ, WRITE, SEARCH = 4, 2, 1
-EXECUTE = SEARCH
 
 
 def permit(tree: Tree, inode: Inode, cred: Cred, want: int) -> None:

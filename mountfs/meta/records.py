@@ -189,15 +189,6 @@ def mode_of(attributes: Attributes) -> int:
     return int(_MODE.unpack_from(attributes, 60)[0])
 
 
-class Dentry(msgspec.Struct, frozen=True):
-    """One name in a directory."""
-
-    ino: Ino
-    position: int
-    type: int
-    """The file type as in d_type: `mode >> 12`."""
-
-
 _DENTRY = struct.Struct("<QQB")
 
 

@@ -60,7 +60,6 @@ class Sink:
         self.head = head
         self.last_key = b""
         """Up to here it is here."""
-        self.taken_bytes = 0
         self.is_whole = False
         self._path = directory / INCOMING
         try:
@@ -88,7 +87,6 @@ class Sink:
             raise FsError(Fault.CORRUPT, "pieces of a snapshot come in the wrong order")
         self._store.write(dict(rows), sync=False)
         self.last_key = rows[-1][0]
-        self.taken_bytes += len(encoded)
         return False
 
     def _finish(self) -> None:

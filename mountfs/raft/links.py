@@ -39,7 +39,6 @@ LIMITS: Final = Limits(
 RETRY_FIRST_S: Final = 0.02
 RETRY_MAX_S: Final = 0.5
 
-
 Received = Callable[[NodeId, list[bytes | memoryview]], None]
 
 
@@ -61,9 +60,7 @@ class Links:
         self._links: dict[NodeId, _Link] = {}
         self._nursery: trio.Nursery | None = None
         self.unreachable: Callable[[NodeId], None] = lambda node: None
-        self.received: Callable[[NodeId, list[bytes | memoryview]], None] = lambda node, bodies: (
-            None
-        )
+        self.received: Received = lambda node, bodies: None
         self._taken: dict[NodeId, list[bytes | memoryview]] = {}
         self.dropped = 0
         """Messages that could not be sent."""

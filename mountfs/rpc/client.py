@@ -17,7 +17,6 @@ from mountfs.errors import Fault, FsError
 from mountfs.rpc import faults
 from mountfs.rpc.bridge import Feed, Pieces, Soon, Threads
 from mountfs.rpc.config import Config, Options, options
-from mountfs.rpc.faults import Metadata
 from mountfs.rpc.identity import Credentials, Pems, target_name
 
 
@@ -58,14 +57,13 @@ class Client:
         body: bytes,
         *,
         deadline_s: float,
-        metadata: Metadata = (),
     ) -> bytes:
         if len(body) > self._config.message_bytes_max:
             raise FsError(Fault.TOO_BIG, f"a request of {len(body)} bytes to {address}")
         with self._channel(address) as channel:
             unary: grpc.UnaryUnaryMultiCallable[bytes, bytes]
             unary = channel.unary_unary(f"/{service}/{method}")
-            started = unary.future(body, timeout=deadline_s, metadata=metadata)
+            started = unary.future(body, timeout=deadline_s)
             await self._done(started)
         return _result(started, address, f"{service}/{method}", deadline_s)
 
@@ -77,7 +75,6 @@ class Client:
         pieces: AsyncIterator[bytes],
         *,
         deadline_s: float,
-        metadata: Metadata = (),
     ) -> bytes:
         """Send pieces as fast as they are taken.  The answer may come before the last of them."""
         feed = Feed(self._soon, self._config.pieces_in_flight_max)
@@ -98,7 +95,7 @@ class Client:
         with self._channel(address) as channel:
             sending: grpc.StreamUnaryMultiCallable[bytes, bytes]
             sending = channel.stream_unary(f"/{service}/{method}")
-            started = sending.future(self._seen(feed), timeout=deadline_s, metadata=metadata)
+            started = sending.future(self._seen(feed), timeout=deadline_s)
             try:
                 async with trio.open_nursery() as nursery:
                     nursery.start_soon(send, nursery.cancel_scope)
@@ -120,14 +117,13 @@ class Client:
         body: bytes,
         *,
         deadline_s: float,
-        metadata: Metadata = (),
     ) -> AsyncIterator[AsyncIterator[bytes]]:
         """The pieces that the other side answers with."""
         pieces = Pieces(self._soon, self._config.pieces_in_flight_max)
         with self._channel(address) as channel:
             receiving: grpc.UnaryStreamMultiCallable[bytes, bytes]
             receiving = channel.unary_stream(f"/{service}/{method}")
-            started: Any = receiving(body, timeout=deadline_s, metadata=metadata)
+            started: Any = receiving(body, timeout=deadline_s)
 
             def receive() -> None:
                 self._threads.see()

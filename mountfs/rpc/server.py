@@ -39,8 +39,6 @@ class Call(NamedTuple):
 
     identity: Identity | None
     """None: without TLS anybody may be anyone."""
-    metadata: Mapping[str, str | bytes]
-    address: str
 
 
 Handler = Callable[[bytes, Call], Awaitable[bytes]]
@@ -207,10 +205,9 @@ class Server:
             _abort(context, FsError(Fault.BUSY, "this node has too many calls at once"))
         if not context.add_callback(self._calls.release):
             self._calls.release()
-        metadata = dict(context.invocation_metadata())
         # The stubs are wrong about the type.
         subject = cast(Mapping[str, Sequence[bytes]], context.auth_context())
-        call = Call(identify(subject), metadata, context.peer())
+        call = Call(identify(subject))
         if refusal := self._refusal(call):
             _abort(context, refusal)
         return call

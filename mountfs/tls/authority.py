@@ -23,7 +23,6 @@ AUTHORITY_LIFETIME: Final = timedelta(days=3650)
 LEAF_LIFETIME: Final = timedelta(days=365)
 BACKDATED: Final = timedelta(hours=1)
 """Certificates begin this long before they are made: clocks of other machines may be behind."""
-DAYS_MAX: Final = 36_500
 NAME_PATTERN: Final = r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}"  # 64: what X.509 allows a common name
 SERVER_DOMAIN: Final = "mountfs"
 

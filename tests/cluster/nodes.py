@@ -26,6 +26,7 @@ from mounted import Node, users_of
 from network import Network
 
 from mountfs.cli.places import mount_directory
+from mountfs.cli.trust import Trust
 from mountfs.errors import FsError
 from mountfs.meta.protocol import ROLE, Cluster, Method
 from mountfs.wire.connection import Disconnected
@@ -81,7 +82,8 @@ class Member:
         return [
             *(network.enter(self.name) if network else []),
             *(*MOUNTFS, "node", "--home", str(self.home), "--listen", self.rpc),
-            *("--name", self.name, *self.cluster.options, *options),
+            *("--name", self.name, *self.cluster.options, *self.cluster.identity(self.name)),
+            *options,
         ]
 
     def wait_until_up(self) -> None:
@@ -143,8 +145,8 @@ class Nodes:
         self.top = top
         self.network = network
         self.options = list(options)
-        self.certificates: list[str] = []
-        """For those who ask; nodes have them in their options."""
+        self.pki: Path | None = None
+        """Of the certificates: whoever is named has one of its own."""
         self.members: dict[str, Member] = {}
         self.mounts: list[Node] = []
         self.workers: list[subprocess.Popen[bytes]] = []
@@ -156,6 +158,10 @@ class Nodes:
             self.options.append("--insecure")
 
     # -- nodes
+
+    def identity(self, name: str) -> list[str]:
+        """Options; none if there are no certificates."""
+        return [] if self.pki is None else ["--tls", str(self.pki / "issued" / name)]
 
     def member(self, name: str, *, home: Path | None = None) -> Member:
         """A node that does not run yet."""
@@ -170,7 +176,7 @@ class Nodes:
         """The first node of the cluster."""
         first = self.member(name, home=home)
         if not first.home.exists():
-            done = self.run(*MOUNTFS, "cluster", "init", str(first.home), *self.certificates)
+            done = self.run(*MOUNTFS, "cluster", "init", str(first.home), *self.identity(name))
             assert done.returncode == 0, done.stderr
         first.start()
         first.wait_until_up()
@@ -224,7 +230,7 @@ class Nodes:
     ) -> subprocess.CompletedProcess[str]:
         """mountfs node WORDS --at all that run"""
         places = ",".join(member.rpc for member in (self.running if at is None else at))
-        return self.run(*MOUNTFS, "node", *words, "--at", places, *self.certificates)
+        return self.run(*MOUNTFS, "node", *words, "--at", places, *self.identity(CLIENT))
 
     def run(self, *words: str) -> subprocess.CompletedProcess[str]:
         """A command, on the machine of clients."""
@@ -265,7 +271,8 @@ class Nodes:
 
     def _cluster_at(self, member: Member) -> Cluster | None:
         """What it knows, asked on its own machine, so that no cut link is in the way."""
-        ask: Callable[[], Cluster | None] = partial(trio.run, _ask, member.host)
+        tls = None if self.pki is None else self.pki / "issued" / CLIENT
+        ask: Callable[[], Cluster | None] = partial(trio.run, _ask, member.host, tls)
         return self.network.inside(member.name, ask) if self.network else ask()
 
     def said(self) -> str:
@@ -318,12 +325,17 @@ class Nodes:
         self.calm()
 
 
-async def _ask(host: str) -> Cluster | None:
+async def _ask(host: str, tls: Path | None) -> Cluster | None:
+    options = Trust(tls, kind=None).client_options(bytes(16), "test")
     with trio.move_on_after(ANSWER_S_MAX):
         async with trio.open_nursery() as nursery:
             try:
                 hello = Hello(cluster=bytes(16), role=ROLE, name="test")
-                link = await connect(nursery, (host, PORT + 1), hello)
+                link = await connect(
+                    nursery, (host, PORT + 1), hello,
+                    ssl_context=options.ssl_context and options.ssl_context(),
+                    server_hostname=options.server_hostname,
+                )  # fmt: skip
                 return msgspec.msgpack.decode(await link.call(Method.CLUSTER), type=Cluster)
             except (Disconnected, FsError):
                 return None
@@ -334,13 +346,23 @@ async def _ask(host: str) -> Cluster | None:
 
 @contextlib.contextmanager
 def fresh_cluster(
-    count: int = 3, *, network: Network | None = None, options: Sequence[str] = ()
+    count: int = 3,
+    *,
+    network: Network | None = None,
+    options: Sequence[str] = (),
+    with_certificates: bool = False,
 ) -> Iterator[Nodes]:
     """So many nodes n1, n2, ..., all of which vote if they are odd in number; 0: none yet."""
     top = Path(tempfile.mkdtemp(prefix="mountfs-nodes-"))
     top.chmod(0o755)
     cluster = Nodes(top, network, options)
     try:
+        if with_certificates:
+            cluster.pki = top / "pki"
+            pki("init", cluster.pki)
+            pki("issue", cluster.pki, "client", CLIENT)
+            for number in range(1, count + 1):
+                pki("issue", cluster.pki, "node", f"n{number}")
         if count:
             cluster.found("n1")
             cluster.join(*(f"n{number}" for number in range(2, count + 1)))
@@ -350,6 +372,13 @@ def fresh_cluster(
     finally:
         cluster.destroy()
         shutil.rmtree(top)
+
+
+def pki(*words: str | Path) -> None:
+    """mountfs pki WORDS"""
+    command = [*MOUNTFS, "pki", *map(str, words)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=START_S_MAX)
+    assert done.returncode == 0, done.stderr
 
 
 def until(holds: Callable[[], Any], seconds: float, otherwise: Callable[[], str]) -> None:
@@ -374,4 +403,4 @@ def wait_for(process: subprocess.Popen[Any], seconds: float, what: str) -> int:
     return process.wait()
 
 
-__all__ = ["Member", "Nodes", "fresh_cluster", "until", "users_of", "wait_for"]
+__all__ = ["Member", "Nodes", "fresh_cluster", "pki", "until", "users_of", "wait_for"]

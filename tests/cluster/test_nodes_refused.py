@@ -3,7 +3,6 @@ it ends in bounded time, and nothing is lost.
 """
 
 import shutil
-import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
@@ -189,11 +188,3 @@ def test_a_mount_that_was_given_the_nodes_of_two_clusters(
     mount_refused(
         cluster.node_of_mount(source=f"{','.join(doors)}:"), says=["different clusters", *doors]
     )
-
-
-def pki(*words: str | Path) -> None:
-    from nodes import MOUNTFS
-
-    command = [*MOUNTFS, "pki", *(str(word) for word in words)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=SOON_S)
-    assert done.returncode == 0, done.stderr

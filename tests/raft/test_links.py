@@ -1,6 +1,7 @@
 """Connections between nodes: kept up, moved, bounded, and told once when they are lost."""
 
 import contextlib
+import socket
 from collections.abc import AsyncIterator, Callable
 from typing import Any
 
@@ -14,7 +15,7 @@ from mountfs.raft.envelope import VERSION, open_, seal
 from mountfs.raft.links import MESSAGES, Links
 from mountfs.raft.log_record import GroupId
 from mountfs.raft.messages import Append, Entry, EntryKind, Heartbeat, NodeId, Term, Vote
-from mountfs.types import MIB, LogIndex
+from mountfs.types import KIB, MIB, LogIndex
 from mountfs.wire.config import Limits
 from mountfs.wire.connection import Body
 from mountfs.wire.frames import Hello, Parts
@@ -249,6 +250,57 @@ async def test_what_is_too_short_is_no_envelope(body: bytes) -> None:
     with pytest.raises(FsError) as caught:
         Links(ONE, hello(1)).take(body)
     assert caught.value.fault is Fault.INVALID
+
+
+async def test_what_comes_together_is_delivered_together() -> None:
+    async with nodes(1, 2) as (_, (one, two)):
+        one.links.set_peers({TWO: two.address})
+        await say(one, 2, b"first", two)
+        got: list[list[bytes]] = []
+        two.links.received = lambda source, bodies: got.append([bytes(body) for body in bodies])
+        sent = [b"%d" % number for number in range(200)]
+        for body in sent:  # nobody reads meanwhile: there is no checkpoint
+            one.links.send(TWO, body)
+        await until(lambda: sum(map(len, got)) >= 200)
+        bodies = [body for together in got for body in together]
+        assert bodies[-200:] == sent
+        assert len(got) < 20
+
+
+@contextlib.asynccontextmanager
+async def a_slow_way_to(port: int, bytes_per_s: int) -> AsyncIterator[tuple[str, int]]:
+    async def carry(near: trio.SocketStream) -> None:
+        far = await trio.open_tcp_stream("127.0.0.1", port)
+        async with near, far, trio.open_nursery() as nursery:
+            nursery.start_soon(pump, near, far)
+            nursery.start_soon(pump, far, near)
+
+    async def pump(source: trio.SocketStream, target: trio.SocketStream) -> None:
+        with contextlib.suppress(trio.BrokenResourceError):
+            async for data in source:
+                await trio.sleep(len(data) / bytes_per_s)
+                await target.send_all(data)
+
+    async with trio.open_nursery() as nursery:
+        listeners = await trio.open_tcp_listeners(0, host="127.0.0.1")
+        # It is the way that is slow, not a machine that takes all of it in at once.
+        listeners[0].socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 64 * KIB)
+        nursery.start_soon(trio.serve_listeners, carry, listeners)
+        yield "127.0.0.1", listeners[0].socket.getsockname()[1]
+        nursery.cancel_scope.cancel()
+
+
+async def test_a_slow_way_is_no_dead_node() -> None:
+    """What is under way takes longer than silence may last."""
+    total, bytes_per_s = 16 * MIB, 4 * MIB
+    assert total / bytes_per_s > links_module.LIMITS.dead_ms / 1000
+    async with nodes(1, 2) as (_, (one, two)), a_slow_way_to(two.port, bytes_per_s) as way:
+        one.links.set_peers({TWO: way})
+        await say(one, 2, b"first", two)
+        for _ in range(16):
+            one.links.send(TWO, bytes(MIB))
+        await until(lambda: one.lost or sum(len(body) == MIB for _, body in two.got) == 16)
+        assert not one.lost
 
 
 # -- envelopes

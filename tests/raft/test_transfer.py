@@ -21,7 +21,7 @@ from mountfs.types import LogIndex
 
 PIECE_ROWS = 10
 CLUSTER = bytes(range(16))
-CALL = Call(None, {}, "somebody")
+CALL = Call(None)
 
 
 @pytest.fixture(autouse=True)
