@@ -173,6 +173,10 @@ class MetaService:
         self.queries += 1
         try:
             return encode(asked.query.read(self._machine.replica.machine.tree))
+        except FsError as error:
+            if error.fault is Fault.CORRUPT and self._node.damaged(self._group, error):
+                self._require_leader()  # somebody else answers
+            raise
         except UNFIT as error:
             raise FsError(
                 Fault.INVALID,

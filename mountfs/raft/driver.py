@@ -567,6 +567,17 @@ class Node:
         for reader in readers.values():
             reader.done(error)
 
+    def damaged(self, group: Group, error: FsError) -> bool:
+        """The state was found damaged when it was read.  Returns whether others have it: then this
+        server is of no use any more.  One that is alone goes on with what can be read.
+        """
+        if not group._is_gone:
+            if group.raft.state.is_alone:
+                return False
+            self._failed(group, error)
+            self._wake.set()
+        return True
+
     def _failed(self, group: Group, error: Exception) -> None:
         """This copy of the state is of no use: the others go on without it."""
         log.error("group %s: %s", group.id, error)

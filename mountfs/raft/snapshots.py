@@ -207,7 +207,7 @@ class Snapshots:
             after = asked.after
             begun, sent = trio.current_time(), 0
             while True:
-                piece, last = await trio.to_thread.run_sync(kept.source.piece, after)
+                piece, last = await self._piece(asked.group, kept.source, after)
                 kept.used_at = trio.current_time()
                 sent += len(piece)
                 for transfer in self.sending.values():
@@ -221,6 +221,15 @@ class Snapshots:
         finally:
             kept.users -= 1
             kept.close_if_done()
+
+    async def _piece(self, number: GroupId, source: Source, after: bytes) -> tuple[bytes, bytes]:
+        try:
+            return await trio.to_thread.run_sync(source.piece, after)
+        except FsError as error:
+            group = self._node.groups.get(number)
+            if error.fault is Fault.CORRUPT and group is not None:
+                self._node.damaged(group, error)  # another one can lead, and give it
+            raise
 
     async def _forget_unused(self) -> None:
         while True:

@@ -17,12 +17,12 @@ from mountfs.meta.ops.mkdir import Mkdir
 from mountfs.meta.ops.nodes import RemoveNode
 from mountfs.meta.ops.read import Lookup, ReadDir
 from mountfs.meta.ops.session import OpenSession
-from mountfs.meta.ops.slices import Reclaimed
+from mountfs.meta.ops.slices import Discard, Reclaimed
 from mountfs.meta.protocol import ROLE, Method, Opened, Propose, Read, encode
 from mountfs.meta.records import ino_of
 from mountfs.meta.safe_mode import SafeMode
 from mountfs.raft.messages import InstallSnapshot, Membership, SnapshotHead, Term
-from mountfs.types import ROOT, SUPERUSER, LogIndex, SliceId
+from mountfs.types import ROOT, SUPERUSER, LogIndex, SliceId, VolumeId
 from mountfs.wire.frames import Hello
 from mountfs.wire.stream import Client, connect
 
@@ -39,7 +39,7 @@ async def mkdir(meta: RemoteMeta, name: str) -> None:
 
 async def names(meta: RemoteMeta) -> set[str]:
     with trio.fail_after(END_S):
-        rows = await meta.read(ReadDir(ROOT, 0, 1 << 20, False))
+        rows = await meta.read(ReadDir(ROOT, 0, 1 << 16, False))
     return {row[3].decode() for row in rows} - {".", ".."}
 
 
@@ -231,7 +231,8 @@ async def test_bad_requests_are_refused_and_the_server_goes_on(tmp_path: Path) -
         refused: list[tuple[object, Fault]] = [
             (OpenSession("me"), Fault.NOT_PERMITTED),
             (RemoveNode(1), Fault.NOT_PERMITTED),
-            (Reclaimed((SliceId(-1),)), Fault.INVALID),
+            (Reclaimed((SliceId(1),)), Fault.NOT_PERMITTED),
+            (Discard(((SliceId(-1), VolumeId(1), 1),)), Fault.INVALID),
             (Mkdir(ROOT, b"a/b", 0o777, 0, SUPERUSER), Fault.INVALID),
         ]
         for sequence, (command, fault) in enumerate(refused, 1):
@@ -251,7 +252,9 @@ async def test_bad_requests_are_refused_and_the_server_goes_on(tmp_path: Path) -
 async def test_a_command_that_is_too_large_is_refused(tmp_path: Path) -> None:
     """It would fit into a frame, but into no record of the log."""
     async with servers(tmp_path, 1) as found, found.mount() as meta:
-        command = Reclaimed(tuple(SliceId((1 << 63) + number) for number in range(1_900_000)))
+        command = Discard(
+            tuple((SliceId((1 << 63) + number), VolumeId(1), 1) for number in range(1_500_000))
+        )
         with pytest.raises(FsError) as caught:
             await meta.propose(command)
         assert caught.value.fault is Fault.TOO_BIG
@@ -369,6 +372,44 @@ async def test_status_says_who_leads_and_who_is_silent(tmp_path: Path) -> None:
 
 
 # -- checkpoints
+
+
+async def test_a_leader_that_reads_a_damaged_row_gives_way(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Others have it whole: nobody is told EIO."""
+    async with servers(tmp_path) as found, found.mount() as meta:
+        await mkdir(meta, "a")
+        await found.voters(1, 2, 3)
+        old = await found.leader()
+        read = Lookup.read
+
+        def damaged(query: Lookup, tree: Any) -> Any:
+            if tree is old.meta.machine.replica.machine.tree:
+                raise FsError(Fault.CORRUPT, "a table is damaged")
+            return read(query, tree)
+
+        monkeypatch.setattr(Lookup, "read", damaged)
+        with trio.fail_after(END_S):
+            assert ino_of(await meta.read(Lookup(ROOT, b"a", SUPERUSER)))
+        assert old.meta.damaged.is_set()
+        assert not old.meta.group.is_leader
+
+
+async def test_one_that_is_alone_says_what_it_cannot_read_and_goes_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with servers(tmp_path, 1) as found, found.mount() as meta:
+        await mkdir(meta, "a")
+
+        def damaged(query: Lookup, tree: Any) -> Any:
+            raise FsError(Fault.CORRUPT, "a table is damaged")
+
+        monkeypatch.setattr(Lookup, "read", damaged)
+        with trio.fail_after(END_S):
+            with pytest.raises(FsError, match="a table is damaged"):
+                await meta.read(Lookup(ROOT, b"a", SUPERUSER))
+            assert await names(meta) == {"a"}
 
 
 async def test_no_checkpoint_is_made_of_a_state_that_is_about_to_be_replaced(
