@@ -2,7 +2,6 @@
 answers.
 """
 
-import contextlib
 import errno
 import fcntl
 import os
@@ -16,7 +15,7 @@ from typing import Final
 
 import pytest
 from mounted import Node
-from nodes import Nodes, fresh_cluster, until, wait_for
+from nodes import Nodes, fresh_cluster, until
 
 SOON_S: Final = 30
 TTL_S: Final = 3
@@ -240,31 +239,3 @@ def test_a_soft_mount_says_that_the_time_is_over(dead: Nodes) -> None:
         assert refused.value.errno == errno.ETIMEDOUT
         assert time.monotonic() - begun < SOON_S
     node.unmount()
-
-
-@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT])
-def test_a_program_that_waits_for_a_dead_cluster_can_be_ended(
-    dead: Nodes, number: signal.Signals
-) -> None:
-    node = dead.mount()
-    kill_all(dead)
-    calls = ("os.mkdir('new')", "os.stat('name')", "open('file', 'w')", "os.listdir('.')")
-    for call in calls:
-        program = f"import os; os.chdir({str(node.point)!r}); print(flush=True); {call}"
-        process = subprocess.Popen(
-            [sys.executable, "-c", program], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
-        )
-        dead.workers.append(process)
-        with contextlib.closing(process.stdout) as out:  # type: ignore[type-var]
-            out.readline()  # type: ignore[union-attr]
-            until(lambda p=process: _waits(p.pid), SOON_S, lambda c=call: f"{c} does not wait")
-            process.send_signal(number)
-            assert wait_for(process, SOON_S, call) != 0
-        dead.workers.remove(process)
-
-
-def _waits(pid: int) -> bool:
-    """For an answer of the filesystem."""
-    with contextlib.suppress(OSError):
-        return "request_wait_answer" in Path(f"/proc/{pid}/stack").read_text()
-    return False
