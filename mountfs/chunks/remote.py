@@ -63,9 +63,10 @@ class RemoteChunks:
         """Raises NO_SPACE when no node has room; TIMED_OUT if `soft`."""
         self.writes += 1
         await leave()
-        crc = 0
+        crc = size = 0
         for part in parts:
             crc = crc32c(part, crc)
+            size += len(part)
         body = [WRITE_HEAD.pack(slice_id, crc), *parts]
         with self._patience():
             wait_s = RETRY_FIRST_S
@@ -83,6 +84,7 @@ class RemoteChunks:
                         full = error
                         continue
                     self._preferred = node
+                    self._free = max(self._free - size, 0)  # until we have asked again
                     self.problem = ""
                     return Stored(volume, crc)
                 if full is not None:

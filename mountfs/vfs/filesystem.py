@@ -10,7 +10,9 @@ import os
 import stat
 import struct
 from collections.abc import Awaitable, Callable, Iterable
-from typing import TypeVar
+from typing import Final, TypeVar
+
+import trio
 
 from mountfs.buffers import Buffers
 from mountfs.chunks.base import ChunkStore
@@ -42,7 +44,7 @@ from mountfs.meta.records import (
     size_of,
     unpack_attributes,
 )
-from mountfs.types import BLOCK_BYTES, FILE_BYTES_MAX, Cred, Ino
+from mountfs.types import BLOCK_BYTES, FILE_BYTES_MAX, ROOT, Cred, Ino
 from mountfs.vfs.access_time import AccessTime, due
 from mountfs.vfs.handles import File, Handle
 from mountfs.vfs.lock_table import LockTable
@@ -60,6 +62,10 @@ _TOUCHES_MAX = 256
 """Access times that are kept back before they are written."""
 _REAPS_MAX = 64
 _KNOWN_MAX = 65_536
+
+
+ROOT_S: Final = 2.0
+"""So long the attributes of the root may take before those that we know are good enough."""
 
 
 class Filesystem:
@@ -93,6 +99,11 @@ class Filesystem:
         self._durable = durable
         self._kernel = kernel
         self.shared = shared
+        self._root: Attributes | None = None
+        """Attributes of the root, as they were when we asked last."""
+        self._inodes_before = 0
+        self._unlocking: dict[Ino, set[trio.Event]] = {}
+        """Files whose locks end with a last close that has returned already."""
         self._read_only = read_only
         self.access_time = access_time
         self.directory_access_time = directory_access_time
@@ -201,7 +212,31 @@ class Filesystem:
     # -- attributes
 
     async def getattr(self, ino: Ino) -> Attributes:
-        return self._now(await self._meta.read(GetAttr(ino)))
+        if ino == ROOT and self.shared and self._root is not None:
+            return self._now(await self._root_attributes(self._root))
+        attributes = await self._meta.read(GetAttr(ino))
+        if ino == ROOT:
+            self._root = attributes
+        return self._now(attributes)
+
+    async def _root_attributes(self, before: Attributes) -> Attributes:
+        """What they were `before`, if nobody answers: umount(8) asks for them first, and a mount
+        can always be unmounted.
+        """
+        await leave()
+        with trio.move_on_after(ROOT_S):
+            self._root = before = await self._meta.read(GetAttr(ROOT))
+        return before
+
+    async def _inodes(self) -> int:
+        """How many there are; as of before, if nobody answers: umount(8) asks for that too."""
+        if not self.shared:
+            inodes, _ = await self._meta.read(Usage())
+            return inodes
+        await leave()
+        with trio.move_on_after(ROOT_S):
+            self._inodes_before, _ = await self._meta.read(Usage())
+        return self._inodes_before
 
     async def birth(self, ino: Ino) -> int:
         """When the inode was made, in nanoseconds."""
@@ -237,7 +272,7 @@ class Filesystem:
 
     async def statfs(self) -> tuple[int, int, int]:
         """(total bytes, free bytes, inodes in use)"""
-        inodes, _ = await self._meta.read(Usage())
+        inodes = await self._inodes()
         total, free = self._chunks.space()
         return total, max(free - self.writer.promised_bytes, 0), inodes
 
@@ -330,8 +365,8 @@ class Filesystem:
         """The last descriptor of an open(2) is closed."""
         del self._handles[handle.number]
         file = handle.file
-        for flavor, owner in list(handle.locked):
-            await self._unlock(file.ino, flavor, owner)
+        if handle.locked:
+            await self._unlock_all(handle)
         file.handles -= 1
         if file.handles:
             return
@@ -435,6 +470,9 @@ class Filesystem:
 
     async def take_lock(self, handle: Handle, lock: Lock, *, wait: bool) -> None:
         ino = handle.file.ino
+        for unlocked in list(self._unlocking.get(ino, ())):
+            await leave()
+            await unlocked.wait()
         await self.locks.take(ino, lock, wait=wait)
         handle.locked.add((lock.flavor, lock.owner))
         handle.file.locked = True
@@ -547,6 +585,19 @@ class Filesystem:
         file = self._files.get(ino)
         if file is not None and file.unwritten:
             await self.writer.flush(file)
+
+    async def _unlock_all(self, handle: Handle) -> None:
+        """close(2) has not waited for this; who asks for a lock from now on does."""
+        ino, unlocked = handle.file.ino, trio.Event()
+        self._unlocking.setdefault(ino, set()).add(unlocked)
+        try:
+            for flavor, owner in list(handle.locked):
+                await self._unlock(ino, flavor, owner)
+        finally:
+            unlocked.set()
+            self._unlocking[ino].discard(unlocked)
+            if not self._unlocking[ino]:
+                del self._unlocking[ino]
 
     async def _unlock(self, ino: Ino, flavor: int, owner: Owner) -> None:
         await self.locks.release(ino, flavor, owner, 0, EOF)
