@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Final, TypeVar
+from typing import Final
 
 from mountfs.errors import Fault, FsError
 from mountfs.tls import pem
@@ -22,7 +22,6 @@ LOOK_SECONDS: Final = 1.0
 WARN_BEFORE: Final = timedelta(days=14)
 """A certificate that ends within this time, or within a quarter of its own, is to be renewed."""
 
-T = TypeVar("T")
 _Stamps = tuple[tuple[int, ...] | None, ...]
 
 
@@ -102,27 +101,6 @@ class Identities:
             return None
         own = self._directory / pem.OWN_FILE
         return f"{own} {said}: mountfs pki renew DIR {identity.name}, and copy the result here"
-
-    def fetcher(self, make: Callable[[Identity], T]) -> Callable[[], T | None]:
-        """A function that returns `make(identity)` for an identity that it has not returned yet,
-        and None if there is none: what `grpc.dynamic_ssl_server_credentials` calls for each
-        connection.
-
-        The first call returns None if the identity is still that of now, which the caller has.
-        """
-        given = self.current()
-        lock = threading.Lock()
-
-        def fetch() -> T | None:
-            nonlocal given
-            identity = self.current()
-            with lock:
-                if identity is given:
-                    return None
-                given = identity
-            return make(identity)
-
-        return fetch
 
 
 def _stamp(file: Path) -> tuple[int, ...] | None:

@@ -372,15 +372,3 @@ def test_a_renewal_that_fails_leaves_the_old_one(
     monkeypatch.undo()
     assert Identity.load(directory).certificate_pem == before
     assert sorted(one.name for one in directory.iterdir()) == ["ca.crt", "own.pem"]
-
-
-def test_a_fetcher_gives_each_new_identity_once(
-    identities: Identities, ours: Cluster, clock: Clock
-) -> None:
-    fetch = identities.fetcher(lambda identity: identity.certificate_pem)
-    clock.pass_(SECOND)
-    assert fetch() is None  # the caller has begun with this one
-    renew(ours)
-    clock.pass_(SECOND)
-    assert fetch() == identities.current().certificate_pem
-    assert fetch() is None
