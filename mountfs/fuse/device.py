@@ -9,7 +9,9 @@ more than the request.  An idle mount sleeps.
 import errno
 import logging
 import os
+import signal
 from collections.abc import Callable, Coroutine, Sequence
+from pathlib import Path
 from time import perf_counter, perf_counter_ns
 from typing import Any, Final
 
@@ -31,10 +33,33 @@ SMALL_BYTES: Final = 8_192
 YIELD_S: Final = 0.001
 """Under constant load, other tasks get a turn so often."""
 TASKS_MAX: Final = 256
-"""Requests that wait at the same time; the kernel keeps the rest.  Blocking locks do not count:
-they may wait for ever.
-"""
+"""Requests with much data that wait at the same time; the kernel keeps the rest."""
+SMALL_TASKS_MAX: Final = 8_192
+"""And those without.  Blocking locks do not count: they may wait for ever."""
+KILL_LOOK_S: Final = 0.1
+"""How often a caller that got a signal is looked at."""
+SWEEP_S: Final = 0.5
+"""And one that closes a file."""
 LOCKS_MAX: Final = 4_096
+_SIGKILL_PENDING: Final = 1 << (signal.SIGKILL - 1)
+_PF_EXITING: Final = 0x4  # include/linux/sched.h
+_FLAGS, _EXIT_CODE = 6, 49
+"""Fields of /proc/PID/stat behind the name of the program (proc(5): 9 and 52)."""
+_GOES_ON: Final = frozenset(
+    (
+        Opcode.COPY_FILE_RANGE,
+        Opcode.COPY_FILE_RANGE_64,
+        Opcode.FALLOCATE,
+        Opcode.FLUSH,
+        Opcode.FSYNC,
+        Opcode.FSYNCDIR,
+        Opcode.RELEASE,
+        Opcode.RELEASEDIR,
+        Opcode.SETATTR,
+        Opcode.WRITE,
+    )
+)
+"""What is not given up when its caller dies: it has bytes, or gives something back."""
 _MISSES_MAX: Final = 16
 """So many polls in vain, and the device is not polled any more until requests come thick again."""
 
@@ -93,8 +118,10 @@ class Channel:
         self._buffer = memoryview(buffers.get())
         self._poll_s = poll_s
         self._misses = 0
-        self._scopes: dict[int, trio.CancelScope] = {}
-        self._tasks = 0
+        self._waiting: dict[int, tuple[Request, trio.CancelScope]] = {}
+        """Requests that have become tasks."""
+        self._tasks = self._small_tasks = 0
+        self._sweeps = False
         self._locks = 0
         self._task_done = trio.Event()
         self._paused: list[tuple[Request, Coroutine[Any, Any, Reply], int, int]] = []
@@ -133,7 +160,7 @@ class Channel:
         last_yield = last_request = now
         handled = 0
         while True:
-            if self._tasks >= TASKS_MAX:
+            if self._tasks >= TASKS_MAX or self._small_tasks >= SMALL_TASKS_MAX:
                 self._task_done = trio.Event()
                 await self._task_done.wait()
             try:
@@ -150,7 +177,7 @@ class Channel:
                 if now - last_request >= self._poll_s or self._misses >= _MISSES_MAX > handled:
                     self._misses = 0 if handled > 1 else self._misses + 1
                     return True
-                if self._tasks:  # their threads report through the loop
+                if self._tasks or self._small_tasks:  # their threads report through the loop
                     await trio.lowlevel.checkpoint()
                     last_yield = perf_counter()
                 continue
@@ -211,7 +238,8 @@ class Channel:
     def _start(
         self, request: Request, coroutine: Coroutine[Any, Any, Reply], begun: int, size: int
     ) -> None:
-        if size > SMALL_BYTES:
+        small = size <= SMALL_BYTES
+        if not small:
             self._leave_buffer(request)
         if request.opcode == Opcode.SETLKW:
             if self._locks >= LOCKS_MAX:
@@ -219,18 +247,22 @@ class Channel:
                 self.write(reply_error(request.unique, errno.ENOLCK))
                 return
             self._locks += 1
+        elif small:
+            self._small_tasks += 1
         else:
             self._tasks += 1
-        self._nursery.start_soon(self._finish, request, coroutine, begun)
+        if request.opcode == Opcode.FLUSH and not self._sweeps:
+            self._sweeps = True
+            self._nursery.start_soon(self._sweep)
+        self._nursery.start_soon(self._finish, request, coroutine, begun, small)
 
     async def _finish(
-        self, request: Request, coroutine: Coroutine[Any, Any, Reply], begun: int
+        self, request: Request, coroutine: Coroutine[Any, Any, Reply], begun: int, small: bool
     ) -> None:
         waits_for_lock = request.opcode == Opcode.SETLKW
         try:
             with trio.CancelScope(shield=not waits_for_lock) as scope:
-                if waits_for_lock:
-                    self._scopes[request.unique] = scope
+                self._waiting[request.unique] = (request, scope)
                 self.write(await finish(coroutine))
                 self._buffers.put(request.spent)
                 if not request.kept:
@@ -240,9 +272,12 @@ class Channel:
         except Exception as error:
             self._failed(request, error)
         finally:
+            del self._waiting[request.unique]
             if waits_for_lock:
-                self._scopes.pop(request.unique, None)
                 self._locks -= 1
+            elif small:
+                self._small_tasks -= 1
+                self._task_done.set()
             else:
                 self._tasks -= 1
                 self._task_done.set()
@@ -255,10 +290,47 @@ class Channel:
             self._buffer = memoryview(self._buffers.get())
 
     def interrupt(self, unique: int) -> None:
-        """The caller of a request got a signal.  Only waiting for a lock has no other end."""
-        scope = self._scopes.get(unique)
-        if scope is not None:
+        """The caller of a request got a signal.  Waiting for a lock ends with any; all else only
+        when the caller is to die, or programs would fail that are told of their children's end.
+        """
+        found = self._waiting.get(unique)
+        if found is None:
+            return
+        request, scope = found
+        if request.opcode == Opcode.SETLKW:
             scope.cancel()
+        else:
+            self._nursery.start_soon(self._end_with_caller, request, scope)
+
+    async def _end_with_caller(self, request: Request, scope: trio.CancelScope) -> None:
+        """The kernel tells of the first signal only, and lets nobody die who waits for an answer:
+        so who got one is looked at until there is an answer.
+        """
+        while not _is_dying(request.pid):
+            await trio.sleep(KILL_LOOK_S)
+            if request.unique not in self._waiting:
+                return
+        if request.opcode in _GOES_ON:
+            self.write(reply_error(request.unique, errno.EINTR))
+        else:
+            scope.cancel()
+
+    async def _sweep(self) -> None:
+        """A process that was killed closes its files, and gets no more signals: nobody tells us.
+        (One that ends by itself waits until what it has written is where others see it.)
+        """
+        told: set[int] = set()
+        while True:
+            await trio.sleep(SWEEP_S)
+            flushes = [one for one, _ in self._waiting.values() if one.opcode == Opcode.FLUSH]
+            told &= {one.unique for one in flushes}
+            for request in flushes:
+                if request.unique not in told and _is_dying(request.pid):
+                    told.add(request.unique)
+                    self.write(reply_error(request.unique, errno.EINTR))
+            if not flushes:
+                self._sweeps = False
+                return
 
     def _failed(self, request: Request, error: Exception) -> None:
         number = errno.EIO
@@ -287,6 +359,26 @@ class Channel:
         counts.total_ns += took
         if took > counts.slowest_ns:
             counts.slowest_ns = took
+
+
+def _is_dying(thread: int) -> bool:
+    """Whether a signal ends a thread: the kernel marks all threads of its process with a SIGKILL
+    first; later they have it as their exit code.  0: one in a namespace that we do not see.
+    """
+    if not thread:
+        return False
+    try:
+        status = Path(f"/proc/{thread}/status").read_text("ascii", "replace")
+        stat = Path(f"/proc/{thread}/stat").read_bytes().rpartition(b") ")[2].split()
+    except OSError:
+        return True  # gone
+    if int(stat[_FLAGS]) & _PF_EXITING:
+        return int(stat[_EXIT_CODE]) & 0x7F != 0
+    return any(
+        int(line.split()[1], 16) & _SIGKILL_PENDING
+        for line in status.splitlines()
+        if line.startswith(("SigPnd:", "ShdPnd:"))
+    )
 
 
 def _name(opcode: int) -> str:

@@ -2,6 +2,7 @@
 answers.
 """
 
+import contextlib
 import errno
 import fcntl
 import os
@@ -15,7 +16,7 @@ from typing import Final
 
 import pytest
 from mounted import Node
-from nodes import Nodes, fresh_cluster, until
+from nodes import Nodes, fresh_cluster, until, wait_for
 
 SOON_S: Final = 30
 TTL_S: Final = 3
@@ -239,3 +240,54 @@ def test_a_soft_mount_says_that_the_time_is_over(dead: Nodes) -> None:
         assert refused.value.errno == errno.ETIMEDOUT
         assert time.monotonic() - begun < SOON_S
     node.unmount()
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT])
+def test_a_program_that_waits_for_a_dead_cluster_can_be_ended(
+    dead: Nodes, number: signal.Signals
+) -> None:
+    node = dead.mount()
+    calls = (
+        "os.mkdir('new')", "os.stat('name')", "open('other', 'w')", "os.listdir('.')",
+        "os.chmod(file.fileno(), 0o600)", "os.fsync(file.fileno())", "file.close()",
+    )  # fmt: skip
+    programs = []
+    for at, call in enumerate(calls):
+        program = "\n".join(
+            [
+                "import os, signal",
+                "signal.signal(signal.SIGINT, signal.SIG_DFL)",
+                f"os.chdir({str(node.point)!r})",
+                f"file = open('file-{at}', 'w', buffering=1)",
+                "file.write('something\\n')",
+                "print(flush=True)",
+                "input()",
+                call,
+            ]
+        )
+        process = subprocess.Popen(
+            [sys.executable, "-c", program], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+        )  # fmt: skip
+        dead.workers.append(process)
+        programs.append((call, process))
+    for _, process in programs:
+        assert process.stdout is not None
+        with process.stdout:
+            assert process.stdout.readline() == b"\n"
+    kill_all(dead)
+    for call, process in programs:
+        assert process.stdin is not None
+        with process.stdin:
+            process.stdin.write(b"\n")
+        until(lambda p=process: _waits(p.pid), SOON_S, lambda c=call: f"{c} does not wait")
+        process.send_signal(number)
+        assert wait_for(process, SOON_S, call) != 0
+        dead.workers.remove(process)
+
+
+def _waits(pid: int) -> bool:
+    """For an answer of the filesystem."""
+    with contextlib.suppress(OSError):
+        return "request_wait_answer" in Path(f"/proc/{pid}/stack").read_text()
+    return False
