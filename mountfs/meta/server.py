@@ -308,8 +308,13 @@ class MetaServer:
         """Whether the leader has heard of a node lately."""
         if node == self.place.number:
             return True
-        peer = self.group.raft.state.peers.get(node)
-        return peer is not None and self.node.now() - peer.heard < 2 * self.node.config.election_ms
+        state = self.group.raft.state
+        peer = state.peers.get(node)
+        if peer is None:
+            return False
+        if state.resting:  # nobody is asked to answer, but a lost connection would wake us
+            return node not in self.links.problems
+        return self.node.now() - peer.heard < 2 * self.node.config.election_ms
 
     # -- where the others are
 

@@ -6,7 +6,7 @@ from typing import Any
 import msgspec
 import pytest
 import trio
-from servers import CLUSTER, END_S, Servers, faults, servers
+from servers import CLUSTER, CONFIG, END_S, Servers, faults, servers
 
 from mountfs.errors import Fault, FsError
 from mountfs.kv.leveldb import LevelStore
@@ -21,7 +21,7 @@ from mountfs.meta.ops.slices import Discard, Reclaimed
 from mountfs.meta.protocol import ROLE, Method, Opened, Propose, Read, encode
 from mountfs.meta.records import ino_of
 from mountfs.meta.safe_mode import SafeMode
-from mountfs.raft.messages import InstallSnapshot, Membership, SnapshotHead, Term
+from mountfs.raft.messages import InstallSnapshot, Membership, NodeId, SnapshotHead, Term
 from mountfs.types import ROOT, SUPERUSER, LogIndex, SliceId, VolumeId
 from mountfs.wire.frames import Hello
 from mountfs.wire.stream import Client, connect
@@ -410,6 +410,22 @@ async def test_one_that_is_alone_says_what_it_cannot_read_and_goes_on(
             with pytest.raises(FsError, match="a table is damaged"):
                 await meta.read(Lookup(ROOT, b"a", SUPERUSER))
             assert await names(meta) == {"a"}
+
+
+async def test_nodes_of_a_group_that_rests_are_not_taken_for_dead(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("servers.CONFIG", msgspec.structs.replace(CONFIG, rest_ms=200))
+    async with servers(tmp_path) as found:
+        await found.voters(1, 2, 3)
+        leader = await found.leader()
+        await found.until(lambda: leader.meta.group.raft.state.resting)
+        await trio.sleep(3 * CONFIG.election_ms / 1000)
+        assert leader.meta.group.raft.state.resting
+        assert all(leader.meta.is_alive(NodeId(number)) for number in (1, 2, 3))
+        lost = next(n for n in (1, 2, 3) if n != leader.meta.place.number)
+        await found.kill(lost)
+        await found.until(lambda: not leader.meta.is_alive(NodeId(lost)))
 
 
 async def test_no_checkpoint_is_made_of_a_state_that_is_about_to_be_replaced(
