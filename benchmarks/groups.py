@@ -110,6 +110,7 @@ async def be_node(number: int, ports: list[int], groups: int, directory: Path) -
                 links.take(body)
 
         peer.noted = noted
+        peer.noted_all = links.deliver
 
     service = Service(handle, HELLO, limits=Limits(poll_us=0), admit=admit)
     listeners = await trio.open_tcp_listeners(ports[number - 1], host="127.0.0.1")

@@ -7,6 +7,7 @@ have all of it, and how long a node takes to be back after an orderly stop and a
 import argparse
 import json
 import os
+import random
 import signal
 import stat
 import time
@@ -38,6 +39,7 @@ SCHEMA = "mountfs-inodes/1"
 CRED: Final = Cred(0, 0, (), True)
 FILES_PER_DIRECTORY: Final = 10_000
 UNDER_WAY: Final = 256
+CONTENT_FROM: Final = 1 << 20
 LIMIT_S: Final = 600
 LOOK_S: Final = 0.05
 TAIL: Final = 20_000
@@ -243,8 +245,7 @@ def _is_back(nodes: Nodes, number: int) -> float:
 
 async def fill(doors: list[tuple[str, int]], prefix: str, files: int, size: int) -> float:
     """Make so many files with so many bytes; the seconds it took."""
-    content = bytes(size)
-    checksum = crc32c(content)
+    noise = random.Random(1).randbytes(CONTENT_FROM + size)  # LevelDB compresses what it can
     numbers = iter(range(files))
 
     async def worker(meta: RemoteMeta, directories: list[Ino]) -> None:
@@ -255,7 +256,9 @@ async def fill(doors: list[tuple[str, int]], prefix: str, files: int, size: int)
                 Make(parent, name, stat.S_IFREG | 0o644, 0o022, 0, True, CRED)
             )
             if size:
-                content_run = Run(0, size, checksum, data=content)
+                at = number * 7919 % CONTENT_FROM
+                content = noise[at : at + size]
+                content_run = Run(0, size, crc32c(content), data=content)
                 await meta.propose(Write(ino_of(made), (content_run,), meta.now(), False))
 
     async with remote_meta(doors, Options(about="benchmark")) as meta:
