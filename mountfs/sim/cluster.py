@@ -15,6 +15,8 @@ from mountfs.sim.store import Store
 from mountfs.sim.transfer import Transfers
 from mountfs.sim.world import MS, S, World
 
+WELL_SYNC_US = 1 * MS
+
 Load = Callable[[NodeId, Store], Machine]
 
 
@@ -23,6 +25,7 @@ class Cluster:
         self._world = world
         self._config = config
         self._load = load
+        self._is_well = False
         self.checks = Checks()
         self.servers: dict[NodeId, Server] = {}
         self.network = Network(world, self._deliver)
@@ -34,6 +37,8 @@ class Cluster:
         random = self._world.stream(f"server {node}")
         disk = Disk(self._world, base, hard, store)
         disk.sync_us = int(random.choice((0.3, 2, 10, 50)) * MS)
+        if self._is_well:
+            disk.sync_us = WELL_SYNC_US
 
         def load(found: Store) -> Machine:
             return self._load(node, found)
@@ -80,13 +85,14 @@ class Cluster:
 
     def make_well(self) -> None:
         """No more faults: whoever can be up is, and hears everybody at once."""
+        self._is_well = True
         network = self.network
         network.heal()
         network.loss = network.doubled = network.straggling = 0.0
         network.snapshot_ms = (5,)
         network.delay_us = MS // 2
         for server in self.servers.values():
-            server.disk.sync_us = 1 * MS
+            server.disk.sync_us = WELL_SYNC_US
             server.disk.full = False
             if not server.up:
                 server.boot()

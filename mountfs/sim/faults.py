@@ -128,7 +128,7 @@ class Faults:
         delay = random.choice((0, 1, 5)) * MS
 
         def then() -> None:
-            if server is not None and server.up:
+            if server is not None and server.up and self._world.now < self._ends:
                 self._do(number, lambda: plan.then(server, random))
 
         world.after(delay, then)

@@ -298,6 +298,8 @@ class Server:
         self._readable.extend((index, request) for request, index in ready.reads)
         if self._readable:
             self._answer_reads()
+        if not self.up:  # an answer has brought us down: what is dead does nothing more
+            return
         for target in ready.snapshots:
             self.send_snapshot(target)
 
@@ -365,6 +367,8 @@ class Server:
             if waiting is not None:
                 term, answer = waiting
                 answer(reply if term == entry.term else _NOT_LEADER)
+                if not self.up:
+                    return
         self.raft.applied(ready.committed[-1].index)
         self._maybe_checkpoint()
 
