@@ -97,6 +97,11 @@ def run(arguments: argparse.Namespace) -> int:
         show.print_json(answer)
     elif method == "Remove":
         print(f"node {answer['name']} leaves; see: mountfs node list")
+        if "chunk" in answer["roles"]:
+            print(
+                "Contents of more than 4 KiB that lie on it cannot be read without it: keep its "
+                "home until you know that none is missing (mountfs info FILE says where bytes are)."
+            )
     else:
         print(f"node {answer['leader']} leads, after {answer['took_ms']} ms")
     return show.EXIT_OK

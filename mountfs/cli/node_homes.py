@@ -25,7 +25,7 @@ from mountfs.raft.storage import Storage
 from mountfs.rpc.client import open_client
 from mountfs.types import LogIndex
 from mountfs.vfs.embedded import embedded_node
-from mountfs.vfs.home import FORMAT, NODE_MARK, Format, Home, make_home, open_home
+from mountfs.vfs.home import FORMAT, NODE_MARK, Format, Home, make_home, open_home, sync_directory
 
 log = logging.getLogger(__name__)
 
@@ -123,11 +123,11 @@ def _put_aside(home: Home, membership: Membership) -> None:
         for part in ("store", "log"):
             (fresh / part).mkdir(parents=True, mode=0o700)
         _begin_log(fresh / "log", home.id, membership)
-        _sync(fresh)
+        sync_directory(fresh)
         shutil.rmtree(damaged, ignore_errors=True)
         os.rename(meta, damaged)
         os.rename(fresh, meta)
-        _sync(home.path)
+        sync_directory(home.path)
     except OSError as error:
         raise disk_error(error, f"{meta}: putting it aside") from error
 
@@ -166,11 +166,3 @@ def write_seeds(home: Path, nodes: Sequence[NodeRecord]) -> None:
     with contextlib.suppress(OSError):
         new.write_bytes(msgspec.json.encode(tuple(nodes)))
         os.rename(new, home / SEEDS)
-
-
-def _sync(path: Path) -> None:
-    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)

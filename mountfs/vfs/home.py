@@ -160,7 +160,7 @@ def make_home(path: Path, ask: Callable[[str], Format], fill: Callable[[Path], N
         joining = path / JOINING
         if not joining.exists():
             joining.write_text(uuid.uuid4().hex)
-            _sync_directory(path)
+            sync_directory(path)
         format = ask(joining.read_text())
         for part in ("meta", "chunks"):
             shutil.rmtree(path / part, ignore_errors=True)
@@ -268,7 +268,7 @@ def _make(path: Path) -> None:
     for part in ("meta/store", "meta/log", "chunks/volumes", "chunks/index"):
         (path / part).mkdir(parents=True, exist_ok=True, mode=0o700)
     for part in ("meta", "chunks", "."):
-        _sync_directory(path / part)
+        sync_directory(path / part)
 
 
 def _write_format(path: Path, format: Format) -> None:
@@ -279,10 +279,11 @@ def _write_format(path: Path, format: Format) -> None:
         file.flush()
         os.fsync(file.fileno())
     os.rename(new, path / "format.json")
-    _sync_directory(path)
+    sync_directory(path)
 
 
-def _sync_directory(path: Path) -> None:
+def sync_directory(path: Path) -> None:
+    """What was made, renamed and removed in it is on disk.  Raises OSError."""
     fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
     try:
         os.fsync(fd)
