@@ -62,7 +62,7 @@ def service(open_late: bool) -> tuple[MetaService, BehindLeader]:
         ask=lambda *about: about,
         encoded=lambda subject: b"",
     )
-    node: Any = SimpleNamespace(now=lambda: 0)
+    node: Any = SimpleNamespace(now=lambda: 0, require_room=lambda: None)
     given: Any = group
     return MetaService(node, given, asked, SafeMode()), group
 
