@@ -161,6 +161,9 @@ class Group:
         try:
             self.raft.read(request, node.now())
         except FsError as error:
+            if error.fault in (Fault.CORRUPT, Fault.DEVICE):  # of our log, not of the question
+                node.give_up(self, error)
+                error = self._gone()
             done(_later(error))
             return
         self.readers[request] = _Reader(done, node.now() + 2 * node.config.election_ms)
@@ -567,6 +570,11 @@ class Node:
         for reader in readers.values():
             reader.done(error)
 
+    def give_up(self, group: Group, error: FsError) -> None:
+        """Its server is of no use any more."""
+        self._failed(group, error)
+        self._wake.set()
+
     def damaged(self, group: Group, error: FsError) -> bool:
         """The state was found damaged when it was read.  Returns whether others have it: then this
         server is of no use any more.  One that is alone goes on with what can be read.
@@ -574,8 +582,7 @@ class Node:
         if not group._is_gone:
             if group.raft.state.is_alone:
                 return False
-            self._failed(group, error)
-            self._wake.set()
+            self.give_up(group, error)
         return True
 
     def _failed(self, group: Group, error: Exception) -> None:

@@ -224,6 +224,8 @@ class Server:
         try:
             index, term = self.raft.propose([data], self.clock())
         except FsError as error:
+            if error.fault is Fault.CORRUPT:  # it may be in the log all the same: no answer
+                raise
             answer(_later(error))
             return
         self._proposed[index] = (term, answer)
@@ -240,6 +242,8 @@ class Server:
         try:
             self.raft.read(request, self.clock())
         except FsError as error:
+            if error.fault is Fault.CORRUPT:
+                raise
             answer(_later(error))
             return
         self._reads[request] = (query, answer)
