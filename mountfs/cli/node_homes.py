@@ -46,8 +46,8 @@ async def found(home: Path, cluster: str | None = None) -> None:
         await trio.to_thread.run_sync(
             make_home, home, lambda disk: Format(FORMAT, cluster), lambda path: None
         )
-    async with embedded_node(home, create=True):
-        pass
+    async with embedded_node(home, create=True) as node:
+        node.meta.end_session()
     (home / NODE_MARK).touch()
 
 

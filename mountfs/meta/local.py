@@ -164,6 +164,11 @@ class LocalMeta:
         self._journal.sync()
         return left
 
+    def end_session(self) -> None:
+        """Nobody mounts this any more: the next one need not wait for it to fall silent."""
+        self.propose_now(EndSession(self.session))
+        self.session = 0
+
     @property
     def applied(self) -> int:
         return self._machine.applied

@@ -12,6 +12,7 @@ from mountfs.meta.local import LocalMeta
 from mountfs.meta.ops.make import Make
 from mountfs.meta.ops.mkdir import Mkdir
 from mountfs.meta.ops.read import Lookup
+from mountfs.meta.ops.session import Sessions
 from mountfs.meta.ops.write import Run, Write
 from mountfs.meta.records import ino_of
 from mountfs.meta.replica import META_GROUP
@@ -78,6 +79,16 @@ async def test_what_was_proposed_survives_the_process(disk: Disk) -> None:
     meta.end_checkpoint(checkpoint)
     mkdir(meta, b"b")
     assert await names(disk.open(), b"a", b"b") == [b"a", b"b"]
+
+
+async def test_a_session_that_is_ended_in_order_leaves_nothing(disk: Disk) -> None:
+    meta = disk.open()
+    mkdir(meta, b"a")
+    assert len(await meta.read(Sessions())) == 1
+    meta.end_session()
+    assert await meta.read(Sessions()) == ()
+    meta.close()
+    assert await names(disk.open(), b"a") == [b"a"]
 
 
 async def test_the_log_ends_before_an_entry_whose_bytes_are_missing(disk: Disk) -> None:
