@@ -87,7 +87,6 @@ async def test_a_session_that_is_ended_in_order_leaves_nothing(disk: Disk) -> No
     assert len(await meta.read(Sessions())) == 1
     meta.end_session()
     assert await meta.read(Sessions()) == ()
-    meta.close()
     assert await names(disk.open(), b"a") == [b"a"]
 
 
