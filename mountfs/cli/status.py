@@ -110,6 +110,9 @@ def _run_on_cluster(arguments: argparse.Namespace) -> int:
 
 def report_on(place: Place) -> Report:
     home, mountpoint = str(place.home), place.mountpoint
+    if place.cluster is not None and not place.home.exists():
+        # A daemon of ours would have its directory there.
+        return Report(home, mountpoint, OTHERS)
     try:
         answer = control.ask(place.control, "status", seconds=ANSWER_S)
     except FsError as error:

@@ -124,6 +124,8 @@ class Channel:
         self._sweeps = False
         self._locks = 0
         self._task_done = trio.Event()
+        self._interrupted: set[int] = set()
+        """Those of them whose callers got a signal."""
         self._paused: list[tuple[Request, Coroutine[Any, Any, Reply], int, int]] = []
         """Requests that share their work with others that are there already."""
         self._nursery: trio.Nursery
@@ -229,6 +231,8 @@ class Channel:
                 self._paused.append((request, coroutine, begun, size))
                 return
             self.write(reply)  # type: ignore[arg-type]
+            if self._interrupted:
+                self._interrupted.discard(request.unique)
             if request.spent is not None:
                 self._buffers.put(request.spent)
             if request.kept:
@@ -254,15 +258,24 @@ class Channel:
         if request.opcode == Opcode.FLUSH and not self._sweeps:
             self._sweeps = True
             self._nursery.start_soon(self._sweep)
-        self._nursery.start_soon(self._finish, request, coroutine, begun, small)
+        scope = trio.CancelScope(shield=request.opcode != Opcode.SETLKW)
+        # Now, and not when the task begins: it may be interrupted before.
+        self._waiting[request.unique] = (request, scope)
+        self._nursery.start_soon(self._finish, request, coroutine, begun, small, scope)
+        if request.unique in self._interrupted:
+            self.interrupt(request.unique)
 
     async def _finish(
-        self, request: Request, coroutine: Coroutine[Any, Any, Reply], begun: int, small: bool
+        self,
+        request: Request,
+        coroutine: Coroutine[Any, Any, Reply],
+        begun: int,
+        small: bool,
+        scope: trio.CancelScope,
     ) -> None:
         waits_for_lock = request.opcode == Opcode.SETLKW
         try:
-            with trio.CancelScope(shield=not waits_for_lock) as scope:
-                self._waiting[request.unique] = (request, scope)
+            with scope:
                 self.write(await finish(coroutine))
                 self._buffers.put(request.spent)
                 if not request.kept:
@@ -293,8 +306,11 @@ class Channel:
         """The caller of a request got a signal.  Waiting for a lock ends with any; all else only
         when the caller is to die, or programs would fail that are told of their children's end.
         """
+        self._interrupted.discard(unique)
         found = self._waiting.get(unique)
         if found is None:
+            if any(request.unique == unique for request, *_ in self._paused):
+                self._interrupted.add(unique)
             return
         request, scope = found
         if request.opcode == Opcode.SETLKW:
