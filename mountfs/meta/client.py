@@ -49,6 +49,9 @@ PROBE_S: Final = 1.5
 """A leader that answers nothing for `WATCH_S` is asked whether it is there, and has so long to say
 so: a machine that is gone breaks no connection.
 """
+LEARN_S: Final = 1.0
+FEW: Final = 3
+"""A cluster with fewer nodes may be about to grow: it is asked often who is there."""
 AGREE_S: Final = 0.3
 """When one of the nodes that were named has answered, the others have so long to contradict it."""
 OPEN_S: Final = 30.0
@@ -285,11 +288,22 @@ class RemoteMeta:
             try:
                 await self._ask(Method.RENEW, encode(self.session))
                 # All whom we know may be replaced one day, and those who come must be known then.
-                answer = await self._ask(Method.CLUSTER, b"")
-                self.router.learn(msgspec.msgpack.decode(answer, type=Cluster))
+                await self._learn()
             except FsError as error:
                 if error.fault is Fault.SESSION_ENDED:
                     self._over(error)
+
+    async def _learn(self) -> None:
+        answer = await self._ask(Method.CLUSTER, b"")
+        self.router.learn(msgspec.msgpack.decode(answer, type=Cluster))
+
+    async def learn_soon(self) -> None:
+        """While so few are known that they may all be gone before the next renewal."""
+        while self.ended is None:
+            await trio.sleep(LEARN_S)
+            if len(self.router.nodes) < FEW:
+                with contextlib.suppress(FsError):
+                    await self._learn()
 
     async def watch_leader(self) -> None:
         """Notice a leader that is gone without a word, until cancelled."""
@@ -382,6 +396,7 @@ async def remote_meta(seeds: Sequence[Address], options: Options) -> AsyncIterat
             )
         nursery.start_soon(meta.keep_session)
         nursery.start_soon(meta.watch_leader)
+        nursery.start_soon(meta.learn_soon)
         try:
             yield meta
         finally:

@@ -199,6 +199,7 @@ class MetaServer:
             if session not in machine.sessions:
                 by_session.setdefault(session, []).append(ino)
         for session, inos in by_session.items():
+            self._promises.reaped += len(inos)
             self.order(Reap(session, tuple(inos)), _ignore)
 
     def _tend_members(self) -> None:

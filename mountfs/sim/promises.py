@@ -29,6 +29,8 @@ class Promises:
         """Sessions, and when somebody first asked for their end."""
         self.ended: dict[int, int] = {}
         """Those that have ended, and when that was first applied."""
+        self.reaped = 0
+        """Files that went with their last user."""
 
     # -- servers
 
