@@ -436,6 +436,7 @@ async def test_no_checkpoint_is_made_of_a_state_that_is_about_to_be_replaced(
         meta = found[2].meta
         monkeypatch.setattr(meta.machine, "install", lambda head: None)
         raft = meta.group.raft
+        await found.until(lambda: raft.leader and raft.log.committed)
         head = SnapshotHead(LogIndex(raft.log.committed + 1_000), raft.term, raft.log.membership)
         message = InstallSnapshot(raft.leader, meta.place.number, raft.term, head)
         meta.node.arrived(meta.group, message)
