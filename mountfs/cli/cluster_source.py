@@ -5,15 +5,14 @@ what is its own.
 import contextlib
 import fcntl
 import os
-import ssl
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import msgspec
 
 from mountfs.errors import Fault, FsError, disk_error
 from mountfs.fuse.options import MountOptions
-from mountfs.meta.client import Address, Options
+from mountfs.meta.client import NO_CLUSTER, Address, Options
 from mountfs.vfs.home import Holder
 
 DOOR_PORT = 7411
@@ -36,18 +35,12 @@ def client_options(options: MountOptions, about: str) -> Options:
     """Raises what is wrong with the certificate."""
     if options.tls is None:
         return Options(soft_s=options.soft_s, about=about)
-    from mountfs.tls.reload import Identities  # takes a tenth of a second to import
+    from mountfs.cli.trust import Trust  # takes a tenth of a second to import
 
-    identities = Identities(Path(options.tls))
-    now = identities.current()
-    context: Callable[[], ssl.SSLContext] = lambda: identities.current().client_context()  # noqa: E731
-    return Options(
-        cluster=bytes.fromhex(now.cluster),
-        soft_s=options.soft_s,
-        ssl_context=context,
-        server_hostname=now.server_name,
-        about=about,
-    )
+    # The certificate says which cluster is meant; what its nodes call it, they say: it has another
+    # name after a recovery.
+    found = Trust(Path(options.tls), kind=None).client_options(NO_CLUSTER, about)
+    return msgspec.structs.replace(found, soft_s=options.soft_s)
 
 
 @contextlib.contextmanager
