@@ -6,8 +6,10 @@ caught and answered as if it were the caller's fault.  A row is added only if so
 differently to it.
 """
 
+import contextlib
 import enum
 import errno
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 
@@ -78,6 +80,18 @@ def only_fault(group: BaseExceptionGroup[BaseException]) -> FsError | None:
     while len(errors) == 1 and isinstance(errors[0], BaseExceptionGroup):
         errors = list(errors[0].exceptions)
     return errors[0] if len(errors) == 1 and isinstance(errors[0], FsError) else None
+
+
+@contextlib.contextmanager
+def unwrapped() -> Iterator[None]:
+    """An expected failure that is alone in a group is raised as it is: for where Trio is run."""
+    try:
+        yield
+    except BaseExceptionGroup as group:
+        fault = only_fault(group)
+        if fault is None:
+            raise
+        raise fault from None
 
 
 _DISK_FAULTS = {

@@ -6,7 +6,7 @@ from typing import Any
 
 import trio
 
-from mountfs.errors import Fault, FsError, only_fault
+from mountfs.errors import Fault, FsError, unwrapped
 
 DEADLINE_S = 15.0
 LOOK_S = 3.0
@@ -27,13 +27,8 @@ def ask(
     from mountfs.cli.node import addresses
 
     places = addresses(arguments.at or DEFAULT)
-    try:
+    with unwrapped():
         return trio.run(_ask, places, arguments.tls, method, body, deadline_s)
-    except BaseExceptionGroup as group:
-        fault = only_fault(group)
-        if fault is None:
-            raise
-        raise fault from None
 
 
 async def _ask(

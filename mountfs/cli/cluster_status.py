@@ -9,7 +9,7 @@ from rich.table import Table
 from rich.text import Text
 
 from mountfs.cli import cluster_calls, show
-from mountfs.errors import only_fault
+from mountfs.errors import unwrapped
 
 
 class Report(msgspec.Struct):
@@ -28,13 +28,8 @@ class Report(msgspec.Struct):
 
 def report_on(places: list[str], tls: Path | None) -> Report:
     """Raises FsError when not one of `places` answers."""
-    try:
+    with unwrapped():
         members, said = trio.run(cluster_calls.look_at_all, places, tls)
-    except BaseExceptionGroup as group:
-        fault = only_fault(group)
-        if fault is None:
-            raise
-        raise fault from None
     return judge(members, said)
 
 

@@ -21,7 +21,7 @@ import trio
 
 from mountfs.cli.cluster_source import client_options, cluster_addresses, hold_directory
 from mountfs.cli.places import cluster_in, default_home, mount_directory
-from mountfs.errors import Fault, FsError, disk_error, only_fault
+from mountfs.errors import Fault, FsError, disk_error, unwrapped
 from mountfs.fuse import mount as mounting
 from mountfs.fuse.binding import Binding, native_binding
 from mountfs.fuse.options import MountOptions, parse_options
@@ -253,13 +253,8 @@ def _run(
     log_to: Path | None = None,
     verbose: bool = False,
 ) -> int:
-    try:
+    with unwrapped():
         trio.run(_serve, origin, mountpoint, options, ready, log_to, verbose)
-    except BaseExceptionGroup as group:
-        fault = only_fault(group)
-        if fault is None:
-            raise
-        raise fault from None
     return 0
 
 

@@ -12,7 +12,7 @@ import trio
 from rich.table import Table
 
 from mountfs.cli import cluster_calls, show
-from mountfs.errors import Fault, FsError, only_fault
+from mountfs.errors import Fault, FsError, unwrapped
 
 if TYPE_CHECKING:
     from mountfs.cli.node_server import Settings
@@ -117,15 +117,10 @@ def _run(arguments: argparse.Namespace) -> int:
         stream=sys.stderr, level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s"
     )
     sys.setswitchinterval(0.0005)  # threads of gRPC wait for the one that does all the work
-    try:
+    with unwrapped():
         _prepare(settings)
         gc.freeze()
         trio.run(node_server.serve, settings)
-    except BaseExceptionGroup as group:
-        fault = only_fault(group)
-        if fault is None:
-            raise
-        raise fault from None
     return show.EXIT_OK
 
 

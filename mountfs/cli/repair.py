@@ -16,7 +16,7 @@ import trio
 
 from mountfs.cli.examine import Examination
 from mountfs.cli.show import count_of
-from mountfs.errors import Fault, FsError
+from mountfs.errors import Fault, FsError, unwrapped
 from mountfs.kv.leveldb import LevelStore
 from mountfs.meta import keys
 from mountfs.meta.extents import visible
@@ -91,21 +91,8 @@ def repair(found: Examination, *, drop_damaged: bool, say: Say) -> None:
     only_index = plan(found, drop_damaged=drop_damaged) == [NEW_INDEX]
     if found.rules_broken and only_index:
         return  # the less is written to such a home the better
-    try:
+    with unwrapped():
         trio.run(_repair_node, found, drop_damaged, say)
-    except BaseExceptionGroup as group:
-        fault = _only_fault(group)
-        if fault is None:
-            raise
-        raise fault from None
-
-
-def _only_fault(group: BaseExceptionGroup[BaseException]) -> FsError | None:
-    """The expected failure in a group that holds nothing else."""
-    errors: list[BaseException] = list(group.exceptions)
-    while len(errors) == 1 and isinstance(errors[0], BaseExceptionGroup):
-        errors = list(errors[0].exceptions)
-    return errors[0] if len(errors) == 1 and isinstance(errors[0], FsError) else None
 
 
 def _correct_counters(home: Path, inodes: int, allocated: int) -> None:
