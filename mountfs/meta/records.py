@@ -11,7 +11,7 @@ from typing import Any, NewType
 
 import msgspec
 
-from mountfs.types import BLOCK_BYTES, Ino, SliceId, VolumeId
+from mountfs.types import BLOCK_BYTES, FIRST_REPLICATED, Ino, SliceId, VolumeId
 
 Attributes = NewType("Attributes", bytes)
 """88 bytes: what stat(2) tells, as `struct fuse_attr` of <linux/fuse.h>."""
@@ -267,6 +267,18 @@ def unpack_garbage(value: bytes) -> tuple[VolumeId, int]:
     return _GARBAGE.unpack(value)
 
 
+_USED = struct.Struct("<II")
+
+
+def pack_used(length: int, crc: int) -> bytes:
+    return _USED.pack(length, crc)
+
+
+def unpack_used(value: bytes) -> tuple[int, int]:
+    """(bytes, crc32c)"""
+    return _USED.unpack(value)
+
+
 def pack_blocks(mask: int) -> bytes:
     """Which blocks of a chunk hold bytes.  A run from the start, the usual case, is kept as its
     length.
@@ -317,3 +329,10 @@ class Counters(msgspec.Struct):
     """Stamps never go back, whatever the clock does."""
     next_node: int = 2
     """Node 1 is the home that the cluster grew from."""
+    next_volume: int = FIRST_REPLICATED
+    closed_slices: int = 0
+    """Slices with names below it that no file refers to are garbage, for ever."""
+    has_used: bool = True
+    """Rows of the kind USED say what files refer to.  False in states from before there were any:
+    they are made when such a state is opened.
+    """
