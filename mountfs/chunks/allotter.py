@@ -231,4 +231,3 @@ def default_copies(server: MetaServer) -> int:
     """What a cluster of so many nodes gives: 3, if it has so many."""
     nodes = all_nodes(server.machine.replica.machine.tree)
     return max(min(3, sum("chunk" in node.roles and not node.leaving for node in nodes)), 1)
-

@@ -39,7 +39,12 @@ class OpenVolumes:
     """`session`: who we are, when somebody asks."""
 
     def __init__(
-        self, session: Callable[[], int], allot: Allotting, give_back: Returning, *, count: int = OPEN
+        self,
+        session: Callable[[], int],
+        allot: Allotting,
+        give_back: Returning,
+        *,
+        count: int = OPEN,
     ) -> None:
         self._session = session
         self._allot = allot
@@ -94,7 +99,9 @@ class OpenVolumes:
         until = trio.current_time() + AVOID_S
         for node, error in nodes.items():
             if node not in closed:
-                log.warning("volume %d: node %d did not take a slice: %s", record.number, node, error)
+                log.warning(
+                    "volume %d: node %d did not take a slice: %s", record.number, node, error
+                )
                 self._avoided[node] = until
 
     async def closed(self, volume: OpenVolume) -> None:

@@ -198,6 +198,9 @@ class RemoteChunks:
         self, nodes: Sequence[int], slice_id: SliceId, asked: bytes, size: int
     ) -> memoryview:
         """Raises UNAVAILABLE when somebody who may have it does not answer; else what one said."""
+        if len(nodes) > 1:  # so that reads spread, and those of a slice go to where it is in memory
+            turn = slice_id % len(nodes)
+            nodes = (*nodes[turn:], *nodes[:turn])
         read = self.hedges.read(nodes, size, self._near(), _now_ms())
         race = _Race(self, read, slice_id, asked, size)
         try:
@@ -225,6 +228,15 @@ class RemoteChunks:
 
     async def sync(self) -> None:
         return
+
+    async def close(self) -> None:
+        """We write no more: others may have our volumes.  If nobody hears it, they are given out
+        again when our session has ended.
+        """
+        try:
+            await self._open.give_back()
+        except FsError as error:
+            log.warning("volumes could not be given back: %s", error)
 
     # -- room
 
@@ -363,5 +375,3 @@ class _Pause:
 
 def _now_ms() -> float:
     return trio.current_time() * 1000
-
-

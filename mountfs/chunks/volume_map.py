@@ -75,4 +75,3 @@ class VolumeMap:
         self._known[volume] = replicas
         if len(self._known) > KEPT_MAX:
             self._known.popitem(last=False)
-
