@@ -13,7 +13,6 @@ import trio
 from mountfs.chunks.protocol import ALLOT_MAX, Allot, Method, Open, Return
 from mountfs.chunks.remote import Link
 from mountfs.errors import Fault, FsError
-from mountfs.meta.ops.nodes import all_nodes
 from mountfs.meta.ops.volumes import (
     COPIES_MAX,
     AllotVolume,
@@ -44,15 +43,12 @@ Linking = Callable[[int], Awaitable[Link]]
 
 
 class Allotter:
-    """`link` connects to a node; `copies`: how many there are unless it is said."""
+    """`link` connects to a node."""
 
-    def __init__(
-        self, server: MetaServer, link: Linking, *, copies: Callable[[], int], chance: Random
-    ) -> None:
+    def __init__(self, server: MetaServer, link: Linking, lot: Random) -> None:
         self._server = server
         self._link = link
-        self._copies = copies
-        self._chance = chance
+        self._lot = lot
         self._idle: dict[VolumeId, None] = {}
         """Volumes that nobody writes to, and that are not sealed."""
 
@@ -66,17 +62,16 @@ class Allotter:
         if not 0 < asked.count <= ALLOT_MAX or not 0 <= asked.copies <= COPIES_MAX:
             raise FsError(Fault.INVALID, f"{asked.count} volumes with {asked.copies} copies")
         self._require_session(asked.session)
-        now = server.node.now()
         for node in asked.avoid:
-            server.fleet.slow(node, now)
+            server.chunkservers.fleet.slow(node, server.node.now())
         for number, epoch in asked.failed:
             await self._seal_own(number, epoch, asked.session)
-        copies = asked.copies or self._copies()
+        copies = asked.copies or server.chunkservers.copies()
         found: list[VolumeRecord] = []
-        avoid = set(asked.avoid)
+        failed: set[int] = set()
         for _ in range(asked.count):
             try:
-                found.append(await self._one(asked.session, copies, avoid))
+                found.append(await self._one(asked.session, copies, set(asked.avoid), failed))
             except FsError:
                 if not found:
                     raise
@@ -105,17 +100,20 @@ class Allotter:
 
     # -- opening
 
-    async def _one(self, session: int, copies: int, avoid: set[int]) -> VolumeRecord:
+    async def _one(
+        self, session: int, copies: int, avoid: Collection[int], failed: set[int]
+    ) -> VolumeRecord:
+        """`avoid`: nodes that are better left alone, if there are others; `failed`: those that have
+        just shown that they open nothing.
+        """
         failure: FsError | None = None
         for _ in range(TRIES):
-            number = self._reusable(copies, avoid)
+            number = self._reusable(copies, {*avoid, *failed})
             if number:
                 del self._idle[number]
                 replicas: tuple[int, ...] = ()
             else:
-                replicas = place(
-                    self._server.candidates(), copies, avoid=avoid, chance=self._chance
-                )
+                replicas = self._place(copies, avoid, failed)
             order = self._server.service.order
             try:
                 record = await order(AllotVolume(session, copies, replicas, number))
@@ -123,25 +121,37 @@ class Allotter:
                 if number and error.fault in (Fault.BUSY, Fault.NOT_FOUND):
                     continue
                 raise
-            failed = await self._open(record)
-            if not failed:
+            refused = await self._open(record)
+            if not refused:
                 return record
-            failure = next(iter(failed.values()))
+            failure = next(iter(refused.values()))
             await order(SealVolume(record.number))
-            avoid |= failed.keys()
+            failed |= refused.keys()
         assert failure is not None
         raise FsError(Fault.UNAVAILABLE, f"no volume can be opened: {failure}")
 
+    def _place(
+        self, copies: int, avoid: Collection[int], failed: Collection[int]
+    ) -> tuple[int, ...]:
+        candidates = self._server.chunkservers.candidates()
+        try:
+            return place(candidates, copies, self._lot, avoid={*avoid, *failed})
+        except FsError:
+            if not avoid:
+                raise
+            return place(candidates, copies, self._lot, avoid=failed)
+
     def _reusable(self, copies: int, avoid: Collection[int]) -> VolumeId:
         """A volume that can be given out again; 0: there is none."""
-        well = {one.node for one in self._server.candidates() if one.is_well}
+        chunkservers = self._server.chunkservers
+        well = {one.node for one in chunkservers.candidates() if one.usable and not one.slow}
         for number in self._idle:
             record = self._record(number)
             if record is None or record.copies != copies or len(record.replicas) < copies:
                 continue
             if not well.issuperset(record.replicas) or not set(avoid).isdisjoint(record.replicas):
                 continue
-            reported = self._server.fleet.reported(number)
+            reported = chunkservers.fleet.reported(number)
             if all(
                 node in reported
                 and not reported[node].trouble
@@ -225,9 +235,3 @@ class Allotter:
                 return
             after = page[-1].number
             await trio.lowlevel.checkpoint()
-
-
-def default_copies(server: MetaServer) -> int:
-    """What a cluster of so many nodes gives: 3, if it has so many."""
-    nodes = all_nodes(server.machine.replica.machine.tree)
-    return max(min(3, sum("chunk" in node.roles and not node.leaving for node in nodes)), 1)
