@@ -78,6 +78,8 @@ class Router:
         self._seeds = list(seeds)
         self._route: Route[Address] = Route(self._seeds)
         self.nodes: tuple[NodeRecord, ...] = ()
+        self._without_metadata: set[Address | None] = set()
+        """They do not know who leads."""
         self.leader_number = 0
         """Who led when we last asked; 0: nobody."""
         self._links: dict[Address, Client] = {}
@@ -166,7 +168,8 @@ class Router:
 
         async with trio.open_nursery() as nursery:
             for address in self._route.candidates(random.shuffle):
-                nursery.start_soon(ask, address)
+                if address not in self._without_metadata:
+                    nursery.start_soon(ask, address)
         if found:
             self.problem = ""
             return found[0]
@@ -189,6 +192,11 @@ class Router:
         self._route.leader = leader
         return link
 
+    @property
+    def leader_record(self) -> NodeRecord | None:
+        """Of who led when we last asked."""
+        return next((node for node in self.nodes if node.number == self.leader_number), None)
+
     def numbers_of(self, role: str) -> Callable[[], list[int]]:
         """Who has a role, as far as is known at the time."""
         return lambda: [node.number for node in self.nodes if role in node.roles]
@@ -205,6 +213,8 @@ class Router:
         self.leader_number = cluster.leader
         if cluster.nodes:  # or it has only just joined
             self.nodes = cluster.nodes
+            doors = (node.door for node in self.nodes if not node.has_metadata)
+            self._without_metadata = set(map(address_of, doors))
         known = {node.number: address_of(node.door) for node in cluster.nodes}
         return self._route.heard(
             cluster.leader, {number: found for number, found in known.items() if found is not None}

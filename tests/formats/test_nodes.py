@@ -15,7 +15,7 @@ from mountfs.chunks.protocol import READ, READ_HEAD, SPACE, WRITE_HEAD, WRITTEN
 from mountfs.kv.memory import MemoryStore
 from mountfs.meta import protocol as meta
 from mountfs.meta.ops.mkdir import Mkdir
-from mountfs.meta.ops.nodes import NodeRecord
+from mountfs.meta.ops.nodes import AddNode, MoveNode, NodeRecord
 from mountfs.meta.ops.read import Lookup
 from mountfs.meta.protocol import (
     Cluster,
@@ -116,8 +116,10 @@ def test_a_membership_in_an_entry() -> None:
     assert decode_membership(golden) == MEMBERS
 
 
-NODE = NodeRecord(2, "n2", "h:1", "h:2", 5, "d2", ("meta", "chunk"), True)
-NODE_GOLDEN = "98 02 a26e32 a3683a31 a3683a32 05 a26432 92 a46d657461 a56368756e6b c3"
+NODE = NodeRecord(2, "n2", "h:1", "h:2", 5, "d2", ("meta", "chunk"), True, "/r/h")
+NODE_GOLDEN = "99 02 a26e32 a3683a31 a3683a32 05 a26432 92 a46d657461 a56368756e6b c3 a42f722f68"
+OLD_NODE_GOLDEN = "98 02 a26e32 a3683a31 a3683a32 05 a26432 92 a46d657461 a56368756e6b c3"
+"""From before nodes had locations."""
 
 STRUCTS: list[tuple[Any, str]] = [
     (NODE, NODE_GOLDEN),
@@ -135,6 +137,20 @@ STRUCTS: list[tuple[Any, str]] = [
 def test_records_and_answers(value: Any, golden: str) -> None:
     assert encode(value) == bytes.fromhex(golden)
     assert msgspec.msgpack.decode(bytes.fromhex(golden), type=type(value)) == value
+
+
+def test_a_node_that_has_never_said_where_it_is() -> None:
+    found = msgspec.msgpack.decode(bytes.fromhex(OLD_NODE_GOLDEN), type=NodeRecord)
+    assert found == msgspec.structs.replace(NODE, location="")
+
+
+def test_commands_about_nodes_of_before_can_be_read() -> None:
+    place = "a26e32 a3683a31 a3683a32 a26432 91 a46d657461"
+    for golden, command in (
+        ("96 a86164645f6e6f6465" + place, AddNode("n2", "h:1", "h:2", "d2", ("meta",))),
+        ("97 a96d6f76655f6e6f6465 02" + place, MoveNode(2, "n2", "h:1", "h:2", "d2", ("meta",))),
+    ):
+        assert msgspec.msgpack.decode(bytes.fromhex(golden), type=type(command)) == command
 
 
 def test_a_command_and_a_query() -> None:
