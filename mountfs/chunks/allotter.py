@@ -116,7 +116,7 @@ class Allotter:
                 replicas = self._place(copies, avoid, failed)
             order = self._server.service.order
             try:
-                record = await order(AllotVolume(session, copies, replicas, number))
+                record: VolumeRecord = await order(AllotVolume(session, copies, replicas, number))
             except FsError as error:
                 if number and error.fault in (Fault.BUSY, Fault.NOT_FOUND):
                     continue

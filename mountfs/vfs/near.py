@@ -12,8 +12,8 @@ HERE, NEAR, FAR = 0, 1, 2
 
 
 class Near:
-    """`rack`: where this machine is, as in a node's location without its last part ("/rack-1"); empty:
-    as a node on this machine is, if there is one.
+    """`rack`: where this machine is, as a node's location says it without its last part.  Empty:
+    where a node on this machine is, if there is one.
     """
 
     def __init__(self, rack: str = "") -> None:

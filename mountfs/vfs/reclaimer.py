@@ -3,6 +3,7 @@ that lie over one another are merged.
 """
 
 import logging
+from collections.abc import Awaitable, Callable
 from typing import Any, Final, TypeVar
 
 import msgspec
@@ -13,10 +14,9 @@ from mountfs.chunks.config import HedgeConfig
 from mountfs.chunks.hedge import Hedges
 from mountfs.chunks.open_volumes import OpenVolumes
 from mountfs.chunks.protocol import Delete, Method
-from mountfs.chunks.remote import RemoteChunks
+from mountfs.chunks.remote import Link, RemoteChunks
 from mountfs.chunks.volume_map import VolumeMap
 from mountfs.errors import Fault, FsError
-from mountfs.meta.client import Router
 from mountfs.meta.command import Command, Query
 from mountfs.meta.ops.slices import Garbage, Reclaimed
 from mountfs.meta.ops.volumes import GetVolumes, VolumeRecord
@@ -68,16 +68,22 @@ class _Files:
 
 
 class Reclaimer:
-    """`router`: how this node connects to others as a client."""
+    """`nodes` says who keeps slices; `link` connects to a node."""
 
-    def __init__(self, server: MetaServer, router: Router, allotter: Allotter) -> None:
+    def __init__(
+        self,
+        server: MetaServer,
+        nodes: Callable[[], list[int]],
+        link: Callable[[int], Awaitable[Link]],
+        allotter: Allotter,
+    ) -> None:
         self._server = server
-        self._router = router
+        self._link = link
         self._meta = LeadersMeta(server)
         self._volumes = VolumeMap(self._where)
         self._chunks = RemoteChunks(
-            self._holders,
-            self._link,
+            nodes,
+            link,
             self._volumes,
             OpenVolumes(lambda: LEADER, allotter.allot, allotter.give_back),
             hedges=Hedges(HedgeConfig()),
@@ -110,7 +116,7 @@ class Reclaimer:
         found = await self._meta.read(Garbage(BATCH, self._after))
         self._after = found[-1][0] if len(found) == BATCH else SliceId(0)
         left: set[SliceId] = set()
-        for slice_id, volume, _ in found:
+        for _, volume, _ in found:
             self._volumes.forget(volume)
         for slice_id, volume, _ in found:
             for node in await self._volumes.replicas(volume):
@@ -134,14 +140,3 @@ class Reclaimer:
 
     async def _where(self, numbers: tuple[VolumeId, ...]) -> tuple[VolumeRecord, ...]:
         return await self._meta.read(GetVolumes(numbers))
-
-    def _holders(self) -> list[int]:
-        self._learn()
-        return [node.number for node in self._router.nodes if "chunk" in node.roles]
-
-    async def _link(self, node: int) -> Any:
-        self._learn()
-        return await self._router.link_to(node)
-
-    def _learn(self) -> None:
-        self._router.learn(self._server.service.cluster())
