@@ -30,8 +30,11 @@ class Leading:
     def __init__(self, server: MetaServer, router: Router) -> None:
         self._server = server
         self._router = router
-        self.allotter = Allotter(server, self.link, random.SystemRandom())
-        self.collector = Collector(server, self.link, lambda volume, node: None)
+        self.orders = Orders(lambda: server.group.raft.term, self.link)
+        lot = random.SystemRandom()
+        self.allotter = Allotter(server, self.orders, lot)
+        self.collector = Collector(server, self.orders, lambda volume, node: None)
+        self.repairs = Repairs(server, self.orders, Healer(server.chunkservers.fleet, scan, lot))
 
     async def handle(self, method: int, body: Body) -> bytes:
         """Answers ALLOT and RETURN.  Raises INVALID, and what they do."""
@@ -53,6 +56,7 @@ class Leading:
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self.allotter.run)
             nursery.start_soon(self.collector.run)
+            nursery.start_soon(self.repairs.run)
 
     def nodes(self) -> list[int]:
         """Who keeps slices."""
