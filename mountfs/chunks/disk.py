@@ -173,9 +173,9 @@ class DiskStore:
             self._reader.forget(volume.id, slice_id)
             self._done(volume, at)
 
-    def appends_at_once(self, size_bytes: int) -> bool:
+    def appends_at_once(self, size_bytes: int, volume_id: VolumeId | None = None) -> bool:
         """Whether an `append` of that size takes no more than a write into the page cache."""
-        volume = self._active
+        volume = self._active if volume_id is None else self._open.get(volume_id)
         return (
             volume is not None
             and not volume.sealed
@@ -546,8 +546,19 @@ class DiskStore:
         """After some `put`: give back the disk space that was taken for more."""
         with self._lock:
             volume = self._volumes.get(volume_id)
-            if volume is not None and volume.sealed:
+            if volume is not None and volume.sealed and volume.slack:
                 self._seal(volume)
+
+    def unreadable(self) -> dict[VolumeId, str]:
+        """Volumes that are known of and cannot be opened, and why."""
+        with self._lock:
+            return {one: damage.detail for one, damage in self._set.unreadable.items()}
+
+    def distrust(self, volume_id: VolumeId, why: str) -> None:
+        """A volume is read, if somebody asks, and is left as it is otherwise."""
+        with self._lock:
+            if (volume := self._volumes.get(volume_id)) is not None:
+                volume.damaged = why
 
     def note_bad(self, volume_id: VolumeId, slice_id: SliceId, detail: str) -> None:
         """A needle was found to be damaged: `stats` and `troubles` say so until it is replaced or

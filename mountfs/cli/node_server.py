@@ -11,11 +11,8 @@ import msgspec
 import trio
 import trio.lowlevel
 
-from mountfs.chunks.client import LocalChunks
-from mountfs.chunks.config import ChunkConfig
-from mountfs.chunks.disk import DiskStore
-from mountfs.chunks.index_store import open_index
-from mountfs.chunks.protocol import first_volume_of
+from mountfs.chunks.disk_identity import Owner
+from mountfs.chunks.disks import Disks
 from mountfs.chunks.service import ChunkService
 from mountfs.cli.metrics import NodeMetrics, served
 from mountfs.cli.node_homes import read_seeds, rejoin, settle, write_seeds
@@ -23,7 +20,8 @@ from mountfs.cli.standing import watch_standing
 from mountfs.cli.trust import Trust
 from mountfs.errors import Fault, FsError, only_fault
 from mountfs.meta.admin import Admin
-from mountfs.meta.protocol import ROLE
+from mountfs.meta.client import Router
+from mountfs.meta.protocol import ROLE, Cluster
 from mountfs.meta.server import MetadataDamaged, MetaServer, Place, meta_server
 from mountfs.meta.service import SESSION_TTL_MS
 from mountfs.raft.links import MESSAGES, Links
@@ -36,7 +34,7 @@ from mountfs.wire.config import Limits
 from mountfs.wire.connection import Body
 from mountfs.wire.frames import Hello, Parts
 from mountfs.wire.service import Peer, Service
-from mountfs.wire.stream import Later
+from mountfs.wire.stream import Client, Later
 
 log = logging.getLogger(__name__)
 
@@ -126,6 +124,7 @@ async def _running(settings: Settings, home: Home) -> AsyncIterator[MetaServer]:
         volumes = None
         if "chunk" in settings.roles:
             volumes = stack.enter_context(open_volumes(home, trust))
+            volumes.nodes = meta.service.cluster
 
         def admit(peer: Peer) -> None:
             def noted(method: int, body: Body) -> None:
@@ -152,7 +151,7 @@ async def _running(settings: Settings, home: Home) -> AsyncIterator[MetaServer]:
             admit=admit,
         )
         if settings.metrics is not None:
-            space = None if volumes is None else volumes.chunks.space
+            space = None if volumes is None else volumes.disks.space
             collector = NodeMetrics(meta, space)
             try:
                 where = served(collector, *settings.metrics, trust.server_context)
@@ -166,6 +165,8 @@ async def _running(settings: Settings, home: Home) -> AsyncIterator[MetaServer]:
             if volumes is not None:
                 nursery.start_soon(volumes.run)
             own = (settings.host, settings.port + 1)
+            if volumes is not None:
+                volumes.router = Router(nursery, [own], options)
             reclaimer = Reclaimer(meta, nursery, own, options)
             nursery.start_soon(reclaimer.run)
             nursery.start_soon(watch_standing, meta, client, read_seeds(home.path))
@@ -184,15 +185,24 @@ async def _running(settings: Settings, home: Home) -> AsyncIterator[MetaServer]:
 class Volumes:
     """The volumes of this node, and the work behind the requests."""
 
-    def __init__(self, disk: DiskStore, may_delete: Callable[[Any], None]) -> None:
-        self.disk = disk
-        self.chunks = LocalChunks(disk)
-        self.service = ChunkService(disk, self.chunks, may_delete)
+    def __init__(self, disks: Disks, may_order: Callable[[Any], None]) -> None:
+        self.disks = disks
+        self.service = ChunkService(disks, may_order, self._link)
+        self.router: Router | None = None
+        """How other nodes are reached, once we run."""
+        self.nodes: Callable[[], Cluster]
+        """Which there are."""
+
+    async def _link(self, node: int) -> Client:
+        if self.router is None:
+            raise FsError(Fault.UNAVAILABLE, "this node is just starting")
+        self.router.learn(self.nodes())
+        return await self.router.link_to(node)
 
     async def run(self) -> None:
         while True:
             try:
-                while await self.chunks.compact_one():
+                while await self.disks.compact_one():
                     await trio.lowlevel.checkpoint()
             except FsError as error:
                 log.error("compacting volumes: %s", error)
@@ -201,18 +211,14 @@ class Volumes:
 
 @contextlib.contextmanager
 def open_volumes(home: Home, trust: Trust) -> Iterator[Volumes]:
-    index, told = open_index(home.chunks)
+    """Raises BAD_HOME, and DEVICE when the disk cannot be used."""
+    disks = Disks([home.chunks], Owner(home.id, home.format.node, home.cluster))
     try:
-        if told:
-            log.warning("%s", told)
-        config = ChunkConfig(first_volume=first_volume_of(home.format.node))
-        disk = DiskStore(home.chunks, index, home=home.id, config=config)
-        try:
-            yield Volumes(disk, trust.require_node)
-        finally:
-            disk.close()
+        for what, told in disks.troubles().items():
+            log.warning("%s: %s", what, told)
+        yield Volumes(disks, trust.require_node)
     finally:
-        index.close()
+        disks.close()
 
 
 async def hand_over(meta: MetaServer) -> None:
