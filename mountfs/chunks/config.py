@@ -1,4 +1,4 @@
-"""The limits of a store of volumes."""
+"""The limits of a store of volumes, and of how reads go to several of them."""
 
 from dataclasses import dataclass
 
@@ -31,3 +31,35 @@ class ChunkConfig:
         assert self.volume_bytes >= 64 * KIB, self
         assert 0 < self.garbage_ratio <= 1, self
         assert 0 < self.pending_needles_min <= self.pending_needles_max, self
+
+
+@dataclass(frozen=True)
+class HedgeConfig:
+    enabled: bool = True
+    """False: no read goes to two servers.  Which one it goes to is still learned."""
+    floor_ms: float = 2.0
+    """Nobody is hedged sooner, and no difference that is smaller matters."""
+    ceiling_ms: float = 500.0
+    """Nobody is waited for longer, if there is another."""
+    extra_share: float = 0.05
+    """Extra reads, of all reads.  0 to 1."""
+    burst: float = 20.0
+    """Extra reads that may come at once.  From the lower half of it only those are served that have
+    waited for as long as 95 of 100 take.
+    """
+    window: int = 256
+    """Samples of a server's latency, for each kind of read."""
+    fade_ms: float = 10_000.0
+    """After this time a sample counts half."""
+    probation_share: float = 0.3
+    """A server that has lost more of its last reads is on probation."""
+    probe_ms: float = 1_000.0
+    """A server that is not well is tried once in this time."""
+
+    def __post_init__(self) -> None:
+        assert 0 < self.floor_ms <= self.ceiling_ms, self
+        assert 0 <= self.extra_share <= 1, self
+        assert self.burst >= 2, self
+        assert self.window >= 64, self
+        assert self.fade_ms > 0, self
+        assert 0 < self.probation_share < 1, self

@@ -42,6 +42,8 @@ LIST_MAX: Final = 10_000
 
 
 class Method(IntEnum):
+    ALLOT = 20
+    RETURN = 21
     WRITE = 100
     READ = 101
     DELETE = 102
@@ -51,8 +53,6 @@ class Method(IntEnum):
     LIST = 106
     COPY = 107
     DROP = 108
-    ALLOT = 110
-    RETURN = 111
 
 
 class Open(msgspec.Struct, frozen=True, array_like=True):

@@ -7,12 +7,14 @@ from typing import Final
 
 import trio
 
+from mountfs.chunks.leading import LEADERS, Leading
 from mountfs.chunks.reporter import Reporter
 from mountfs.cli.node_ground import Ground
 from mountfs.cli.node_homes import read_seeds, write_seeds
 from mountfs.cli.standing import watch_standing
 from mountfs.errors import FsError
 from mountfs.meta.admin import Admin, ask
+from mountfs.meta.client import Router
 from mountfs.meta.ops.nodes import all_nodes
 from mountfs.meta.server import MetaServer, meta_server
 from mountfs.meta.to_leader import ByGroup
@@ -20,7 +22,9 @@ from mountfs.raft.links import MESSAGES, Links
 from mountfs.rpc.client import Client
 from mountfs.vfs.reclaimer import Reclaimer
 from mountfs.wire.connection import Body
+from mountfs.wire.frames import Parts
 from mountfs.wire.service import Peer
+from mountfs.wire.stream import Later
 
 log = logging.getLogger(__name__)
 
@@ -33,13 +37,20 @@ MOVED_S: Final = 30.0
 class WithMeta:
     """Use `with_meta`."""
 
-    def __init__(self, ground: Ground, meta: MetaServer, links: Links, admin: Admin) -> None:
+    def __init__(
+        self, ground: Ground, meta: MetaServer, links: Links, admin: Admin, leading: Leading
+    ) -> None:
         self._ground = ground
         self._admin = admin
         self._links = links
+        self._leading = leading
         self.meta = meta
-        self.handle = meta.service.handle
         self.to_leader = ByGroup(meta, ground.client)
+
+    async def handle(self, peer: Peer, method: int, body: Body) -> Parts | Later:
+        if method in LEADERS:
+            return await self._leading.handle(method, body)
+        return await self.meta.service.handle(peer, method, body)
 
     def reports(self, reporter: Reporter) -> None:
         """What this node keeps is told by it."""
@@ -57,9 +68,11 @@ class WithMeta:
     async def run(self) -> None:
         """Until cancelled.  Raises BAD_HOME when this node was removed."""
         ground, meta = self._ground, self.meta
-        own = (ground.settings.host, ground.settings.port + 1)
+        leading = self._leading
+        reclaimer = Reclaimer(meta, leading.nodes, leading.link, leading.allotter)
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(Reclaimer(meta, nursery, own, ground.options).run)
+            nursery.start_soon(leading.run)
+            nursery.start_soon(reclaimer.run)
             nursery.start_soon(watch_standing, meta, ground.client, read_seeds(ground.home.path))
             nursery.start_soon(introduce, meta, ground.client)
 
@@ -92,8 +105,13 @@ async def with_meta(ground: Ground) -> AsyncIterator[WithMeta]:
         session_ttl_ms=ground.settings.session_ttl_ms,
     ) as meta:
         meta.on_nodes = lambda nodes: write_seeds(home.path, nodes)
+        meta.hearing.on_report = meta.chunkservers.hear
         admin = Admin(meta, ground.server, home.format.id, home.format.generation)
-        yield WithMeta(ground, meta, links, admin)
+        async with trio.open_nursery() as nursery:
+            own = (ground.settings.host, ground.settings.port + 1)
+            leading = Leading(meta, Router(nursery, [own], options))
+            yield WithMeta(ground, meta, links, admin, leading)
+            nursery.cancel_scope.cancel()
 
 
 async def introduce(meta: MetaServer, client: Client) -> None:

@@ -329,11 +329,19 @@ class RemoteMeta:
                 if probe.cancelled_caught:
                     link.close(f"no answer within {PROBE_S} s")
 
+    async def ask_leader(self, method: int, body: bytes) -> Body:
+        """What else a leader answers, by what is built on the metadata.  It may act more than once.
+        Raises as `read`.
+        """
+        if self._session.ended is not None:
+            raise self._session.ended
+        return await self._ask(method, body)
+
     def _over(self, error: FsError) -> None:
         if self._session.over(error):
             log.error("%s", error)
 
-    async def _ask(self, method: Method, body: bytes) -> Body:
+    async def _ask(self, method: int, body: bytes) -> Body:
         """The answer, however often it takes.  Raises what is an answer, TIMED_OUT if `soft`."""
         self.calls += 1
         await leave()
@@ -346,7 +354,7 @@ class RemoteMeta:
             Fault.TIMED_OUT, f"no answer from the cluster within {soft_s} s: {self.router.problem}"
         )
 
-    async def _ask_for_ever(self, method: Method, body: bytes) -> Body:
+    async def _ask_for_ever(self, method: int, body: bytes) -> Body:
         link = self.router.leader_now()
         if link is not None:
             # Nearly always the first attempt is the last.
@@ -369,7 +377,7 @@ class RemoteMeta:
                 self._judge(error, link)
             await trio.sleep(backoff.pause_s(random.random()))
 
-    async def _attempt(self, link: Client, method: Method, body: bytes) -> Body:
+    async def _attempt(self, link: Client, method: int, body: bytes) -> Body:
         self.attempts += 1
         number = self.attempts
         self._waiting[number] = link

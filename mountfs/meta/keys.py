@@ -46,6 +46,7 @@ ORPHAN, SESSION, GARBAGE, SHARED, TANGLED, LOCKED = range(2, 8)
 NODE, VOLUME, USED = 9, 10, 11
 
 COUNTERS = _INO_KIND.pack(0, 1)
+FIRST_INO = Ino(1)
 HEAD = _INO_KIND.pack(0, 8)
 
 Range = tuple[bytes, bytes]

@@ -41,6 +41,7 @@ from mountfs.meta.ops.read import (
 from mountfs.meta.ops.reap import Orphans
 from mountfs.meta.ops.session import Sessions
 from mountfs.meta.ops.slices import Garbage, Tangles
+from mountfs.meta.ops.volumes import GetVolumes, ListVolumes, UsedSlices
 from mountfs.meta.ops.xattr import GetXattr, ListXattr
 from mountfs.meta.state_machine import COMMANDS
 
@@ -51,21 +52,28 @@ LIMIT_MAX: Final = 100_000
 """Rows that a query may ask for: who leads answers nobody else meanwhile."""
 
 QUERIES: Final[tuple[type[Query[Any]], ...]] = (
-    Birth, ChunkRows, CountRows, Describe, Garbage, GetAttr, GetLayout, GetPiece, GetXattr,
-    ListXattr, Lookup, NextChunk, Nodes, Orphans, ReadDir, Readlink, Sessions, Tangles, TestLock,
-    Usage,
+    Birth, ChunkRows, CountRows, Describe, Garbage, GetAttr, GetLayout, GetPiece, GetVolumes,
+    GetXattr, ListVolumes, ListXattr, Lookup, NextChunk, Nodes, Orphans, ReadDir, Readlink,
+    Sessions, Tangles, TestLock, Usage, UsedSlices,
 )  # fmt: skip
 
 OPERATORS: Final = frozenset(
     {
         "AddNode",
+        "AdoptVolume",
+        "AllotVolume",
+        "CloseSlices",
         "EndSession",
+        "ForgetVolume",
         "LeaveNode",
         "MakeRoot",
         "MoveNode",
         "OpenSession",
         "Reclaimed",
         "RemoveNode",
+        "ReturnVolumes",
+        "SealVolume",
+        "SetReplicas",
     }
 )
 """Commands that come from the cluster itself, or by a method of their own."""

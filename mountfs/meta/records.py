@@ -315,8 +315,10 @@ class Replies(msgspec.Struct, array_like=True):
 class Counters(msgspec.Struct):
     """Numbers of the filesystem as a whole."""
 
-    format: int = 2
-    """1: the log that belongs to this state may be one of format 1."""
+    format: int = 3
+    """1: the log that belongs to this state may be one of format 1.  2: it has no rows of the kind
+    USED.
+    """
     next_ino: int = 2
     next_slice: int = 1
     next_session: int = 1
@@ -332,7 +334,3 @@ class Counters(msgspec.Struct):
     next_volume: int = FIRST_REPLICATED
     closed_slices: int = 0
     """Slices with names below it that no file refers to are garbage, for ever."""
-    has_used: bool = True
-    """Rows of the kind USED say what files refer to.  False in states from before there were any:
-    they are made when such a state is opened.
-    """

@@ -17,6 +17,7 @@ import trio
 from mountfs.errors import Fault, FsError
 from mountfs.kv.journal import Journal
 from mountfs.kv.leveldb import LevelStore
+from mountfs.meta.chunkservers import Chunkservers
 from mountfs.meta.client import address_of
 from mountfs.meta.command import Command
 from mountfs.meta.hearing import Hearing
@@ -115,7 +116,8 @@ class MetaServer:
         links.received = self._received
         links.unreachable = self.node.unreachable
         self.group = self.node.start(META_GROUP, self.machine)
-        self.safe_mode = SafeMode()
+        self.chunkservers = Chunkservers(self.machine, self.node.now)
+        self.safe_mode = SafeMode(self.chunkservers.volumes)
         self.service = MetaService(
             self.node, self.group, self.machine, self.safe_mode, session_ttl_ms
         )
@@ -239,16 +241,20 @@ class MetaServer:
             self.damaged.set()
             return
         if group.is_leader:
+            self.chunkservers.began_to_lead()
             self.safe_mode.began_to_lead()
             self.service.began_to_lead()
-        elif group.leader:
-            self.safe_mode.heard_a_leader()
+        else:
+            self.chunkservers.lead_no_more()
+            if group.leader:
+                self.safe_mode.heard_a_leader()
 
     async def _lead(self) -> None:
         if self.group.leader not in (0, self.place.number):
             self.safe_mode.heard_a_leader()
         if not self.group.is_leader or not self.group.raft.state.proven:
             return
+        self.chunkservers.fleet.look(self.node.now())
         await self._introduce()
         await self._end_silent_sessions()
         await self._reap()
@@ -338,6 +344,7 @@ class MetaServer:
     def _applied(self, command: Command[Any], reply: object) -> None:
         if isinstance(command, (AddNode, LeaveNode, MoveNode, RemoveNode)):
             self._learn_addresses()
+        self.chunkservers.applied(command, reply)
 
     def _learn_addresses(self) -> None:
         nodes = all_nodes(self.machine.replica.machine.tree)

@@ -37,6 +37,15 @@ from mountfs.meta.ops.symlink import Symlink
 from mountfs.meta.ops.tmpfile import Tmpfile
 from mountfs.meta.ops.touch import Touch
 from mountfs.meta.ops.unlink import Unlink
+from mountfs.meta.ops.volumes import (
+    AdoptVolume,
+    AllotVolume,
+    CloseSlices,
+    ForgetVolume,
+    ReturnVolumes,
+    SealVolume,
+    SetReplicas,
+)
 from mountfs.meta.ops.write import Write
 from mountfs.meta.ops.xattr import RemoveXattr, SetXattr
 from mountfs.meta.records import Replies
@@ -45,10 +54,11 @@ from mountfs.meta.tree import Tree
 R = TypeVar("R")
 
 COMMANDS: tuple[type[Command[Any]], ...] = (
-    AddNode, Allocate, CopyRange, Discard, EndSession, LeaveNode, Link, Make, MakeRoot, Mkdir,
-    MoveNode, OpenSession, Reap, Reclaimed, ReleaseLock, RemoveNode, RemoveXattr, Rename,
-    ReserveSlices, Rewrite, Rmdir, SetAttr, SetXattr, Settle, Symlink, TakeLock, Tmpfile, Touch,
-    Unlink, Write,
+    AddNode, AdoptVolume, Allocate, AllotVolume, CloseSlices, CopyRange, Discard, EndSession,
+    ForgetVolume, LeaveNode, Link, Make, MakeRoot, Mkdir, MoveNode, OpenSession, Reap, Reclaimed,
+    ReleaseLock, RemoveNode, RemoveXattr, Rename, ReserveSlices, ReturnVolumes, Rewrite, Rmdir,
+    SealVolume, SetAttr, SetReplicas, SetXattr, Settle, Symlink, TakeLock, Tmpfile, Touch, Unlink,
+    Write,
 )  # fmt: skip
 """Everything that can be in the log.  A command that was ever written must stay readable."""
 

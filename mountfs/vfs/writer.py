@@ -26,6 +26,10 @@ from mountfs.vfs.handles import File
 log = logging.getLogger(__name__)
 
 SLICES_RESERVED = 1_024
+RESERVED_S = 300.0
+"""Names are used within that time, or not at all: a cluster takes no slices with old names."""
+WRITES_MAX = 4
+"""So often the bytes of a flush are written when their slices come too late."""
 SMALL_BYTES = ops.INLINE_BYTES_MAX
 """A flush of up to so many bytes goes into the metadata: one write to the log, instead of one there
 and one to a volume.
@@ -62,6 +66,7 @@ class Writer:
         """Bytes that the metadata is going to take of the disk."""
         self._next_slice: int = 0
         self._last_slice: int = 0
+        self._reserved_at = 0.0
         self.dirty_bytes = 0
         """Of all files, with what is on its way."""
         self.unwritten: dict[File, float] = {}
@@ -166,6 +171,18 @@ class Writer:
         self, file: File, runs: list[Run], inline: bool, drop_privileges: bool
     ) -> None:
         """Make slices of runs, or, `inline`, let the metadata carry them; and tell the metadata."""
+        for attempt in range(1, WRITES_MAX + 1):
+            try:
+                return await self._write_once(file, runs, inline, drop_privileges)
+            except FsError as error:
+                if error.fault is not Fault.SLICE_EXPIRED or attempt == WRITES_MAX:
+                    raise
+                log.warning("written again, under new names: %s", error)
+                self._next_slice = self._last_slice
+
+    async def _write_once(
+        self, file: File, runs: list[Run], inline: bool, drop_privileges: bool
+    ) -> None:
         written: list[tuple[SliceId, VolumeId, int]] = []
         records = []
         try:
@@ -193,8 +210,10 @@ class Writer:
             log.warning("%d slices could not be given back: %s", len(written), error)
 
     async def _slice_id(self) -> SliceId:
-        if self._next_slice == self._last_slice:
+        now = trio.current_time()
+        if self._next_slice == self._last_slice or now - self._reserved_at > RESERVED_S:
             first = await self._meta.propose(ReserveSlices(SLICES_RESERVED))
+            self._reserved_at = now
             self._next_slice = first
             self._last_slice = self._next_slice + SLICES_RESERVED
         self._next_slice += 1

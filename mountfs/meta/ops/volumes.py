@@ -185,9 +185,7 @@ class ListVolumes(Query[tuple[VolumeRecord, ...]], frozen=True, tag="list_volume
         return tuple(_decode(value) for _, value in rows)
 
 
-class UsedSlices(
-    Query[tuple[tuple[SliceId, int, int], ...]], frozen=True, tag="used_slices"
-):
+class UsedSlices(Query[tuple[tuple[SliceId, int, int], ...]], frozen=True, tag="used_slices"):
     """Up to `limit` slices of a volume that files refer to, behind slice `after`: (slice, bytes,
     crc32c).
     """
@@ -207,9 +205,8 @@ def require_usable(tree: Tree, slice_id: SliceId, volume: VolumeId) -> None:
     """
     if volume >= FIRST_REPLICATED and tree.get(keys.volume(volume)) is None:
         raise FsError(Fault.SLICE_EXPIRED, f"slice {slice_id:#x}: volume {volume} has gone")
-    if slice_id < tree.counters.closed_slices:
-        if tree.get(keys.used(volume, slice_id)) is None:
-            raise FsError(Fault.SLICE_EXPIRED, f"slice {slice_id:#x} was written too long ago")
+    if slice_id < tree.counters.closed_slices and tree.get(keys.used(volume, slice_id)) is None:
+        raise FsError(Fault.SLICE_EXPIRED, f"slice {slice_id:#x} was written too long ago")
 
 
 def volume_of(tree: Tree, number: VolumeId) -> VolumeRecord | None:
