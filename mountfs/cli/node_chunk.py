@@ -14,7 +14,7 @@ from mountfs.chunks.config import ChunkConfig
 from mountfs.chunks.disk import DiskStore
 from mountfs.chunks.index_store import open_index
 from mountfs.chunks.protocol import first_volume_of
-from mountfs.chunks.reporter import Sources
+from mountfs.chunks.reporter import Gathered
 from mountfs.chunks.service import ChunkService
 from mountfs.cli.trust import Trust
 from mountfs.errors import Fault, FsError
@@ -35,7 +35,7 @@ class Volumes:
         self.disk = disk
         self.chunks = LocalChunks(disk)
         self.service = ChunkService(disk, self.chunks, may_delete)
-        self.sources = Sources(self._disks, self._volumes)
+        self._gatherers = trio.CapacityLimiter(1)
 
     async def run(self) -> None:
         while True:
@@ -46,20 +46,26 @@ class Volumes:
                 log.error("compacting volumes: %s", error)
             await trio.sleep(COMPACT_S)
 
-    def _disks(self) -> tuple[DiskReport, ...]:
-        total, free = self.disk.space()
-        volumes = len(self.disk.volumes())
-        return (DiskReport(str(self.disk.directory.parent), "", total, free, volumes),)
+    async def gather(self) -> Gathered:
+        """What the leader is to be told.  A disk that hangs holds up nothing else."""
+        return await trio.to_thread.run_sync(
+            self._gathered, limiter=self._gatherers, abandon_on_cancel=True
+        )
 
-    def _volumes(self) -> Iterator[VolumeReport]:
-        for found in self.disk.volumes():
-            yield VolumeReport(
+    def _gathered(self) -> Gathered:
+        total, free = self.disk.space()
+        volumes = [
+            VolumeReport(
                 found.volume,
                 found.total_bytes,
                 found.living_bytes,
                 found.needles,
                 trouble=found.failed,
             )
+            for found in self.disk.volumes()
+        ]
+        disk = DiskReport(str(self.disk.directory.parent), "", total, free, len(volumes))
+        return Gathered((disk,), volumes)
 
 
 @contextlib.contextmanager

@@ -197,3 +197,21 @@ def test_with_certificates_it_reports_as_others_do() -> None:
         cluster.join("c1", roles="chunk")
         wait_until_heard(cluster)
         assert health(cluster, cluster["c1"]) == "healthy"
+
+
+def test_what_it_keeps_is_not_given_up_with_a_lost_majority() -> None:
+    with fresh_cluster(3) as cluster:
+        (c1,) = cluster.join("c1", roles="chunk")
+        wait_until_heard(cluster)
+        survivor, *lost = (cluster[name] for name in BOTH)
+        for member in (survivor, *lost):
+            member.kill()
+        done = cluster.run(*MOUNTFS, "cluster", "recover", str(survivor.home), "--yes")
+        assert done.returncode == 0, done.stderr
+        cluster.restart(survivor)
+        wait_until_heard(cluster)
+        assert listed(cluster).keys() == {survivor.name, "c1"}
+        until(lambda: health(cluster, survivor, c1) == "healthy", SOON_S, cluster.said)
+        assert c1.end() == 0
+        cluster.restart(c1)
+        wait_until_heard(cluster)
