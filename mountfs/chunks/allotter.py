@@ -35,6 +35,7 @@ LEADER: Final = 1 << 62
 TIDY_S: Final = 5.0
 PAGE: Final = 1_000
 
+
 class Allotter:
     def __init__(self, server: MetaServer, orders: Orders, lot: Random) -> None:
         self._server = server

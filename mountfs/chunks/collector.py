@@ -153,7 +153,7 @@ class Collector:
         closed = SliceId(tree.counters.closed_slices)
         after = SliceId(0)
         while after != LAST:
-            listed = await self._orders.list(node, record.number, after, PAGE)
+            listed = await self._orders.listing(node, record.number, after, PAGE)
             self._server.group.require_leader()
             used = UsedSlices(record.number, PAGE, after).read(tree)
             found = compare(listed, used, PAGE, closed)

@@ -512,6 +512,19 @@ class DiskStore:
         found = islice(merged(rows, over), limit)
         return [(slice_id, place.length) for slice_id, place in found]
 
+    def damaged(self, volume_id: VolumeId, after: SliceId, limit: int) -> list[tuple[SliceId, int]]:
+        """As `listing`, but only needles that are known to be damaged.  Raises NOT_FOUND."""
+        with self._lock:
+            volume = self._volumes.get(volume_id)
+            if volume is None:
+                raise FsError(Fault.NOT_FOUND, f"{self._set.path(volume_id)} is not there")
+            found = []
+            for slice_id in sorted(one for one in volume.bad if one > after):
+                place = self._index.get(volume_id, slice_id)
+                if place is not None:
+                    found.append((slice_id, place.length))
+        return found[:limit]
+
     def stats(self, volume_id: VolumeId) -> VolumeStats | None:
         """None: there is no such volume, or it cannot be opened."""
         with self._lock:

@@ -10,11 +10,16 @@ import trio
 
 from mountfs.chunks.allotter import Allotter
 from mountfs.chunks.collector import Collector
+from mountfs.chunks.orders import Orders
 from mountfs.chunks.protocol import Allot, Method, Return
+from mountfs.chunks.repairs import Repairs
 from mountfs.errors import Fault, FsError
 from mountfs.inline import leave
 from mountfs.meta.client import Router
+from mountfs.meta.healing import Healer
+from mountfs.meta.ops.volumes import ListVolumes, VolumeRecord
 from mountfs.meta.server import MetaServer
+from mountfs.types import VolumeId
 from mountfs.wire.connection import Body
 from mountfs.wire.stream import Client
 
@@ -30,6 +35,10 @@ class Leading:
     def __init__(self, server: MetaServer, router: Router) -> None:
         self._server = server
         self._router = router
+
+        def scan(after: VolumeId, limit: int) -> tuple[VolumeRecord, ...]:
+            return ListVolumes(limit, after).read(server.machine.replica.machine.tree)
+
         self.orders = Orders(lambda: server.group.raft.term, self.link)
         lot = random.SystemRandom()
         self.allotter = Allotter(server, self.orders, lot)

@@ -37,7 +37,7 @@ class Orders:
         body = await self._call(node, Method.SEAL, Seal(self._term(), volume), LONG_S)
         return _decoded(node, body, VolumeReport)
 
-    async def list(
+    async def listing(
         self, node: int, volume: VolumeId, after: SliceId, limit: int, *, damaged: bool = False
     ) -> Sequence[Listed]:
         """Ascending, all behind `after`; `damaged`: only those that are known to be."""

@@ -93,20 +93,21 @@ class Repairs:
         return float(self._server.node.now())
 
     async def _carry_out(self, task: Task) -> None:
-        is_done = False
+        failure = "it was given up"
         try:
             await self._do(task)
-            is_done = True
+            failure = ""
             self.done += 1
             if not isinstance(task, Seal):
                 log.info("volume %d: %s: %s", task.volume, type(task).__name__, task.why)
         except FsError as error:
+            failure = str(error)
             self.failed += 1
             if error.fault is not Fault.NOT_LEADER:
                 log.warning("volume %d: %s: %s", task.volume, type(task).__name__, error)
         finally:
             del self._running[task.volume]
-            self.healer.ended(task, is_done, self._now())
+            self.healer.ended(task, self._now(), failure)
 
     async def _do(self, task: Task) -> None:
         order = self._server.service.order
@@ -119,11 +120,7 @@ class Repairs:
             case CopyVolume():
                 await self._copy(task.volume, task.source, task.target)
                 if task.replicas != task.before:
-                    await order(
-                        SetReplicas(task.volume, task.before, task.replicas, task.copies)
-                    )
-                if task.replacing and task.replacing not in task.replicas:
-                    await self._drop_if_heard(task.replacing, task.volume)
+                    await order(SetReplicas(task.volume, task.before, task.replicas, task.copies))
             case Reconcile():
                 for target in task.among:
                     for source in task.among:
@@ -133,10 +130,11 @@ class Repairs:
                 await self._repair(task)
             case Shrink():
                 await order(SetReplicas(task.volume, task.before, task.replicas, task.copies))
-                await self._drop_if_heard(task.node, task.volume)
             case Remove():
-                await self._orders.drop(task.node, task.volume)
+                await self._remove(task)
             case Rescue():
+                for source in task.others:
+                    await self._copy(task.volume, source, task.node)
                 await self._require_all(task.volume, task.node)
                 await order(SetReplicas(task.volume, task.before, task.replicas, task.copies))
 
@@ -172,7 +170,7 @@ class Repairs:
         """Every slice that is known to be damaged, from the first source that has it whole."""
         after = SliceId(0)
         while True:
-            listed = await self._orders.list(
+            listed = await self._orders.listing(
                 task.node, task.volume, after, LIST_MAX, damaged=True
             )
             for slice_id, _ in listed:
@@ -196,17 +194,30 @@ class Repairs:
         assert failure is not None
         raise failure
 
-    async def _drop_if_heard(self, node: int, volume: VolumeId) -> None:
-        """One that is not will be told when it comes back: no record names its copy."""
-        if self._server.chunkservers.is_heard(node):
-            await self._orders.drop(node, volume)
+    async def _remove(self, task: Remove) -> None:
+        """What a stray copy has, and a replica lacks, is not lost with it."""
+        if not task.replicas:
+            tree = self._server.machine.replica.machine.tree
+            if UsedSlices(task.volume, 1).read(tree):
+                raise FsError(Fault.BUSY, "files refer to slices in it")
+        for replica in task.replicas:
+            try:
+                await self._require_all(task.volume, replica)
+            except FsError as error:
+                if error.fault is not Fault.CORRUPT:
+                    raise
+                for stray in task.strays:
+                    await self._copy(task.volume, stray, replica)
+                await self._require_all(task.volume, replica)
+        for stray in task.strays:
+            await self._orders.drop(stray, task.volume)
 
     async def _require_all(self, volume: VolumeId, node: int) -> None:
         """Raises CORRUPT if the node lacks a slice that is in use."""
         tree = self._server.machine.replica.machine.tree
         after = SliceId(0)
         while after != LAST:
-            listed = await self._orders.list(node, volume, after, LIST_MAX)
+            listed = await self._orders.listing(node, volume, after, LIST_MAX)
             used = UsedSlices(volume, LIST_MAX, after).read(tree)
             found = compare(listed, used, LIST_MAX, CLOSED)
             if found.missing or found.wrong:
@@ -216,5 +227,3 @@ class Repairs:
                     f"{volume} that files refer to",
                 )
             after = found.upto
-
-

@@ -169,8 +169,9 @@ class ChunkService:
         if disk is None:
             raise FsError(Fault.NOT_FOUND, f"volume {asked.volume} is not here")
         await leave()
+        look = disk.store.damaged if asked.damaged else disk.store.listing
         found = await trio.to_thread.run_sync(
-            disk.store.listing, asked.volume, asked.after, asked.limit, limiter=self._obeying
+            look, asked.volume, asked.after, asked.limit, limiter=self._obeying
         )
         return msgspec.msgpack.encode(found)
 
