@@ -17,7 +17,7 @@ from math import inf
 from typing import Any, Final
 
 from mountfs.chunks.config import HedgeConfig
-from mountfs.chunks.health import FAR, SLOW, Health, Lane, Rank
+from mountfs.chunks.health import BUSY, FAR, SLOW, Health, Lane, Rank
 from mountfs.types import KIB
 
 SMALL_BYTES: Final = 64 * KIB
@@ -66,8 +66,8 @@ class Hedges:
             lane = known.get(node) or health.meet(node, known, now)
             if now >= lane.fades_at:
                 lane.fade(now)
-            if 0 < lane.mean_ms < best_ms and not lane.peer.on_probation:
-                best, best_ms = lane, lane.mean_ms
+            if 0 < lane.cost_ms < best_ms and not lane.peer.on_probation:
+                best, best_ms = lane, lane.cost_ms
             if (distance := near.get(node, FAR)) < nearest:
                 wanted, nearest = lane, distance
             lanes[node] = lane
@@ -78,9 +78,12 @@ class Hedges:
             read.begin(wanted, now)  # as nearly always
             return read
         ranked = health.ranked(list(lanes.values()), near, now)
+        rank, lane = ranked[0]
+        tried = None
         # With half of the bucket there is enough for another one to be asked soon.
-        tried = health.to_try(wanted, ranked[1:], now) if 2 * self.tokens >= config.burst else None
-        read.begin(tried or ranked[0][1], now, tried=tried is not None)
+        if 2 * self.tokens >= config.burst or rank or lane.under_way > BUSY:
+            tried = health.to_try(wanted, ranked, now)
+        read.begin(tried or lane, now, tried=tried is not None)
         return read
 
     def order(
@@ -233,7 +236,7 @@ class Read:
         assert self._asked[node] is not None, "it has failed before"
         self._asked[node] = None
         lane = self._lanes[node]
-        lane.under_way -= 1
+        lane.end()
         self._hedges.health.lost(lane.peer, now)
         if self.under_way:
             return None
