@@ -25,8 +25,8 @@ FEW: Final = 8
 """Of so few samples nobody can say what 95 of 100 are."""
 EARLY: Final = 4.0
 """Who has waited for so many times what the best server needs for half of its reads has waited long
-enough, if there is enough left for others.  It is for servers of which more than 5 of 100 reads
-hang: their 95th percentile says only how long.
+enough.  It is for servers of which more than 5 of 100 reads hang: their 95th percentile says only
+for how long.
 """
 SLOW: Final = 2.0
 BUSY: Final = 8
@@ -103,13 +103,14 @@ class Lane:
         self.weigh()
         self.fades_at = latency.fades_at
         wait_ms, early_ms = latency.p95_ms, EARLY * latency.p50_ms
-        if latency.samples < FEW:  # a guess between all that it may be
-            guess_ms = (config.floor_ms * config.ceiling_ms) ** 0.5
-            wait_ms, early_ms = max(wait_ms, guess_ms), max(early_ms, guess_ms)
+        if latency.samples < FEW:
+            wait_ms = max(wait_ms, (config.floor_ms * config.ceiling_ms) ** 0.5)  # a guess
+        if not early_ms:
+            early_ms = wait_ms
         self.wait_ms = min(max(wait_ms, config.floor_ms), config.ceiling_ms)
-        """Another server is asked after this time."""
+        """Who reads waits for so long before another server is asked."""
         self.early_ms = min(max(early_ms, config.floor_ms), config.ceiling_ms)
-        """Or, whoever is asked, after this one if there is enough for it in the bucket."""
+        """Or for so long, whoever was asked, when this server has the bytes too."""
 
     def weigh(self) -> None:
         """The figures have changed, or it is busy."""

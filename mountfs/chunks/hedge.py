@@ -126,7 +126,6 @@ class Read:
         "_hedged",
         "_hedges",
         "_lanes",
-        "_late",
         "_near",
         "_slept",
         "_tried",
@@ -175,14 +174,19 @@ class Read:
     def _ask(self, lane: Lane, now: float) -> None:
         lane.begin(now)
         self._asked[lane.node] = now
-        self._wait_ms = wait_ms = lane.wait_ms
-        self._late = now + wait_ms
-        """When it has had the time in which it answers 95 of 100."""
-        if len(self._asked) == len(self._lanes) or not self._hedges.config.enabled:
+        config = self._hedges.config
+        wait_ms = lane.wait_ms
+        best = self._best
+        if best.early_ms < wait_ms:
+            wait_ms = best.early_ms
+        scarce = 1 - 2 * self._hedges.tokens / config.burst
+        if scarce > 0:  # spend it on those that take longest
+            wait_ms = min(wait_ms * (1 + scarce), config.ceiling_ms)
+        self._wait_ms = wait_ms
+        if len(self._asked) == len(self._lanes) or not config.enabled:
             self.due = None
         else:
-            early_ms = self._best.early_ms
-            self.due = now + (early_ms if early_ms < wait_ms else wait_ms)
+            self.due = now + wait_ms
 
     def hedge(self, now: float) -> int | None:
         """Whom to ask as well.  None: nobody, for now; `due` says whether to call again."""
@@ -194,9 +198,6 @@ class Read:
             # It is us who were not there, and what has come meanwhile may still wait to be read.
             self._slept = True
             self.due = now + config.floor_ms
-            return None
-        if now < self._late and 2 * hedges.tokens < config.burst:
-            self.due = self._late
             return None
         if hedges.tokens < 1:
             hedges.denied += not self._denied

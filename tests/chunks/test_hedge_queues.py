@@ -1,11 +1,16 @@
-"""Servers with queues and a client that hedges, on a clock of their own: what reads take."""
+"""What reads take when servers are not well: servers with queues, and a client that hedges, on a
+clock of their own and from one seed.
+"""
 
 import heapq
+import statistics
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from itertools import count, permutations
 from random import Random
-from typing import Final
+from typing import Any, Final
+
+import pytest
 
 from mountfs.chunks.config import HedgeConfig
 from mountfs.chunks.hedge import Hedges, Read
@@ -118,8 +123,14 @@ class World:
         read = self.hedges.read(nodes, 4 * KIB, self.near, self.now)
         _Client(self, read).begin()
 
-    def quantile(self, share: float) -> float:
-        return sorted(self.took_ms)[int(share * len(self.took_ms))]
+    @property
+    def p99_ms(self) -> float:
+        return sorted(self.took_ms)[int(0.99 * len(self.took_ms))]
+
+    @property
+    def extra_share(self) -> float:
+        """Extra reads, of the reads of this run."""
+        return sum(self.asked.values()) / len(self.took_ms) - 1
 
     def share_of(self, node: int) -> float:
         return self.asked[node] / sum(self.asked.values())
@@ -183,3 +194,127 @@ class _Client:
         self.world.took_ms.append(self.world.now - self.began)
 
 
+OFF: Final = HedgeConfig(enabled=False)
+READS: Final = 4_000
+WARM_UP: Final = 2_000
+SLOWLY: Final = 0.01
+"""Reads in a ms: what is learned fades before much has been seen."""
+
+
+def world(config: HedgeConfig | None = None, **how: Any) -> World:
+    """One in which all is well and known."""
+    found = World(config, **how)
+    found.run(WARM_UP)
+    return found
+
+
+def healthy_p99_ms(**how: Any) -> float:
+    found = world(OFF, **how)
+    found.run(READS)
+    return found.p99_ms
+
+
+def test_servers_that_are_well_are_read_alike_and_hedging_does_no_harm() -> None:
+    found = world()
+    found.run(READS)
+    assert found.p99_ms <= 1.05 * healthy_p99_ms()
+    assert found.extra_share <= 0.05
+    for node in NODES:
+        assert 0.28 < found.share_of(node) < 0.39
+    assert found.hedges.health.probations == 0
+
+
+@pytest.mark.parametrize("per_ms", [1.0, SLOWLY])
+def test_a_server_that_is_slow_now_and_then_is_not_noticed(per_ms: float) -> None:
+    found = world(per_ms=per_ms)
+    found.trouble[3] = sometimes(0.05, 200)
+    for _ in range(3):
+        found.run(READS)
+        assert found.p99_ms <= 2 * healthy_p99_ms(per_ms=per_ms)
+    assert found.hedges.hedges <= 0.05 * found.hedges.reads
+
+
+@pytest.mark.parametrize("per_ms", [1.0, SLOWLY])
+def test_nor_much_if_it_is_the_nearest_and_so_all_that_may_be_hedged_is(per_ms: float) -> None:
+    found = world(per_ms=per_ms, near={3: 0})
+    found.trouble[3] = sometimes(0.05, 200)
+    for _ in range(3):
+        found.run(READS)
+        assert found.p99_ms <= 4 * healthy_p99_ms(per_ms=per_ms)
+    assert found.hedges.hedges <= 0.05 * found.hedges.reads + 20
+
+
+def test_without_hedging_it_is_noticed() -> None:
+    found = world(OFF, per_ms=SLOWLY)
+    found.trouble[3] = sometimes(0.05, 200)
+    found.run(READS)
+    assert found.p99_ms > 100
+
+
+@pytest.mark.parametrize("near", [{}, {3: 0}], ids=["anywhere", "the nearest"])
+@pytest.mark.parametrize("trouble", [always(50), always(SILENT)], ids=["slow", "silent"])
+@pytest.mark.parametrize("per_ms", [8.0, 1.0, SLOWLY])
+def test_a_server_that_is_slow_or_silent_is_hardly_asked_any_more(
+    per_ms: float, trouble: Trouble, near: dict[int, int]
+) -> None:
+    found = world(per_ms=per_ms, near=near)
+    found.trouble[3] = trouble
+    found.run(READS)
+    assert found.share_of(3) < 0.03
+    assert found.p99_ms <= 2 * healthy_p99_ms(per_ms=per_ms)
+    found.run(READS)
+    assert found.share_of(3) < 0.03
+    assert found.p99_ms <= 2 * healthy_p99_ms(per_ms=per_ms)
+    assert found.extra_share <= 0.06
+
+
+@pytest.mark.parametrize("trouble", [always(50), always(SILENT)], ids=["slow", "silent"])
+def test_one_that_is_well_is_enough(trouble: Trouble) -> None:
+    found = world()
+    found.trouble[2] = found.trouble[3] = trouble
+    found.run(READS)
+    assert found.p99_ms <= 2 * healthy_p99_ms()
+    assert found.share_of(1) > 0.95
+
+
+@pytest.mark.parametrize("trouble", [always(50), always(SILENT)], ids=["slow", "silent"])
+def test_a_server_that_is_well_again_is_read_again(trouble: Trouble) -> None:
+    found = world()
+    found.trouble[3] = trouble
+    found.run(READS)
+    found.trouble[3] = well
+    found.run(2 * READS)
+    found.run(READS)
+    assert 0.28 < found.share_of(3) < 0.39
+    assert found.hedges.health.on_probation == 0
+
+
+def test_when_all_are_slow_there_are_no_more_reads_than_before() -> None:
+    found = world()
+    found.usual_ms = 12
+    hedges, reads = found.hedges.hedges, found.hedges.reads
+    found.run(READS)
+    assert found.hedges.hedges - hedges <= 0.05 * (found.hedges.reads - reads) + 20
+    found.run(READS)
+    slow = world(OFF, usual_ms=12)
+    slow.run(READS)
+    assert found.p99_ms <= 1.1 * slow.p99_ms
+
+
+def test_when_all_are_slow_now_and_then_nobody_is_overrun() -> None:
+    """Whom all others avoid has more to do: it must not drown while they are idle."""
+    found = world()
+    found.trouble = dict.fromkeys(NODES, sometimes(0.05, 200))
+    for _ in range(4):
+        found.run(READS)
+        assert statistics.median(found.took_ms) < 2
+        assert found.p99_ms < 250
+        assert found.hedges.hedges <= 0.05 * found.hedges.reads + 20
+
+
+def test_what_hangs_costs_no_more_than_patience_where_nobody_may_be_hedged() -> None:
+    found = world(HedgeConfig(extra_share=0, burst=2), patience_ms=500)
+    found.trouble[3] = always(SILENT)
+    found.run(READS)
+    assert max(found.took_ms) < 510
+    assert found.share_of(3) < 0.03
