@@ -47,8 +47,8 @@ class HedgeConfig:
     extra_share: float = 0.05
     """Extra reads, of all reads.  0 to 1."""
     burst: float = 20.0
-    """Extra reads that may come at once.  From the lower half of it only those are served that have
-    waited for as long as 95 of 100 take.
+    """Extra reads that may come at once.  When less than half of them is left, who reads waits for
+    longer, up to twice as long: what is left is for the worst.
     """
     window: int = 256
     """Samples of a server's latency, for each kind of read."""
