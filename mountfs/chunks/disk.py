@@ -453,6 +453,7 @@ class DiskStore:
             if volume is None:
                 if damage := self._set.unreadable.get(volume_id):
                     raise FsError(Fault.CORRUPT, f"{damage.path}: {damage.detail}")
+                self._keep_epoch(volume_id, 0)  # it may be that opening it has failed half-way
                 volume = self._make(volume_id)
             with self._lock:
                 volume.own = False

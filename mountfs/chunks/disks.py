@@ -60,12 +60,11 @@ class Disk:
             self.trouble = f"{self.path}: asking for its space: {error.strerror or error}"
             return 0, 0
 
-    def report(self) -> DiskReport:
+    def report(self, volumes: int) -> DiskReport:
         total, free = self.space()
-        stats = self.store.volumes()
         if self.why_not:
             free = 0
-        return DiskReport(str(self.path), self.kind, total, free, len(stats), self.why_not)
+        return DiskReport(str(self.path), self.kind, total, free, volumes, self.why_not)
 
     def expected_free(self) -> int:
         """What is free when the volumes that are open will be full."""
@@ -205,10 +204,11 @@ class Disks:
         """The disk that has a sealed volume, which is made if it is not there.  Raises BUSY for one
         that is not sealed, and as `seal`.
         """
+        if volume not in self._where:
+            self._on_its_disk(volume, lambda store: store.seal(volume))
         disk = self._where.get(volume)
         if disk is None:
-            self._on_its_disk(volume, lambda store: store.seal(volume))
-            disk = self._where[volume]
+            raise FsError(Fault.BUSY, f"volume {volume} is just being dropped")
         stats = disk.store.stats(volume)
         if stats is None:
             why = disk.store.unreadable().get(volume, "it has just gone")
@@ -223,7 +223,9 @@ class Disks:
         if disk is None:
             return
         disk.store.drop(volume)
-        self._where.pop(volume, None)
+        with self._placing:
+            if disk.store.stats(volume) is None:  # it was not made anew meanwhile
+                self._where.pop(volume, None)
 
     def delete(self, doomed: Mapping[VolumeId, Sequence[SliceId]]) -> None:
         """Forget slices, durably; what is not there is forgotten already.  Raises NO_SPACE or
@@ -246,7 +248,10 @@ class Disks:
     def _on_its_disk(self, volume: VolumeId, work: Callable[[DiskStore], T]) -> T:
         disk = self._where.get(volume)
         if disk is not None:
-            return work(disk.store)
+            done = work(disk.store)
+            with self._placing:
+                self._where[volume] = disk  # it may have been dropped and made anew
+            return done
         with self._placing:  # two orders must not choose two disks for one volume
             disk = self._where.get(volume)
             if disk is not None:
@@ -284,11 +289,12 @@ class Disks:
 
     def report(self, *, whole: bool) -> Reported:
         """`whole`: all volumes, not only those that have changed since the call before."""
-        disks = [disk.report() for disk in self.disks]
+        stats_of = {disk: disk.store.volumes() for disk in self.disks}
+        disks = [disk.report(len(all_stats)) for disk, all_stats in stats_of.items()]
         disks += [DiskReport(str(path), "", 0, 0, 0, why) for path, why in self._unopened.items()]
         now: dict[VolumeId, VolumeReport] = {}
-        for disk in self.disks:
-            for stats in disk.store.volumes():
+        for disk, all_stats in stats_of.items():
+            for stats in all_stats:
                 if self._where.get(stats.volume) is disk:
                     now[stats.volume] = _report(stats)
             for volume, why in disk.store.unreadable().items():

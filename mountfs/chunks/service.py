@@ -43,7 +43,7 @@ WRITERS: Final = 4
 """Threads that store slices."""
 ORDERS: Final = 4
 """Threads that obey."""
-WRITES_MAX: Final = 64
+WRITES_MAX: Final = 256
 READS_MAX: Final = 1_024
 ORDERS_MAX: Final = 64
 COPIES_MAX: Final = 4

@@ -551,6 +551,19 @@ def test_what_cannot_be_made_is_not_open(store, index, fails, monkeypatch):
     add(store, 1, epoch=1)
 
 
+def test_what_could_not_be_made_and_is_sealed_then_stays_sealed(store, reopen, fails, monkeypatch):
+    with monkeypatch.context() as patch:
+
+        def broken(*_: object) -> None:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+        patch.setattr(os, "fdatasync", broken)
+        fails(Fault.NO_SPACE, store.open_volume, V, 1)
+    store.seal(V)
+    for each in (store, reopen()):
+        fails(Fault.BUSY, each.open_volume, V, 1, match="sealed")
+
+
 def test_many_threads_fill_many_volumes(store, reopen):
     volumes = [VolumeId(FIRST_REPLICATED + one) for one in range(6)]
     for volume in volumes:
