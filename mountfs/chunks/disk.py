@@ -1104,6 +1104,35 @@ class DiskStore:
         for volume in volumes:
             yield from self._verify(volume, report)
 
+    def verify_some(
+        self, volume_id: VolumeId, after: SliceId, bytes_max: int
+    ) -> tuple[list[Damage], int, int, SliceId]:
+        """Read the needles of a volume behind slice `after`, by name, up to about so many bytes.
+
+        Returns what is damaged, how many bytes and needles were read, and how far that was: 0 when
+        it was the rest.  Raises NOT_FOUND, and CORRUPT for one that cannot be opened.
+        """
+        with self._lock:
+            volume = self._volumes.get(volume_id)
+            if volume is None or volume.dropped:
+                raise FsError(Fault.NOT_FOUND, f"{self._set.path(volume_id)} is not there")
+            file = self._set.file(volume)
+            rows, over = self._index.listing(volume_id, after)
+        damaged: list[Damage] = []
+        read = needles = 0
+        for slice_id, place in merged(rows, over):
+            damage = rewrite.check(file, slice_id, place)
+            if damage is not None:
+                with self._lock:
+                    same = volume.generation == file.superblock.generation
+                    if same and self._index.get(volume_id, slice_id) == place:
+                        damaged.append(damage)
+            read += needle.needle_bytes(place.length)
+            needles += 1
+            if read >= bytes_max:
+                return damaged, read, needles, slice_id
+        return damaged, read, needles, SliceId(0)
+
     def _verify(self, volume: LiveVolume, report: "_Report") -> Iterator[Damage]:
         try:
             with self._lock:

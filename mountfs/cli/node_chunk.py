@@ -6,6 +6,7 @@ from collections.abc import Awaitable, Callable, Iterator
 from pathlib import Path
 from typing import Any, Final
 
+import msgspec
 import trio
 import trio.lowlevel
 
@@ -13,6 +14,7 @@ from mountfs.chunks.copying import Source
 from mountfs.chunks.disk_identity import Owner
 from mountfs.chunks.disks import Disks
 from mountfs.chunks.reporter import Gathered
+from mountfs.chunks.scrub import PERIOD_S, Scrub
 from mountfs.chunks.service import ChunkService
 from mountfs.cli.trust import Trust
 from mountfs.errors import FsError
@@ -33,12 +35,21 @@ class Volumes:
         disks: Disks,
         may_order: Callable[[Any], None],
         link: Callable[[int], Awaitable[Source]],
+        scrub_s: float = PERIOD_S,
     ) -> None:
         self.disks = disks
         self.service = ChunkService(disks, may_order, link)
+        self.scrubs = [Scrub(disk.store, disk.path, period_s=scrub_s) for disk in disks.disks]
         self._gatherers = trio.CapacityLimiter(1)
 
     async def run(self) -> None:
+        """Until cancelled."""
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self._compact)
+            for scrub in self.scrubs:
+                nursery.start_soon(scrub.run)
+
+    async def _compact(self) -> None:
         while True:
             try:
                 while await self.disks.compact_one():
@@ -55,7 +66,16 @@ class Volumes:
 
     def _gathered(self) -> Gathered:
         reported = self.disks.report(whole=True)
-        return Gathered(reported.disks, reported.volumes)
+        shares = [scrub.share for scrub in self.scrubs]
+        scrubbed = sum(shares) / len(shares) if shares else 0.0
+        return Gathered(reported.disks, reported.volumes, scrubbed=scrubbed)
+
+    def scrubbed(self) -> dict[str, Any]:
+        """By disk: how far its verification has come, and what the last one has found."""
+        return {
+            str(disk.path): msgspec.to_builtins(scrub.state)
+            for disk, scrub in zip(self.disks.disks, self.scrubs, strict=True)
+        }
 
 
 @contextlib.contextmanager
