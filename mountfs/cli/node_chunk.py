@@ -2,23 +2,20 @@
 
 import contextlib
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from pathlib import Path
 from typing import Any, Final
 
 import trio
 import trio.lowlevel
 
-from mountfs.chunks.client import LocalChunks
-from mountfs.chunks.config import ChunkConfig
-from mountfs.chunks.disk import DiskStore
-from mountfs.chunks.index_store import open_index
-from mountfs.chunks.protocol import first_volume_of
+from mountfs.chunks.copying import Source
+from mountfs.chunks.disk_identity import Owner
+from mountfs.chunks.disks import Disks
 from mountfs.chunks.reporter import Gathered
 from mountfs.chunks.service import ChunkService
 from mountfs.cli.trust import Trust
-from mountfs.errors import Fault, FsError
-from mountfs.meta.reports import DiskReport, VolumeReport
+from mountfs.errors import FsError
 from mountfs.vfs.home import Home
 
 log = logging.getLogger(__name__)
@@ -31,16 +28,20 @@ COMPACT_S: Final = 5.0
 class Volumes:
     """The volumes of this node, and the work behind the requests."""
 
-    def __init__(self, disk: DiskStore, may_delete: Callable[[Any], None]) -> None:
-        self.disk = disk
-        self.chunks = LocalChunks(disk)
-        self.service = ChunkService(disk, self.chunks, may_delete)
+    def __init__(
+        self,
+        disks: Disks,
+        may_order: Callable[[Any], None],
+        link: Callable[[int], Awaitable[Source]],
+    ) -> None:
+        self.disks = disks
+        self.service = ChunkService(disks, may_order, link)
         self._gatherers = trio.CapacityLimiter(1)
 
     async def run(self) -> None:
         while True:
             try:
-                while await self.chunks.compact_one():
+                while await self.disks.compact_one():
                     await trio.lowlevel.checkpoint()
             except FsError as error:
                 log.error("compacting volumes: %s", error)
@@ -53,35 +54,25 @@ class Volumes:
         )
 
     def _gathered(self) -> Gathered:
-        total, free = self.disk.space()
-        volumes = [
-            VolumeReport(
-                found.volume,
-                found.total_bytes,
-                found.living_bytes,
-                found.needles,
-                trouble=found.failed,
-            )
-            for found in self.disk.volumes()
-        ]
-        disk = DiskReport(str(self.disk.directory.parent), "", total, free, len(volumes))
-        return Gathered((disk,), volumes)
+        reported = self.disks.report(whole=True)
+        return Gathered(reported.disks, reported.volumes)
 
 
 @contextlib.contextmanager
-def open_volumes(home: Home, trust: Trust, data: tuple[Path, ...] = ()) -> Iterator[Volumes]:
-    """`data`: directories for volumes beside the home."""
-    if data:
-        raise FsError(Fault.NOT_IMPLEMENTED, "volumes are kept in the home, and nowhere else")
-    index, told = open_index(home.chunks)
+def open_volumes(
+    home: Home,
+    trust: Trust,
+    link: Callable[[int], Awaitable[Source]],
+    data: tuple[Path, ...] = (),
+) -> Iterator[Volumes]:
+    """`link` connects to another node; `data`: directories for volumes beside the home.  Raises
+    BAD_HOME for one that is not this node's.
+    """
+    owner = Owner(home.id, home.format.node, home.cluster)
+    disks = Disks([home.chunks, *data], owner)
     try:
-        if told:
-            log.warning("%s", told)
-        config = ChunkConfig(first_volume=first_volume_of(home.format.node))
-        disk = DiskStore(home.chunks, index, home=home.id, config=config)
-        try:
-            yield Volumes(disk, trust.require_node)
-        finally:
-            disk.close()
+        for what, told in disks.troubles().items():
+            log.warning("%s: %s", what, told)
+        yield Volumes(disks, trust.require_node, link)
     finally:
-        index.close()
+        disks.close()

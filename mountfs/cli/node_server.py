@@ -66,7 +66,9 @@ async def _running(ground: Ground) -> AsyncIterator[Node]:
         ground.server.is_complete = True
         volumes = reporter = None
         if CHUNK in settings.roles:
-            volumes = stack.enter_context(open_volumes(ground.home, trust, settings.data))
+            volumes = stack.enter_context(
+                open_volumes(ground.home, trust, part.link, settings.data)
+            )
             reporter = Reporter(ground.place.number, volumes.gather, part.to_leader)
             part.reports(reporter)
 
@@ -85,7 +87,7 @@ async def _running(ground: Ground) -> AsyncIterator[Node]:
             ssl_context=trust.server_context,
             admit=part.admit,
         )
-        space = None if volumes is None else volumes.chunks.space
+        space = None if volumes is None else volumes.disks.space
         _serve_metrics(stack, ground, NodeMetrics(part.meta, space, reporter))
         async with trio.open_nursery() as nursery:
             nursery.start_soon(service.serve, listeners)

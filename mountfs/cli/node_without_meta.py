@@ -51,6 +51,7 @@ class WithoutMeta:
         known = read_seeds(ground.home.path)
         self.router = Router(nursery, _doors(known, ground.settings.join), ground.options)
         self.router.learn(Cluster(0, known))
+        self.link = self.router.link_to
         self.to_leader = ByAsking(self.router, ground.client, ground.place.disk)
         self._trouble: Callable[[], str] = lambda: ""
         """What keeps this node from its work; empty: nothing."""
