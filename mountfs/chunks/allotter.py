@@ -1,17 +1,16 @@
-"""The leader gives out volumes to write to: it chooses their nodes, has it agreed on, and opens them
-there before it says so.
+"""The leader gives out volumes to write to: it chooses their nodes, has it agreed on, and opens
+them there before it says so.
 """
 
 import logging
-from collections.abc import Awaitable, Callable, Collection
+from collections.abc import Collection
 from random import Random
 from typing import Final
 
-import msgspec
 import trio
 
-from mountfs.chunks.protocol import ALLOT_MAX, Allot, Method, Open, Return
-from mountfs.chunks.remote import Link
+from mountfs.chunks.orders import Orders
+from mountfs.chunks.protocol import ALLOT_MAX, Allot, Return
 from mountfs.errors import Fault, FsError
 from mountfs.meta.ops.volumes import (
     COPIES_MAX,
@@ -25,12 +24,9 @@ from mountfs.meta.ops.volumes import (
 from mountfs.meta.placement import place
 from mountfs.meta.server import MetaServer
 from mountfs.types import MIB, VolumeId
-from mountfs.wire.connection import Disconnected
 
 log = logging.getLogger(__name__)
 
-OPEN_S: Final = 3.0
-"""So long a node may take to open a volume."""
 TRIES: Final = 5
 REUSE_BYTES_MAX: Final = 512 * MIB
 """A volume that nobody writes to is given out again while it is smaller."""
@@ -39,15 +35,11 @@ LEADER: Final = 1 << 62
 TIDY_S: Final = 5.0
 PAGE: Final = 1_000
 
-Linking = Callable[[int], Awaitable[Link]]
-
 
 class Allotter:
-    """`link` connects to a node."""
-
-    def __init__(self, server: MetaServer, link: Linking, lot: Random) -> None:
+    def __init__(self, server: MetaServer, orders: Orders, lot: Random) -> None:
         self._server = server
-        self._link = link
+        self._orders = orders
         self._lot = lot
         self._idle: dict[VolumeId, None] = {}
         """Volumes that nobody writes to, and that are not sealed."""
@@ -163,17 +155,11 @@ class Allotter:
 
     async def _open(self, record: VolumeRecord) -> dict[int, FsError]:
         """Which nodes have not opened it, and why."""
-        term = self._server.group.raft.term
-        body = msgspec.msgpack.encode(Open(term, record.number, record.epoch))
         failed: dict[int, FsError] = {}
 
         async def open_at(node: int) -> None:
             try:
-                with trio.fail_after(OPEN_S):
-                    await (await self._link(node)).call(Method.OPEN, body)
-            except (Disconnected, trio.TooSlowError) as error:
-                why = str(error) or f"no answer within {OPEN_S:g} s"
-                failed[node] = FsError(Fault.UNAVAILABLE, f"node {node}: {why}")
+                await self._orders.open(node, record.number, record.epoch)
             except FsError as error:
                 failed[node] = error
 

@@ -7,20 +7,19 @@ metadata has closed its name (`CloseSlices`): then no file can come to refer to 
 
 import logging
 from collections import deque
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from typing import Final
 
 import msgspec
 import trio
 
-from mountfs.chunks.comparison import LAST, compare, is_ordered
-from mountfs.chunks.protocol import LIST_MAX, Delete, List, Method
-from mountfs.chunks.remote import Link
+from mountfs.chunks.comparison import LAST, compare
+from mountfs.chunks.orders import Orders
+from mountfs.chunks.protocol import LIST_MAX
 from mountfs.errors import Fault, FsError
 from mountfs.meta.ops.volumes import CloseSlices, ListVolumes, UsedSlices, VolumeRecord
 from mountfs.meta.server import MetaServer
 from mountfs.types import SliceId, VolumeId
-from mountfs.wire.connection import Disconnected
 
 log = logging.getLogger(__name__)
 
@@ -30,7 +29,6 @@ MARK_S: Final = 30.0
 ROUND_S: Final = 6 * 3600.0
 """What all volumes take together, if they are not looked at faster than one in `PAUSE_S`."""
 PAUSE_S: Final = 0.5
-CALL_S: Final = 30.0
 PAGE: Final = LIST_MAX
 DELETED_AT_ONCE: Final = 1_000
 
@@ -53,19 +51,19 @@ class Figures(msgspec.Struct):
 
 
 class Collector:
-    """`link` connects to a node; `differs` is told of a volume that lacks slices at a node."""
+    """`differs` is told of a volume that lacks slices at a node."""
 
     def __init__(
         self,
         server: MetaServer,
-        link: Callable[[int], Awaitable[Link]],
+        orders: Orders,
         differs: Callable[[VolumeId, int], None],
         *,
         grace_s: float = GRACE_S,
         round_s: float = ROUND_S,
     ) -> None:
         self._server = server
-        self._link = link
+        self._orders = orders
         self._differs = differs
         self.grace_s = grace_s
         self.round_s = round_s
@@ -143,30 +141,19 @@ class Collector:
         for node in record.replicas:
             try:
                 await self._look_at(record, node)
-            except (Disconnected, trio.TooSlowError):
-                continue  # it is looked at again in the next round
             except FsError as error:
-                if error.fault in (Fault.NOT_LEADER, Fault.SESSION_ENDED):
+                if error.fault is Fault.NOT_LEADER:
                     raise
+                if error.fault is Fault.UNAVAILABLE:
+                    continue  # it is looked at again in the next round
                 log.warning("volume %d at node %d: %s", record.number, node, error)
 
     async def _look_at(self, record: VolumeRecord, node: int) -> None:
-        """Raises what the node says; Disconnected, TooSlowError."""
         tree = self._server.machine.replica.machine.tree
-        term = self._server.group.raft.term
         closed = SliceId(tree.counters.closed_slices)
         after = SliceId(0)
         while after != LAST:
-            with trio.fail_after(CALL_S):
-                link = await self._link(node)
-                body = msgspec.msgpack.encode(List(record.number, after, PAGE))
-                answer = await link.call(Method.LIST, body)
-            try:
-                listed = msgspec.msgpack.decode(answer, type=list[tuple[SliceId, int]])
-            except msgspec.MsgspecError as error:
-                raise FsError(Fault.DEVICE, f"its list makes no sense: {error}") from None
-            if not is_ordered(listed, after):
-                raise FsError(Fault.DEVICE, "its list is not in order")
+            listed = await self._orders.listing(node, record.number, after, PAGE)
             self._server.group.require_leader()
             used = UsedSlices(record.number, PAGE, after).read(tree)
             found = compare(listed, used, PAGE, closed)
@@ -179,8 +166,6 @@ class Collector:
                 self._differs(record.number, node)
             for at in range(0, len(found.orphans), DELETED_AT_ONCE):
                 doomed = list(found.orphans[at : at + DELETED_AT_ONCE])
-                with trio.fail_after(CALL_S):
-                    order = Delete(term, {record.number: doomed})
-                    await link.call(Method.DELETE, msgspec.msgpack.encode(order))
+                await self._orders.delete(node, {record.number: doomed})
                 self.figures.orphans += len(doomed)
             after = found.upto

@@ -25,7 +25,10 @@ class ChunkConfig:
     """Volumes kept open.  Those with unsynced bytes are open beyond it."""
 
     first_volume: int = 1
-    """Volumes are numbered from here on."""
+    """Its own volumes are numbered from here on.  0: it has none, all are named by the metadata."""
+
+    wait_s: float = 20.0
+    """How long the writes under way may keep an order about their volume waiting."""
 
     def __post_init__(self) -> None:
         assert self.volume_bytes >= 64 * KIB, self
@@ -44,8 +47,8 @@ class HedgeConfig:
     extra_share: float = 0.05
     """Extra reads, of all reads.  0 to 1."""
     burst: float = 20.0
-    """Extra reads that may come at once.  From the lower half of it only those are served that have
-    waited for as long as 95 of 100 take.
+    """Extra reads that may come at once.  When less than half of them is left, who reads waits for
+    longer, up to twice as long: what is left is for the worst.
     """
     window: int = 256
     """Samples of a server's latency, for each kind of read."""

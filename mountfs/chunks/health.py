@@ -25,10 +25,18 @@ FEW: Final = 8
 """Of so few samples nobody can say what 95 of 100 are."""
 EARLY: Final = 4.0
 """Who has waited for so many times what the best server needs for half of its reads has waited long
-enough, if there is enough left for others.  It is for servers of which more than 5 of 100 reads
-hang: their 95th percentile says only how long.
+enough.  It is for servers of which more than 5 of 100 reads hang: their 95th percentile says only
+for how long.
 """
 SLOW: Final = 2.0
+BUSY: Final = 8
+"""With more reads under way a server is thought to take longer in proportion.  Else all that is read
+would go to the one that is a little quicker, until its figures say that it no longer is.
+"""
+OVERWHELMED: Final = 4 * BUSY
+"""With more reads under way a server is no better than one that is on probation, of which one read
+at a time finds out at once whether it is well.
+"""
 SILENT: Final = 4.0
 """Times as long as it is waited for before another is asked."""
 MEMORY: Final = 16
@@ -67,10 +75,10 @@ class Lane:
 
     __slots__ = (
         "_config",
+        "cost_ms",
         "early_ms",
         "fades_at",
         "latency",
-        "mean_ms",
         "node",
         "peer",
         "silent_at",
@@ -92,24 +100,42 @@ class Lane:
     def update(self) -> None:
         """The figures have changed."""
         config, latency = self._config, self.latency
-        self.mean_ms = latency.mean_ms
+        self.weigh()
         self.fades_at = latency.fades_at
         wait_ms, early_ms = latency.p95_ms, EARLY * latency.p50_ms
-        if latency.samples < FEW:  # a guess between all that it may be
-            guess_ms = (config.floor_ms * config.ceiling_ms) ** 0.5
-            wait_ms, early_ms = max(wait_ms, guess_ms), max(early_ms, guess_ms)
+        if latency.samples < FEW:
+            wait_ms = max(wait_ms, (config.floor_ms * config.ceiling_ms) ** 0.5)  # a guess
+        if not early_ms:
+            early_ms = wait_ms
         self.wait_ms = min(max(wait_ms, config.floor_ms), config.ceiling_ms)
-        """Another server is asked after this time."""
+        """Who reads waits for so long before another server is asked."""
         self.early_ms = min(max(early_ms, config.floor_ms), config.ceiling_ms)
-        """Or, whoever is asked, after this one if there is enough for it in the bucket."""
+        """Or for so long, whoever was asked, when this server has the bytes too."""
+
+    def weigh(self) -> None:
+        """The figures have changed, or it is busy."""
+        cost_ms = self.latency.mean_ms
+        if self.under_way > BUSY:
+            cost_ms *= self.under_way / BUSY
+        self.cost_ms = cost_ms
+        """What is expected of the next read; 0 when nothing is known."""
 
     def begin(self, now: float) -> None:
         if not self.under_way:
             self.silent_at = now + SILENT * self.wait_ms
         self.under_way += 1
+        if self.under_way > BUSY:
+            self.weigh()
+
+    def end(self) -> None:
+        if self.under_way > BUSY:
+            self.under_way -= 1
+            self.weigh()
+        else:
+            self.under_way -= 1
 
     def answered(self, took_ms: float, now: float) -> None:
-        self.under_way -= 1
+        self.end()
         self.silent_at = now + SILENT * self.wait_ms
         self.note(took_ms)
         peer = self.peer
@@ -118,7 +144,7 @@ class Lane:
 
     def let_go(self, after_ms: float) -> None:
         """It was asked, and is no longer waited for."""
-        self.under_way -= 1
+        self.end()
         self.note(after_ms, answered=False)
 
     def note(self, took_ms: float, *, answered: bool = True) -> None:
@@ -135,9 +161,9 @@ class Lane:
         if self.under_way:
             if now > self.silent_at:
                 return Rank.SILENT
-            if not self.mean_ms:  # it has never answered: one read finds out
+            if not self.cost_ms:  # it has never answered: one read finds out
                 return Rank.SLOW
-        return Rank.SLOW if self.mean_ms > slow_ms else Rank.WELL
+        return Rank.SLOW if self.cost_ms > slow_ms else Rank.WELL
 
 
 class Health:
@@ -170,22 +196,23 @@ class Health:
 
         def place(ranked: tuple[Rank, Lane]) -> tuple[int, float]:
             rank, lane = ranked
-            return rank, lane.mean_ms if rank is Rank.SLOW else near.get(lane.node, FAR)
+            return rank, lane.cost_ms if rank is Rank.SLOW else near.get(lane.node, FAR)
 
         return sorted(((lane.rank(slow_ms, now), lane) for lane in lanes), key=place)
 
     def slow_ms(self, lanes: Iterable[Lane]) -> float:
         """Who takes longer than this is slow beside them."""
-        known = (lane.mean_ms for lane in lanes if lane.mean_ms and not lane.peer.on_probation)
+        known = (lane.cost_ms for lane in lanes if lane.cost_ms and not lane.peer.on_probation)
         return SLOW * min(known, default=inf) + self._config.floor_ms
 
     def to_try(self, wanted: Lane, ranked: Sequence[tuple[Rank, Lane]], now: float) -> Lane | None:
         """One that is not well, if it is time to find out whether it still is not.  `wanted` would
         be the first if it was; of those that are only slow, no other matters.
         """
-        for rank, lane in ranked:
+        overwhelmed = ranked[0][1].under_way > OVERWHELMED
+        for rank, lane in ranked[1:]:
             sick = rank is Rank.ON_PROBATION or (rank is Rank.SLOW and lane is wanted)
-            if sick and self.may_try(lane, now):
+            if sick and (self.may_try(lane, now) or (overwhelmed and not lane.under_way)):
                 return lane
         return None
 

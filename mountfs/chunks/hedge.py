@@ -17,7 +17,7 @@ from math import inf
 from typing import Any, Final
 
 from mountfs.chunks.config import HedgeConfig
-from mountfs.chunks.health import FAR, SLOW, Health, Lane, Rank
+from mountfs.chunks.health import BUSY, FAR, SLOW, Health, Lane, Rank
 from mountfs.types import KIB
 
 SMALL_BYTES: Final = 64 * KIB
@@ -66,8 +66,8 @@ class Hedges:
             lane = known.get(node) or health.meet(node, known, now)
             if now >= lane.fades_at:
                 lane.fade(now)
-            if 0 < lane.mean_ms < best_ms and not lane.peer.on_probation:
-                best, best_ms = lane, lane.mean_ms
+            if 0 < lane.cost_ms < best_ms and not lane.peer.on_probation:
+                best, best_ms = lane, lane.cost_ms
             if (distance := near.get(node, FAR)) < nearest:
                 wanted, nearest = lane, distance
             lanes[node] = lane
@@ -78,9 +78,12 @@ class Hedges:
             read.begin(wanted, now)  # as nearly always
             return read
         ranked = health.ranked(list(lanes.values()), near, now)
+        rank, lane = ranked[0]
+        tried = None
         # With half of the bucket there is enough for another one to be asked soon.
-        tried = health.to_try(wanted, ranked[1:], now) if 2 * self.tokens >= config.burst else None
-        read.begin(tried or ranked[0][1], now, tried=tried is not None)
+        if 2 * self.tokens >= config.burst or rank or lane.under_way > BUSY:
+            tried = health.to_try(wanted, ranked, now)
+        read.begin(tried or lane, now, tried=tried is not None)
         return read
 
     def order(
@@ -123,7 +126,6 @@ class Read:
         "_hedged",
         "_hedges",
         "_lanes",
-        "_late",
         "_near",
         "_slept",
         "_tried",
@@ -172,14 +174,19 @@ class Read:
     def _ask(self, lane: Lane, now: float) -> None:
         lane.begin(now)
         self._asked[lane.node] = now
-        self._wait_ms = wait_ms = lane.wait_ms
-        self._late = now + wait_ms
-        """When it has had the time in which it answers 95 of 100."""
-        if len(self._asked) == len(self._lanes) or not self._hedges.config.enabled:
+        config = self._hedges.config
+        wait_ms = lane.wait_ms
+        best = self._best
+        if best.early_ms < wait_ms:
+            wait_ms = best.early_ms
+        scarce = 1 - 2 * self._hedges.tokens / config.burst
+        if scarce > 0:  # spend it on those that take longest
+            wait_ms = min(wait_ms * (1 + scarce), config.ceiling_ms)
+        self._wait_ms = wait_ms
+        if len(self._asked) == len(self._lanes) or not config.enabled:
             self.due = None
         else:
-            early_ms = self._best.early_ms
-            self.due = now + (early_ms if early_ms < wait_ms else wait_ms)
+            self.due = now + wait_ms
 
     def hedge(self, now: float) -> int | None:
         """Whom to ask as well.  None: nobody, for now; `due` says whether to call again."""
@@ -191,9 +198,6 @@ class Read:
             # It is us who were not there, and what has come meanwhile may still wait to be read.
             self._slept = True
             self.due = now + config.floor_ms
-            return None
-        if now < self._late and 2 * hedges.tokens < config.burst:
-            self.due = self._late
             return None
         if hedges.tokens < 1:
             hedges.denied += not self._denied
@@ -233,7 +237,7 @@ class Read:
         assert self._asked[node] is not None, "it has failed before"
         self._asked[node] = None
         lane = self._lanes[node]
-        lane.under_way -= 1
+        lane.end()
         self._hedges.health.lost(lane.peer, now)
         if self.under_way:
             return None

@@ -10,11 +10,16 @@ import trio
 
 from mountfs.chunks.allotter import Allotter
 from mountfs.chunks.collector import Collector
+from mountfs.chunks.orders import Orders
 from mountfs.chunks.protocol import Allot, Method, Return
+from mountfs.chunks.repairs import Repairs
 from mountfs.errors import Fault, FsError
 from mountfs.inline import leave
 from mountfs.meta.client import Router
+from mountfs.meta.healing import Healer
+from mountfs.meta.ops.volumes import ListVolumes, VolumeRecord
 from mountfs.meta.server import MetaServer
+from mountfs.types import VolumeId
 from mountfs.wire.connection import Body
 from mountfs.wire.stream import Client
 
@@ -30,8 +35,15 @@ class Leading:
     def __init__(self, server: MetaServer, router: Router) -> None:
         self._server = server
         self._router = router
-        self.allotter = Allotter(server, self.link, random.SystemRandom())
-        self.collector = Collector(server, self.link, lambda volume, node: None)
+
+        def scan(after: VolumeId, limit: int) -> tuple[VolumeRecord, ...]:
+            return ListVolumes(limit, after).read(server.machine.replica.machine.tree)
+
+        self.orders = Orders(lambda: server.group.raft.term, self.link)
+        lot = random.SystemRandom()
+        self.allotter = Allotter(server, self.orders, lot)
+        self.collector = Collector(server, self.orders, lambda volume, node: None)
+        self.repairs = Repairs(server, self.orders, Healer(server.chunkservers.fleet, scan, lot))
 
     async def handle(self, method: int, body: Body) -> bytes:
         """Answers ALLOT and RETURN.  Raises INVALID, and what they do."""
@@ -53,6 +65,7 @@ class Leading:
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self.allotter.run)
             nursery.start_soon(self.collector.run)
+            nursery.start_soon(self.repairs.run)
 
     def nodes(self) -> list[int]:
         """Who keeps slices."""

@@ -79,6 +79,8 @@ class List(msgspec.Struct, frozen=True, array_like=True):
     """Only slices with greater names."""
     limit: int
     """1 to LIST_MAX."""
+    damaged: bool = False
+    """Only those that are known to be damaged."""
 
 
 class Copy(msgspec.Struct, frozen=True, array_like=True):

@@ -6,7 +6,7 @@ not reported for a few seconds counts as lost.
 
 import logging
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable
 from typing import Final, NamedTuple, Protocol
 
 import trio
@@ -24,13 +24,14 @@ PATIENCE_S: Final = 5.0
 """An election is no trouble that anybody is to be told of."""
 
 
-class Sources(NamedTuple):
-    """Where a report has what it says from; see `Report`.  They do not block."""
+class Gathered(NamedTuple):
+    """What there is to report; see `Report`."""
 
-    disks: Callable[[], tuple[DiskReport, ...]]
-    volumes: Callable[[], Iterable[VolumeReport]]
-    busy: Callable[[], float] = lambda: 0.0
-    scrubbed: Callable[[], float] = lambda: 0.0
+    disks: tuple[DiskReport, ...]
+    volumes: Iterable[VolumeReport]
+    """All of them."""
+    busy: float = 0.0
+    scrubbed: float = 0.0
 
 
 class ToLeader(Protocol):
@@ -51,8 +52,12 @@ class ToLeader(Protocol):
 
 
 class Reporter:
-    def __init__(self, node: int, sources: Sources, leader: ToLeader) -> None:
-        self._sources = sources
+    """`gather` may wait for a disk: as long as it does, nothing is reported."""
+
+    def __init__(
+        self, node: int, gather: Callable[[], Awaitable[Gathered]], leader: ToLeader
+    ) -> None:
+        self._gather = gather
         self._leader = leader
         self._telling = Telling(node, int.from_bytes(os.urandom(7), "little"))
         self.problem = "it has only just started"
@@ -70,7 +75,9 @@ class Reporter:
             with trio.move_on_after(ROUND_S) as waited:
                 await self._round()
             if waited.cancelled_caught:
-                self._not_heard(f"no answer from the leader within {ROUND_S:g} s")
+                self._not_heard(
+                    f"no answer from the leader, or from the disks here, within {ROUND_S:g} s"
+                )
             await trio.sleep_until(max(begun + EVERY_S, trio.current_time()))
 
     async def _round(self) -> None:
@@ -85,10 +92,7 @@ class Reporter:
     async def _report(self) -> bool:
         """Returns whether the leader wants more."""
         leader = await self._leader.find()
-        sources = self._sources
-        report = self._telling.next(
-            leader, sources.disks(), sources.volumes(), sources.busy(), sources.scrubbed()
-        )
+        report = self._telling.next(leader, *await self._gather())
         try:
             reply = await self._leader.report(report)
         except BaseException:

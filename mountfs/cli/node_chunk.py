@@ -2,23 +2,22 @@
 
 import contextlib
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from pathlib import Path
 from typing import Any, Final
 
+import msgspec
 import trio
 import trio.lowlevel
 
-from mountfs.chunks.client import LocalChunks
-from mountfs.chunks.config import ChunkConfig
-from mountfs.chunks.disk import DiskStore
-from mountfs.chunks.index_store import open_index
-from mountfs.chunks.protocol import first_volume_of
-from mountfs.chunks.reporter import Sources
+from mountfs.chunks.copying import Source
+from mountfs.chunks.disk_identity import Owner
+from mountfs.chunks.disks import Disks
+from mountfs.chunks.reporter import Gathered
+from mountfs.chunks.scrub import PERIOD_S, Scrub
 from mountfs.chunks.service import ChunkService
 from mountfs.cli.trust import Trust
-from mountfs.errors import Fault, FsError
-from mountfs.meta.reports import DiskReport, VolumeReport
+from mountfs.errors import FsError
 from mountfs.vfs.home import Home
 
 log = logging.getLogger(__name__)
@@ -31,51 +30,69 @@ COMPACT_S: Final = 5.0
 class Volumes:
     """The volumes of this node, and the work behind the requests."""
 
-    def __init__(self, disk: DiskStore, may_delete: Callable[[Any], None]) -> None:
-        self.disk = disk
-        self.chunks = LocalChunks(disk)
-        self.service = ChunkService(disk, self.chunks, may_delete)
-        self.sources = Sources(self._disks, self._volumes)
+    def __init__(
+        self,
+        disks: Disks,
+        may_order: Callable[[Any], None],
+        link: Callable[[int], Awaitable[Source]],
+        scrub_s: float = PERIOD_S,
+    ) -> None:
+        self.disks = disks
+        self.service = ChunkService(disks, may_order, link)
+        self.scrubs = [Scrub(disk.store, disk.path, period_s=scrub_s) for disk in disks.disks]
+        self._gatherers = trio.CapacityLimiter(1)
 
     async def run(self) -> None:
+        """Until cancelled."""
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self._compact)
+            for scrub in self.scrubs:
+                nursery.start_soon(scrub.run)
+
+    async def _compact(self) -> None:
         while True:
             try:
-                while await self.chunks.compact_one():
+                while await self.disks.compact_one():
                     await trio.lowlevel.checkpoint()
             except FsError as error:
                 log.error("compacting volumes: %s", error)
             await trio.sleep(COMPACT_S)
 
-    def _disks(self) -> tuple[DiskReport, ...]:
-        total, free = self.disk.space()
-        volumes = len(self.disk.volumes())
-        return (DiskReport(str(self.disk.directory.parent), "", total, free, volumes),)
+    async def gather(self) -> Gathered:
+        """What the leader is to be told.  A disk that hangs holds up nothing else."""
+        return await trio.to_thread.run_sync(
+            self._gathered, limiter=self._gatherers, abandon_on_cancel=True
+        )
 
-    def _volumes(self) -> Iterator[VolumeReport]:
-        for found in self.disk.volumes():
-            yield VolumeReport(
-                found.volume,
-                found.total_bytes,
-                found.living_bytes,
-                found.needles,
-                trouble=found.failed,
-            )
+    def _gathered(self) -> Gathered:
+        reported = self.disks.report(whole=True)
+        shares = [scrub.share for scrub in self.scrubs]
+        scrubbed = sum(shares) / len(shares) if shares else 0.0
+        return Gathered(reported.disks, reported.volumes, scrubbed=scrubbed)
+
+    def scrubbed(self) -> dict[str, Any]:
+        """By disk: how far its verification has come, and what the last one has found."""
+        return {
+            str(disk.path): msgspec.to_builtins(scrub.state)
+            for disk, scrub in zip(self.disks.disks, self.scrubs, strict=True)
+        }
 
 
 @contextlib.contextmanager
-def open_volumes(home: Home, trust: Trust, data: tuple[Path, ...] = ()) -> Iterator[Volumes]:
-    """`data`: directories for volumes beside the home."""
-    if data:
-        raise FsError(Fault.NOT_IMPLEMENTED, "volumes are kept in the home, and nowhere else")
-    index, told = open_index(home.chunks)
+def open_volumes(
+    home: Home,
+    trust: Trust,
+    link: Callable[[int], Awaitable[Source]],
+    data: tuple[Path, ...] = (),
+) -> Iterator[Volumes]:
+    """`link` connects to another node; `data`: directories for volumes beside the home.  Raises
+    BAD_HOME for one that is not this node's.
+    """
+    owner = Owner(home.id, home.format.node, home.cluster)
+    disks = Disks([home.chunks, *data], owner)
     try:
-        if told:
-            log.warning("%s", told)
-        config = ChunkConfig(first_volume=first_volume_of(home.format.node))
-        disk = DiskStore(home.chunks, index, home=home.id, config=config)
-        try:
-            yield Volumes(disk, trust.require_node)
-        finally:
-            disk.close()
+        for what, told in disks.troubles().items():
+            log.warning("%s: %s", what, told)
+        yield Volumes(disks, trust.require_node, link)
     finally:
-        index.close()
+        disks.close()

@@ -45,6 +45,7 @@ class WithMeta:
         self._links = links
         self._leading = leading
         self.meta = meta
+        self.link = leading.link
         self.to_leader = ByGroup(meta, ground.client)
 
     async def handle(self, peer: Peer, method: int, body: Body) -> Parts | Later:

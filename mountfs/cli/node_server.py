@@ -16,7 +16,7 @@ from mountfs.cli.node_homes import rejoin, settle
 from mountfs.cli.node_meta import WithMeta, with_meta
 from mountfs.cli.node_ports import listen
 from mountfs.cli.node_settings import Settings
-from mountfs.cli.node_without_meta import WithoutMeta, without_meta
+from mountfs.cli.node_without_meta import ClusterRenamed, WithoutMeta, without_meta
 from mountfs.cli.trust import Trust
 from mountfs.errors import Fault, FsError, only_fault
 from mountfs.meta.ops.nodes import CHUNK, META
@@ -66,8 +66,10 @@ async def _running(ground: Ground) -> AsyncIterator[Node]:
         ground.server.is_complete = True
         volumes = reporter = None
         if CHUNK in settings.roles:
-            volumes = stack.enter_context(open_volumes(ground.home, trust, settings.data))
-            reporter = Reporter(ground.place.number, volumes.sources, part.to_leader)
+            volumes = stack.enter_context(
+                open_volumes(ground.home, trust, part.link, settings.data)
+            )
+            reporter = Reporter(ground.place.number, volumes.gather, part.to_leader)
             part.reports(reporter)
 
         async def handle(peer: Peer, method: int, body: Body) -> Parts | Later:
@@ -85,7 +87,7 @@ async def _running(ground: Ground) -> AsyncIterator[Node]:
             ssl_context=trust.server_context,
             admit=part.admit,
         )
-        space = None if volumes is None else volumes.chunks.space
+        space = None if volumes is None else volumes.disks.space
         _serve_metrics(stack, ground, NodeMetrics(part.meta, space, reporter))
         async with trio.open_nursery() as nursery:
             nursery.start_soon(service.serve, listeners)
@@ -132,13 +134,17 @@ async def serve(settings: Settings) -> None:
             while True:
                 settle(settings.home)
                 damage = await _until_damaged(settings)
+                if damage is None:
+                    continue
                 cluster = read_format(settings.home).id
                 trust = Trust(settings.tls, cluster)
                 await rejoin(settings.home, damage, settings.join, trust)
 
 
-async def _until_damaged(settings: Settings) -> FsError:
-    """Raises what ends the node otherwise."""
+async def _until_damaged(settings: Settings) -> FsError | None:
+    """What is damaged; None: nothing, but all is to be begun anew.  Raises what ends the node
+    otherwise.
+    """
     try:
         async with node_server(settings) as node:
             who = f"node {node.place.name} (number {node.place.number})"
@@ -151,6 +157,9 @@ async def _until_damaged(settings: Settings) -> FsError:
         failure = node.meta.group.failure
     except BaseExceptionGroup as group:
         failure = only_fault(group)
+        if isinstance(failure, ClusterRenamed):
+            log.info("%s", failure)
+            return None
         if not isinstance(failure, MetadataDamaged):
             raise
     assert failure is not None

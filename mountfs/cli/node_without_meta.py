@@ -35,6 +35,12 @@ ANSWER_S: Final = 3.0
 ASK_S: Final = 5.0
 
 
+class ClusterRenamed(FsError):
+    """The cluster was recovered without a majority, and goes by another name since.  It is written
+    down: start anew.
+    """
+
+
 class WithoutMeta:
     """Use `without_meta`."""
 
@@ -45,6 +51,7 @@ class WithoutMeta:
         known = read_seeds(ground.home.path)
         self.router = Router(nursery, _doors(known, ground.settings.join), ground.options)
         self.router.learn(Cluster(0, known))
+        self.link = self.router.link_to
         self.to_leader = ByAsking(self.router, ground.client, ground.place.disk)
         self._trouble: Callable[[], str] = lambda: ""
         """What keeps this node from its work; empty: nothing."""
@@ -118,6 +125,7 @@ class WithoutMeta:
                 if error.fault is Fault.BAD_HOME:
                     raise
                 self._failed(error)
+                await self._look_for_another_name()
             else:
                 self._problem = ""
             await trio.sleep(LOOK_S)
@@ -140,7 +148,7 @@ class WithoutMeta:
             write_seeds(self._ground.home.path, self.router.nodes)
         place = self._ground.place
         mine = next((node for node in cluster.nodes if node.number == place.number), None)
-        if mine is None:
+        if mine is None or mine.disk != place.disk:
             await self._require_standing()
             return
         news = place.introduction(mine)
@@ -152,8 +160,40 @@ class WithoutMeta:
         belong to the cluster any more.
         """
         nodes = await self._ask("Nodes", None)
-        if all(node["number"] != self._ground.place.number for node in nodes):
-            raise removed(self._ground.place, nodes)
+        place = self._ground.place
+        ours = (place.number, place.disk)
+        if all((node["number"], node["disk"]) != ours for node in nodes):
+            raise removed(place, nodes)
+
+    async def _look_for_another_name(self) -> None:
+        """Who was recovered refuses those who call the cluster as it was called before, but tells
+        its new name.  Raises ClusterRenamed, and BAD_HOME when we do not belong to it.
+        """
+        home = self._ground.home
+        found = 0
+
+        async def ask(rpc: str) -> None:
+            nonlocal found
+            with contextlib.suppress(FsError):
+                said = await admin.ask(
+                    self._ground.client, [rpc], "Status", None, deadline_s=ANSWER_S
+                )
+                found = max(found, said["generation"])
+
+        async with trio.open_nursery() as nursery:
+            for node in self.router.nodes:
+                if node.has_metadata:
+                    nursery.start_soon(ask, node.rpc)
+        if found <= home.format.generation:
+            return
+        try:
+            await self._require_standing()
+        except FsError as error:
+            if error.fault is Fault.BAD_HOME:
+                raise
+            return
+        home.write_format(msgspec.structs.replace(home.format, generation=found))
+        raise ClusterRenamed(Fault.BAD_HOME, "the cluster was recovered, and has another name")
 
     async def _ask(self, method: str, body: object) -> Any:
         others = [node.rpc for node in self.router.nodes if node.has_metadata]

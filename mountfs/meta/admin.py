@@ -337,6 +337,7 @@ class _Named(msgspec.Struct):
     roles: tuple[str, ...]
     leaving: bool
     location: str
+    disk: str
 
 
 def _named(record: NodeRecord) -> _Named:
@@ -349,6 +350,7 @@ def _named(record: NodeRecord) -> _Named:
         record.roles,
         record.leaving,
         record.location,
+        record.disk,
     )
 
 

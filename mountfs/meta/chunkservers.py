@@ -79,6 +79,9 @@ class Chunkservers:
             for node in self.nodes()
         ]
 
+    def is_heard(self, node: int) -> bool:
+        return self.fleet.standing(node, self._now()).is_heard
+
     def copies(self) -> int:
         """What a cluster of so many nodes gives."""
         return max(min(COPIES, sum(not node.leaving for node in self.nodes())), 1)

@@ -8,13 +8,16 @@ import trio
 from trio.testing import MockClock
 
 from mountfs.chunks import reporter as reporter_module
-from mountfs.chunks.reporter import Reporter, Sources
+from mountfs.chunks.reporter import Gathered, Reporter
 from mountfs.errors import Fault, FsError
 from mountfs.meta.reports import Report, ReportReply, VolumeReport
 from mountfs.types import VolumeId
 
 VOLUME = VolumeReport(VolumeId(1), 100, 50, 1)
-SOURCES = Sources(disks=lambda: (), volumes=lambda: [VOLUME])
+
+
+async def gather() -> Gathered:
+    return Gathered((), [VOLUME])
 
 
 class Leader:
@@ -42,7 +45,7 @@ class Leader:
 async def run_for(
     seconds: float, leader: Leader, then: Callable[[], None] = lambda: None
 ) -> Reporter:
-    reporter = Reporter(4, SOURCES, leader)
+    reporter = Reporter(4, gather, leader)
     async with trio.open_nursery() as nursery:
         nursery.start_soon(reporter.run)
         await trio.sleep(seconds)

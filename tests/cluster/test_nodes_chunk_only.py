@@ -171,8 +171,12 @@ def test_a_mount_that_names_it_alone_is_told_whom_to_name(cluster: Nodes) -> Non
 
 
 def test_one_that_is_removed_ends_and_says_so(cluster: Nodes) -> None:
-    (c2,) = cluster.join("c2", roles="chunk")
+    disks = [cluster.top / "disk-2", cluster.top / "disk-3"]
+    for directory in disks:
+        directory.mkdir()
+    (c2,) = cluster.join("c2", roles="chunk", data=disks)
     wait_until_heard(cluster, "c2")
+    assert all((directory / "disk.json").exists() for directory in disks), "they are its own"
     assert cluster.ask("remove", "c2").returncode == 0
     until(lambda: not c2.runs, SOON_S, c2.said)
     assert "c2" not in listed(cluster)
@@ -197,3 +201,21 @@ def test_with_certificates_it_reports_as_others_do() -> None:
         cluster.join("c1", roles="chunk")
         wait_until_heard(cluster)
         assert health(cluster, cluster["c1"]) == "healthy"
+
+
+def test_what_it_keeps_is_not_given_up_with_a_lost_majority() -> None:
+    with fresh_cluster(3) as cluster:
+        (c1,) = cluster.join("c1", roles="chunk")
+        wait_until_heard(cluster)
+        survivor, *lost = (cluster[name] for name in BOTH)
+        for member in (survivor, *lost):
+            member.kill()
+        done = cluster.run(*MOUNTFS, "cluster", "recover", str(survivor.home), "--yes")
+        assert done.returncode == 0, done.stderr
+        cluster.restart(survivor)
+        wait_until_heard(cluster)
+        assert listed(cluster).keys() == {survivor.name, "c1"}
+        until(lambda: health(cluster, survivor, c1) == "healthy", SOON_S, cluster.said)
+        assert c1.end() == 0
+        cluster.restart(c1)
+        wait_until_heard(cluster)
