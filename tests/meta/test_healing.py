@@ -378,6 +378,66 @@ def test_nothing_is_done_in_safe_mode_but_it_is_told_what_is_wrong() -> None:
     only(cluster.look(1), CopyVolume)
 
 
+def test_a_node_that_comes_and_goes_is_no_place_for_a_copy() -> None:
+    cluster = toy("/1", "/2", "/3")
+    cluster.put(1, 2)
+    cluster.nodes[3].up = False
+    cluster.look(GRACE_S + 10)
+    cluster.nodes[3].start()
+    cluster.nodes[2].copies.clear()
+    cluster.nodes[2].draining = True  # what it has lost goes to node 3, or nowhere
+    steady_s = int(FLEET.steady_ms) // 1_000
+    assert cluster.look(steady_s) == []
+    assert only(cluster.look(SETTLE_S), CopyVolume).target == 3
+
+
+def test_a_damaged_copy_that_no_record_names_does_not_become_a_replica() -> None:
+    cluster = toy("/1", "/2", "/3", "/4")
+    number = cluster.put(1, 2)
+    cluster.give(3, number)
+    cluster.nodes[3].copies[number].damaged = {1}
+    cluster.hear()
+    cluster.nodes[2].copies.clear()
+    cluster.nodes[2].draining = True
+    assert only(cluster.look(SETTLE_S + 2), CopyVolume).target == 4
+
+
+def test_a_damaged_copy_that_no_record_names_is_repaired_where_there_is_no_other_place() -> None:
+    cluster = toy("/1", "/2", "/3")
+    number = cluster.put(1, 2)
+    cluster.give(3, number)
+    cluster.nodes[3].copies[number].damaged = {1}
+    cluster.hear()
+    cluster.nodes[2].copies.clear()
+    cluster.nodes[2].draining = True
+    assert only(cluster.look(SETTLE_S + 2), Repair).node == 3
+    cluster.run(30)
+    assert set(cluster.records[number].replicas) == {1, 3}
+
+
+def test_of_copies_that_share_a_host_one_is_moved() -> None:
+    cluster = toy("/r1/a", "/r1/a", "/r2/b", "/r2/c")
+    for _ in range(3):
+        cluster.put(3, copies=1)  # it is the fullest, but moving that one helps nobody
+    cluster.put(1, 2, 3, copies=3)
+    task = only(cluster.look(1), CopyVolume)
+    assert task.replacing in (1, 2)
+    assert task.target == 4
+
+
+def test_a_volume_has_one_task_even_if_it_needs_another_one_than_when_it_was_looked_at() -> None:
+    cluster = toy("/1", "/2", "/3")
+    cluster.healer.config = msgspec.structs.replace(HEALING, orders_max=0)
+    number = cluster.put(1, 2, 3)
+    for _ in range(HEALING.looked_max):
+        cluster.put(1, 2)
+    assert cluster.look(1) == [], "it has one copy too many, but there is no time for that"
+    cluster.healer.config = HEALING
+    cluster.nodes[2].copies[number].damaged = {1}
+    cluster.nodes[3].copies[number].damaged = {1}
+    assert only(cluster.look(1), Repair).volume == number
+
+
 def test_no_node_has_more_to_do_than_it_may() -> None:
     cluster = toy("/1", "/2", "/3", "/4")
     for _ in range(20):
