@@ -38,7 +38,7 @@ Find = Callable[[VolumeId], tuple[Path, int] | None]
 
 
 class Lender:
-    """Use as a context manager; `find` may block shortly."""
+    """`find` may block shortly.  It is to be closed."""
 
     def __init__(self, find: Find) -> None:
         self._find = find
@@ -46,25 +46,29 @@ class Lender:
         # In the abstract namespace: there is no file that could stay behind, and no path that could
         # be too long.
         self.name = f"mountfs-{os.getpid()}-{secrets.token_hex(8)}"
-        self._socket = trio.socket.from_stdlib_socket(
-            socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        )
+        listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        listener.bind("\0" + self.name)
+        listener.listen(CLIENTS_MAX)
+        self._socket = trio.socket.from_stdlib_socket(listener)
         self._clients = trio.CapacityLimiter(CLIENTS_MAX)
         self.lent = 0
 
     async def run(self) -> None:
         """Until cancelled."""
-        with self._socket:
-            await self._socket.bind("\0" + self.name)
-            self._socket.listen(CLIENTS_MAX)
-            async with trio.open_nursery() as nursery:
-                while True:
-                    client, _ = await self._socket.accept()
-                    if not is_of_us(client):
-                        client.close()
-                        continue
+        async with trio.open_nursery() as nursery:
+            while True:
+                client, _ = await self._socket.accept()
+                if not is_of_us(client):
+                    client.close()
+                    continue
+                with contextlib.ExitStack() as stack:
+                    stack.callback(client.close)
                     await self._clients.acquire_on_behalf_of(client)
                     nursery.start_soon(self._serve, client)
+                    stack.pop_all()
+
+    def close(self) -> None:
+        self._socket.close()
 
     async def _serve(self, client: trio.socket.SocketType) -> None:
         try:
@@ -92,12 +96,12 @@ class Lender:
         if fd is None:
             await client.send(LENT.pack(0))
             return True
+        self.lent += 1
         try:
             await client.sendmsg(
                 [LENT.pack(generation)],
                 [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", [fd]))],
             )
-            self.lent += 1
         finally:
             os.close(fd)
         return True

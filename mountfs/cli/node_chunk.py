@@ -101,6 +101,8 @@ def open_volumes(
     try:
         for what, told in disks.troubles().items():
             log.warning("%s: %s", what, told)
-        yield Volumes(disks, trust.require_node, link)
+        volumes = Volumes(disks, trust.require_node, link)
+        with contextlib.closing(volumes.lender):
+            yield volumes
     finally:
         disks.close()
