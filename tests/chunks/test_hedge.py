@@ -291,7 +291,8 @@ def test_who_is_slow_with_large_reads_is_still_asked_for_small_ones() -> None:
 def test_a_slow_server_is_tried_now_and_then_and_comes_back_when_it_is_quick() -> None:
     found = taught()
     teach(found, 1, 50, reads=300)
-    now, tried = 0.0, []
+    now = 0.0
+    tried: list[float] = []
     while len(tried) < RECOVERED:
         read = begin(found, now)
         if read.first == 1:
