@@ -25,7 +25,10 @@ class ChunkConfig:
     """Volumes kept open.  Those with unsynced bytes are open beyond it."""
 
     first_volume: int = 1
-    """Volumes are numbered from here on."""
+    """Its own volumes are numbered from here on.  0: it has none, all are named by the metadata."""
+
+    wait_s: float = 20.0
+    """How long the writes under way may keep an order about their volume waiting."""
 
     def __post_init__(self) -> None:
         assert self.volume_bytes >= 64 * KIB, self

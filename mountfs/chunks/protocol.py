@@ -42,6 +42,8 @@ LIST_MAX: Final = 10_000
 
 
 class Method(IntEnum):
+    ALLOT = 20
+    RETURN = 21
     WRITE = 100
     READ = 101
     DELETE = 102
@@ -51,8 +53,6 @@ class Method(IntEnum):
     LIST = 106
     COPY = 107
     DROP = 108
-    ALLOT = 110
-    RETURN = 111
 
 
 class Open(msgspec.Struct, frozen=True, array_like=True):
@@ -79,6 +79,8 @@ class List(msgspec.Struct, frozen=True, array_like=True):
     """Only slices with greater names."""
     limit: int
     """1 to LIST_MAX."""
+    damaged: bool = False
+    """Only those that are known to be damaged."""
 
 
 class Copy(msgspec.Struct, frozen=True, array_like=True):

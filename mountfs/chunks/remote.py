@@ -1,26 +1,23 @@
-"""A `ChunkStore` over the nodes of a cluster: each slice on one of them, for now.
+"""A `ChunkStore` over the nodes of a cluster: a slice goes to all replicas of a volume at once, and
+is read from whichever answers first.
 
-What is written is on that node's disk when `write` returns; so there is nothing left for `sync`.
+What is written is on the disks of all of them when `write` returns; so there is nothing left for
+`sync`.
 """
 
 import logging
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Final, Protocol
 
 import trio
 from crc32c import crc32c
 
 from mountfs.chunks.base import Stored
+from mountfs.chunks.hedge import Hedges, Read
 from mountfs.chunks.needle import Buffer
-from mountfs.chunks.protocol import (
-    READ,
-    READ_HEAD,
-    SPACE,
-    WRITE_HEAD,
-    WRITTEN,
-    Method,
-    node_of,
-)
+from mountfs.chunks.open_volumes import OpenVolume, OpenVolumes
+from mountfs.chunks.protocol import READ, READ_HEAD, SPACE, WRITE_HEAD, Method
+from mountfs.chunks.volume_map import VolumeMap
 from mountfs.errors import Fault, FsError
 from mountfs.inline import leave
 from mountfs.types import SliceId, VolumeId
@@ -30,9 +27,16 @@ from mountfs.wire.frames import Parts
 log = logging.getLogger(__name__)
 
 ATTEMPT_S: Final = 15.0
+STRAGGLER_S: Final = 2.0
+"""When one replica has taken a slice, the others have so long, or a few times as long as that one
+took: then the slice goes into another volume, without them.
+"""
+STRAGGLER_TIMES: Final = 5
 RETRY_FIRST_S: Final = 0.05
 RETRY_MAX_S: Final = 1.0
 SPACE_S: Final = 5.0
+COPIES: Final = 3
+"""As long as nobody has said otherwise, a cluster of so many nodes or more has so many."""
 
 
 class Link(Protocol):
@@ -40,26 +44,38 @@ class Link(Protocol):
 
 
 class RemoteChunks:
-    """`nodes` says which have the role chunk; `link` connects to one (Disconnected, FsError)."""
+    """`nodes` says which have the role chunk; `link` connects to one (Disconnected, FsError);
+    `near` says how far away nodes are: 0 for those on this machine (see `Hedges.order`).
+    """
 
     def __init__(
         self,
         nodes: Callable[[], Sequence[int]],
         link: Callable[[int], Awaitable[Link]],
+        volumes: VolumeMap,
+        open_volumes: OpenVolumes,
         *,
+        hedges: Hedges,
+        near: Callable[[], Mapping[int, int]] = dict,
         soft_s: float | None = None,
     ) -> None:
         self._nodes = nodes
         self._link = link
+        self.volumes = volumes
+        self._open = open_volumes
+        self.hedges = hedges
+        self._near = near
         self._soft_s = soft_s
-        self._preferred = 0
-        """Who took our last slice."""
         self._total = self._free = 0
         self.reads = 0
         self.writes = 0
+        self.rewrites = 0
+        """Slices that went into another volume because a node failed."""
         self.problem = ""
 
-    async def write(self, slice_id: SliceId, parts: Sequence[Buffer]) -> Stored:
+    # -- writing
+
+    async def write(self, slice_id: SliceId, parts: Sequence[Buffer], copies: int = 0) -> Stored:
         """Raises NO_SPACE when no node has room; TIMED_OUT if `soft`."""
         self.writes += 1
         await leave()
@@ -67,77 +83,170 @@ class RemoteChunks:
         for part in parts:
             crc = crc32c(part, crc)
             size += len(part)
-        body = [WRITE_HEAD.pack(slice_id, crc), *parts]
         with self._patience():
-            wait_s = RETRY_FIRST_S
-            while True:
-                full: FsError | None = None
-                candidates = self._candidates()
-                for node in candidates:
-                    try:
-                        volume = await self._write_to(node, body)
-                    except FsError as error:
-                        if error.fault is not Fault.NO_SPACE:
-                            log.warning("node %d did not take a slice: %s", node, error)
-                            self.problem = f"node {node}: {error}"
-                            continue
-                        full = error
-                        continue
-                    self._preferred = node
-                    self._free = max(self._free - size, 0)  # until we have asked again
-                    self.problem = ""
-                    return Stored(volume, crc)
-                if full is not None:
-                    raise full
-                await trio.sleep(wait_s)
-                wait_s = min(2 * wait_s, RETRY_MAX_S)
-        raise self._gave_up()
-
-    async def _write_to(self, node: int, body: Parts) -> VolumeId:
-        answer = await self._attempt(node, Method.WRITE, body)
-        if len(answer) == WRITTEN.size:
-            volume = VolumeId(WRITTEN.unpack(answer)[0])
-            if node_of(volume) == node:
-                return volume
-        raise FsError(Fault.DEVICE, f"node {node} does not say where it has put a slice")
-
-    async def read(self, volume: VolumeId, slice_id: SliceId, start: int, stop: int) -> memoryview:
-        """Raises CORRUPT; TIMED_OUT if `soft`."""
-        self.reads += 1
-        await leave()
-        node = node_of(volume)
-        asked = READ.pack(volume, slice_id, start, stop)
-        with self._patience():
-            wait_s = RETRY_FIRST_S
+            pause = _Pause()
             while True:
                 try:
-                    answer = await self._attempt(node, Method.READ, asked)
+                    volume = await self._open.one(copies)
+                    if await self._write_to(volume, slice_id, crc, parts):
+                        self._free = max(self._free - size, 0)  # until we have asked again
+                        self.problem = ""
+                        return Stored(volume.record.number, crc)
                 except FsError as error:
                     if error.fault is not Fault.UNAVAILABLE:
                         raise
                     self.problem = str(error)
-                    await trio.sleep(wait_s)
-                    wait_s = min(2 * wait_s, RETRY_MAX_S)
+                self.rewrites += 1
+                await pause()
+        raise self._gave_up()
+
+    async def _write_to(
+        self, volume: OpenVolume, slice_id: SliceId, crc: int, parts: Sequence[Buffer]
+    ) -> bool:
+        """Whether all replicas have it."""
+        record = volume.record
+        body = [WRITE_HEAD.pack(slice_id, crc, record.number, record.epoch), *parts]
+        failed: dict[int, FsError] = {}
+        volume.writing += 1
+        try:
+            if len(record.replicas) == 1:
+                await self._write_one(record.replicas[0], body, failed)
+            else:
+                await self._write_all(record.replicas, body, failed)
+        finally:
+            volume.writing -= 1
+        if not failed:
+            return True
+        if all(error.fault is Fault.VOLUME_CLOSED for error in failed.values()):
+            await self._open.closed(volume)
+        else:
+            self._open.failed(volume, failed)
+        return False
+
+    async def _write_one(self, node: int, body: Parts, failed: dict[int, FsError]) -> None:
+        try:
+            answer = await self._attempt(node, Method.WRITE, body)
+        except FsError as error:
+            failed[node] = error
+        else:
+            if len(answer):
+                failed[node] = FsError(Fault.DEVICE, f"node {node} says what makes no sense")
+
+    async def _write_all(
+        self, replicas: Sequence[int], body: Parts, failed: dict[int, FsError]
+    ) -> None:
+        """Returns when all have it, or one has not."""
+        begun = trio.current_time()
+        waiting = set(replicas)
+
+        async def write(node: int) -> None:
+            await self._write_one(node, body, failed)
+            waiting.discard(node)
+            now = trio.current_time()
+            if failed:
+                scope.cancel()
+            elif waiting:
+                more = max(STRAGGLER_S, STRAGGLER_TIMES * (now - begun))
+                scope.deadline = min(scope.deadline, now + more)
+
+        with trio.CancelScope() as scope:
+            async with trio.open_nursery() as nursery:
+                for node in replicas:
+                    nursery.start_soon(write, node)
+        if not failed and waiting:
+            took = trio.current_time() - begun
+            for node in waiting:
+                failed[node] = FsError(
+                    Fault.UNAVAILABLE, f"node {node}: no answer within {took:.1f} s"
+                )
+
+    # -- reading
+
+    async def read(self, volume: VolumeId, slice_id: SliceId, start: int, stop: int) -> memoryview:
+        """Raises CORRUPT when no replica has it whole; TIMED_OUT if `soft`."""
+        self.reads += 1
+        await leave()
+        asked = READ.pack(volume, slice_id, start, stop)
+        with self._patience():
+            pause = _Pause()
+            while True:
+                try:
+                    nodes = self.volumes.now(volume)
+                    if nodes is None:
+                        nodes = await self.volumes.replicas(volume)
+                    if not nodes:
+                        raise FsError(
+                            Fault.CORRUPT, f"slice {slice_id:#x}: there is no volume {volume}"
+                        )
+                    data = await self._read_from(nodes, slice_id, asked, stop - start)
+                except FsError as error:
+                    self.volumes.forget(volume)
+                    if error.fault is not Fault.UNAVAILABLE:
+                        # What was said may be of a copy that is no replica any more.
+                        if pause.count or nodes is None:
+                            raise
+                        if await self.volumes.replicas(volume) == nodes:
+                            raise
+                    self.problem = str(error)
+                    await pause()
                     continue
                 self.problem = ""
-                data = memoryview(answer)[READ_HEAD.size :]
-                whole = len(answer) == READ_HEAD.size + stop - start
-                if whole and READ_HEAD.unpack_from(answer)[0] == crc32c(data):
-                    return memoryview(bytearray(data))
-                raise FsError(
-                    Fault.CORRUPT, f"node {node}: slice {slice_id:#x} came damaged over the network"
-                )
+                return data
         raise self._gave_up()
+
+    async def _read_from(
+        self, nodes: Sequence[int], slice_id: SliceId, asked: bytes, size: int
+    ) -> memoryview:
+        """Raises UNAVAILABLE when somebody who may have it does not answer; else what one said."""
+        if len(nodes) > 1:  # so that reads spread, and those of a slice go to where it is in memory
+            turn = slice_id % len(nodes)
+            nodes = (*nodes[turn:], *nodes[:turn])
+        read = self.hedges.read(nodes, size, self._near(), _now_ms())
+        race = _Race(self, read, slice_id, asked, size)
+        try:
+            if read.due is None and len(nodes) == 1:
+                await race.run_from(read.first)
+            else:
+                await race.run()
+        finally:
+            if race.data is None:
+                read.given_up(_now_ms())
+        if race.data is not None:
+            return race.data
+        raise race.failure()
+
+    async def fetch(self, node: int, slice_id: SliceId, asked: bytes, size: int) -> memoryview:
+        """From one node.  Raises CORRUPT, UNAVAILABLE, and what it says."""
+        answer = await self._attempt(node, Method.READ, asked)
+        data = memoryview(answer)[READ_HEAD.size :]
+        whole = len(answer) == READ_HEAD.size + size
+        if not whole or READ_HEAD.unpack_from(answer)[0] != crc32c(data):
+            raise FsError(
+                Fault.CORRUPT, f"node {node}: slice {slice_id:#x} came damaged over the network"
+            )
+        return memoryview(bytearray(data))
 
     async def sync(self) -> None:
         return
 
+    async def close(self) -> None:
+        """We write no more: others may have our volumes.  If nobody hears it, they are given out
+        again when our session has ended.
+        """
+        try:
+            await self._open.give_back()
+        except FsError as error:
+            log.warning("volumes could not be given back: %s", error)
+
+    # -- room
+
     def space(self) -> tuple[int, int]:
-        """(total, free) bytes of all nodes, as of a few seconds ago."""
-        return self._total, self._free
+        """(total, free) bytes that files can have, as of a few seconds ago."""
+        copies = max(min(COPIES, len(self._nodes())), 1)
+        return self._total // copies, self._free // copies
 
     def has_room(self, size_bytes: int) -> bool:
-        return self._free >= size_bytes or not self._total
+        return self.space()[1] >= size_bytes or not self._total
 
     async def keep_asking(self) -> None:
         """How much room there is, until cancelled."""
@@ -167,11 +276,6 @@ class RemoteChunks:
         if total:
             self._total, self._free = total, free
 
-    def _candidates(self) -> list[int]:
-        """All who take slices, first who took the last one."""
-        nodes = list(self._nodes())
-        return sorted(nodes, key=lambda node: (node != self._preferred, node))
-
     async def _attempt(self, node: int, method: int, parts: Parts) -> Body:
         """Raises UNAVAILABLE when there was no answer: it may have been done all the same."""
         try:
@@ -189,3 +293,85 @@ class RemoteChunks:
 
     def _gave_up(self) -> FsError:
         return FsError(Fault.TIMED_OUT, f"no node answers within {self._soft_s} s: {self.problem}")
+
+
+class _Race:
+    """One read, at one replica or several: the first good answer wins, the others are cancelled,
+    also where they are.
+    """
+
+    def __init__(
+        self, chunks: RemoteChunks, read: Read, slice_id: SliceId, asked: bytes, size: int
+    ) -> None:
+        self._chunks = chunks
+        self._read = read
+        self._slice_id = slice_id
+        self._asked = asked
+        self._size = size
+        self._errors: dict[int, FsError] = {}
+        self._changed = trio.Event()
+        self._running = 0
+        self.data: memoryview | None = None
+
+    async def run(self) -> None:
+        read = self._read
+        async with trio.open_nursery() as nursery:
+            self._start(nursery, read.first)
+            while self._running and self.data is None:
+                due = read.due
+                with trio.move_on_at(due / 1000 if due is not None else float("inf")):
+                    await self._changed.wait()
+                    self._changed = trio.Event()
+                if self.data is None and due is not None and due <= _now_ms():
+                    more = read.hedge(_now_ms())
+                    if more is not None:
+                        self._start(nursery, more)
+            nursery.cancel_scope.cancel()
+
+    def _start(self, nursery: trio.Nursery, node: int) -> None:
+        self._running += 1
+        nursery.start_soon(self.run_from, node)
+
+    async def run_from(self, first: int) -> None:
+        """Ask one node, and if that fails the next one."""
+        node: int | None = first
+        try:
+            while node is not None:
+                try:
+                    data = await self._chunks.fetch(node, self._slice_id, self._asked, self._size)
+                except FsError as error:
+                    self._errors[node] = error
+                    node = self._read.failed(node, _now_ms())
+                else:
+                    if self.data is None:
+                        self._read.answered(node, _now_ms())
+                        self.data = data
+                    return
+        finally:
+            self._running -= 1
+            self._changed.set()
+
+    def failure(self) -> FsError:
+        """Nobody has answered."""
+        for error in self._errors.values():
+            if error.fault is Fault.UNAVAILABLE:
+                return error
+        return next(iter(self._errors.values()))
+
+
+class _Pause:
+    """Between attempts: short at first, then longer."""
+
+    def __init__(self) -> None:
+        self.count = 0
+        self._wait_s = RETRY_FIRST_S
+
+    async def __call__(self) -> None:
+        self.count += 1
+        if self.count > 1:
+            await trio.sleep(self._wait_s)
+            self._wait_s = min(2 * self._wait_s, RETRY_MAX_S)
+
+
+def _now_ms() -> float:
+    return trio.current_time() * 1000

@@ -99,6 +99,9 @@ def show_report(report: Report) -> None:
             table.add_row(node["name"] or node["rpc"], "", Text("no answer", style="red"))
             continue
         state = Text(node["health"], style="green" if node["health"] == "healthy" else "red")
+        if "meta" not in node.get("roles", ("meta",)):  # older nodes do not say
+            table.add_row(node["name"], ",".join(node["roles"]), state)
+            continue
         figures = node["figures"]
         table.add_row(
             node["name"],

@@ -21,6 +21,7 @@ from prometheus_client.core import (
 )
 from prometheus_client.registry import Collector
 
+from mountfs.chunks.reporter import Reporter
 from mountfs.errors import Fault, FsError
 from mountfs.meta.server import MetaServer
 from mountfs.raft.figures import Spread
@@ -30,23 +31,35 @@ READERS_MAX: Final = 8
 
 
 class NodeMetrics(Collector):
-    """`space`: (total, free) bytes of the node's volumes; None: it has none."""
+    """`meta`: None: the node has no metadata.  `space`: (total, free) bytes of its volumes, and who
+    reports them; None: it has none.
+    """
 
-    def __init__(self, meta: MetaServer, space: Callable[[], tuple[int, int]] | None) -> None:
+    def __init__(
+        self,
+        meta: MetaServer | None,
+        space: Callable[[], tuple[int, int]] | None,
+        reporter: Reporter | None = None,
+    ) -> None:
         self._meta = meta
         self._space = space
+        self._reporter = reporter
 
     def collect(self) -> Iterable[Metric]:
-        yield from self._raft()
-        yield from self._log()
-        yield from self._metadata()
+        if self._meta is not None:
+            yield from self._raft(self._meta)
+            yield from self._log(self._meta)
+            yield from self._metadata(self._meta)
         if self._space is not None:
             total, free = self._space()
             yield _gauge("chunks_disk_bytes", "Size of the disk of the volumes.", total)
             yield _gauge("chunks_disk_free_bytes", "Free on the disk of the volumes.", free)
+        if self._reporter is not None:
+            heard = int(not self._reporter.problem)
+            yield _gauge("chunks_heard", "1 if the leader heard the last report.", heard)
 
-    def _raft(self) -> Iterator[Metric]:
-        group, figures = self._meta.group, self._meta.node.figures
+    def _raft(self, meta: MetaServer) -> Iterator[Metric]:
+        group, figures = meta.group, meta.node.figures
         raft = group.raft
         log, state = raft.log, raft.state
         yield _gauge("raft_leader", "1 if this node leads.", int(state.is_leader))
@@ -72,13 +85,12 @@ class NodeMetrics(Collector):
         yield _counter("raft_messages", "Messages sent.", figures.messages)
         yield _counter("raft_envelopes", "What they travelled in.", figures.envelopes)
         yield _counter("raft_sent_bytes", "Bytes of envelopes.", figures.sent_bytes)
-        yield _counter("raft_dropped", "Envelopes with no way out.", self._meta.links.dropped)
+        yield _counter("raft_dropped", "Envelopes with no way out.", meta.links.dropped)
         yield _gauge("raft_waiting_proposals", "Not answered yet.", len(group.waiting))
         yield _gauge("raft_waiting_reads", "Not answered yet.", len(group.readers))
         yield _gauge("raft_uncommitted_bytes", "Not at a majority yet.", state.uncommitted_bytes)
 
-    def _log(self) -> Iterator[Metric]:
-        meta = self._meta
+    def _log(self, meta: MetaServer) -> Iterator[Metric]:
         journal = meta.journal
         yield _spread("log_sync_seconds", "fdatasync of the log.", meta.node.figures.sync_s)
         yield _gauge("log_bytes", "Size of the log on disk.", journal.size_bytes)
@@ -89,8 +101,7 @@ class NodeMetrics(Collector):
         full = meta.node.full is not None
         yield _gauge("log_full", "1 if the disk has no room for the log.", int(full))
 
-    def _metadata(self) -> Iterator[Metric]:
-        meta = self._meta
+    def _metadata(self, meta: MetaServer) -> Iterator[Metric]:
         machine = meta.machine.replica.machine
         yield _gauge("meta_sessions", "Sessions that have not ended.", len(machine.sessions))
         yield _gauge("meta_inodes", "Files and directories.", machine.tree.counters.inodes)

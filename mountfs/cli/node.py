@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
+import msgspec
 import trio
 from rich.table import Table
 
@@ -15,12 +16,13 @@ from mountfs.cli import cluster_calls, show
 from mountfs.errors import Fault, FsError, unwrapped
 
 if TYPE_CHECKING:
-    from mountfs.cli.node_server import Settings
+    from mountfs.cli.node_settings import Settings
 
 SUMMARY = "run a node of a cluster; list, remove, hand over"
 DESCRIPTION = """\
-Run a node: a machine that has the metadata of a cluster, together with others.  What a home that
-was mounted alone has, a node can serve: other machines join it, and get what it has, live.
+Run a node: a machine that has the metadata of a cluster, together with others, or keeps slices of
+its files, or both.  What a home that was mounted alone has, a node can serve: other machines join
+it, and get what it has, live.
 """
 EPILOG = """\
 examples:
@@ -28,6 +30,8 @@ examples:
   mountfs node --home /srv/mountfs --listen 10.0.0.1           its first node; the home may as well
                                                                be one that was mounted before
   mountfs node --home /srv/mountfs --listen 10.0.0.2 --join 10.0.0.1      another one
+  mountfs node --home /srv/mountfs --listen 10.0.0.4 --join 10.0.0.1 --roles chunk \\
+               --location /rack-2/host-4               one that keeps slices only
   mountfs node list --at 10.0.0.1                              who there is, who leads, who lags
   mountfs node transfer-leader n2 --at 10.0.0.1                let n2 lead, before maintenance
   mountfs node remove n3 --at 10.0.0.1                         n3 leaves, or has died for good
@@ -48,7 +52,6 @@ PORT: Final = 7410
 SESSION_TTL_S_MIN: Final = 2.0
 """An election must not look to mounts as if they were gone."""
 SESSION_TTL_S_MAX: Final = 3600.0
-ROLES: Final = ("meta", "chunk")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -62,8 +65,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--join", metavar="HOST[:PORT],...", help="nodes of the cluster to join")
     parser.add_argument("--name", help="of the node; default: the machine's")
     parser.add_argument(
-        "--roles", default="meta,chunk", help="what the node does; default: meta,chunk"
-    )
+        "--roles", metavar="ROLE[,ROLE]", help="what the node does: meta, to have the metadata; "
+        "chunk, to keep slices; default: what it did before, or both",
+    )  # fmt: skip
+    parser.add_argument(
+        "--location", metavar="/RACK/HOST", help="what fails together has the same beginning; "
+        "default: /rack/HOST, with the host of --listen",
+    )  # fmt: skip
+    parser.add_argument(
+        "--data", action="append", default=[], metavar="DIR[,DIR...]",
+        help="more directories for volumes, each on a disk of its own; may be named several times",
+    )  # fmt: skip
     parser.add_argument(
         "--metrics", metavar="HOST:PORT", help="where Prometheus reads; or: off; default: PORT + 2"
     )
@@ -118,27 +130,32 @@ def _run(arguments: argparse.Namespace) -> int:
     )
     sys.setswitchinterval(0.0005)  # threads of gRPC wait for the one that does all the work
     with unwrapped():
-        _prepare(settings)
+        settings = _prepared(settings)
         gc.freeze()
         trio.run(node_server.serve, settings)
     return show.EXIT_OK
 
 
-def _prepare(settings: "Settings") -> None:
-    """See to it that there is a home that a node can open."""
-    from mountfs.cli import node_homes, node_server
+def _prepared(settings: "Settings") -> "Settings":
+    """See to it that there is a home that a node can open.  Returns what it is to be run with: its
+    home knows its roles.
+    """
+    from mountfs.cli import node_homes
+    from mountfs.cli.node_ports import require_free
+    from mountfs.cli.node_roles import ROLES, kept_roles
     from mountfs.cli.trust import Trust
     from mountfs.meta.admin import Join
     from mountfs.vfs.home import NODE_MARK, read_format
 
     home = settings.home
     if (home / "format.json").exists():
-        read_format(home)
+        roles = kept_roles(home, read_format(home), settings.roles)
         if not (home / NODE_MARK).exists():  # it was mounted alone last
             trio.run(node_homes.found, home)
     elif settings.join:
-        trio.run(node_server.require_free, settings)
-        asked = Join(settings.name, settings.rpc, settings.door, "", settings.roles)
+        roles = settings.roles or ROLES
+        trio.run(require_free, settings)
+        asked = Join(settings.name, settings.rpc, settings.door, "", roles, settings.location)
         trio.run(node_homes.join, home, asked, settings.join, Trust(settings.tls))
     else:
         raise FsError(
@@ -147,23 +164,26 @@ def _prepare(settings: "Settings") -> None:
             "join one that runs, name one of its nodes: --join HOST.  (If this node ran before, "
             "is its disk mounted?)",
         )
+    return msgspec.structs.replace(settings, roles=roles)
 
 
 def _settings(arguments: argparse.Namespace) -> "Settings":
-    from mountfs.cli.node_server import Settings
+    from mountfs.cli.node_roles import ROLES
+    from mountfs.cli.node_settings import Settings
+    from mountfs.meta.ops.nodes import check_location
 
     if arguments.home is None or arguments.listen is None:
         arguments.parser.error("to run a node, name --home and --listen")
-    roles = tuple(filter(None, arguments.roles.split(",")))
-    if unknown := sorted(set(roles) - set(ROLES)):
+    roles = None if arguments.roles is None else tuple(arguments.roles.split(","))
+    if unknown := sorted(set(roles or ()) - set(ROLES)):
         arguments.parser.error(f"unknown roles: {', '.join(unknown)}; there are {', '.join(ROLES)}")
-    if "meta" not in roles:
-        arguments.parser.error("a node needs the role meta")
     if not SESSION_TTL_S_MIN <= arguments.session_ttl <= SESSION_TTL_S_MAX:
         arguments.parser.error(
             f"--session-ttl takes {SESSION_TTL_S_MIN:g} to {SESSION_TTL_S_MAX:g} seconds"
         )
     host, port = place(arguments.listen)
+    location = arguments.location or f"/rack/{host}"
+    check_location(location)
     if arguments.tls is None and not arguments.insecure and not _is_loopback(host):
         raise FsError(
             Fault.DENIED,
@@ -175,7 +195,9 @@ def _settings(arguments: argparse.Namespace) -> "Settings":
         host=host,
         port=port,
         name=arguments.name or os.uname().nodename,
-        roles=roles,
+        roles=tuple(role for role in ROLES if role in (roles or ())),
+        location=location,
+        data=tuple(Path(one) for some in arguments.data for one in some.split(",") if one),
         join=tuple(addresses(arguments.join)) if arguments.join else (),
         tls=arguments.tls,
         session_ttl_ms=round(arguments.session_ttl * 1000),
@@ -217,12 +239,24 @@ def addresses(text: str) -> list[str]:
 
 def _print_nodes(nodes: list[dict[str, Any]]) -> None:
     table = Table(box=None, pad_edge=False)
-    for title in ("node", "name", "role", "state", "lag", "nodes at", "clients at"):
+    for title in _TITLES:
         table.add_column(title, justify="right" if title in ("node", "lag") else "left")
     for node in nodes:
         state = "leads" if node["leader"] else "answers" if node["alive"] else "does not answer"
         table.add_row(
-            str(node["number"]), node["name"], "leaving" if node["leaving"] else node["role"],
-            state, "" if node["lag"] is None else str(node["lag"]), node["rpc"], node["door"],
+            str(node["number"]), node["name"], ",".join(node["roles"]), _votes(node),
+            state, "" if node["lag"] is None else str(node["lag"]), node["location"], node["rpc"],
+            node["door"],
         )  # fmt: skip
     show.out().print(table)
+
+
+_TITLES: Final = (
+    "node", "name", "roles", "member", "state", "lag", "location", "nodes at", "clients at",
+)  # fmt: skip
+
+
+def _votes(node: dict[str, Any]) -> str:
+    if node["leaving"]:
+        return "leaving"
+    return node["role"] if "meta" in node["roles"] else ""

@@ -13,8 +13,10 @@ import msgspec
 import trio
 
 from mountfs.errors import Fault, FsError
+from mountfs.meta.hearing import Told, require_sender
 from mountfs.meta.membership_policy import why_not_to_remove
 from mountfs.meta.ops.nodes import AddNode, LeaveNode, MoveNode, NodeRecord, all_nodes
+from mountfs.meta.reports import ReportReply
 from mountfs.meta.server import MetaServer
 from mountfs.raft.messages import Membership, NodeId
 from mountfs.raft.snapshots import require_node
@@ -22,6 +24,12 @@ from mountfs.rpc.client import Client
 from mountfs.rpc.server import Call, Server
 
 SERVICE: Final = "mountfs.Admin"
+METHODS: Final = frozenset(
+    {
+        "Join", "Leader", "LeaveSafeMode", "Move", "Nodes", "Rejoin", "Remove", "Report",
+        "SafeMode", "Status", "Transfer",
+    }
+)  # fmt: skip
 JOIN_S: Final = 30.0
 TRANSFER_S: Final = 5.0
 LOOK_S: Final = 0.005
@@ -35,6 +43,7 @@ class Join(msgspec.Struct, frozen=True):
     door: str
     disk: str
     roles: tuple[str, ...]
+    location: str = ""
 
 
 class Rejoin(msgspec.Struct, frozen=True):
@@ -79,7 +88,9 @@ class Admin:
             "Transfer": self._transfer,
             "SafeMode": self._safe_mode,
             "LeaveSafeMode": self._leave_safe_mode,
+            "Report": self._report,
         }
+        assert handlers.keys() == METHODS, handlers.keys() ^ METHODS
         for method, handler in handlers.items():
             server.register(SERVICE, method, _encoded(handler))
 
@@ -89,9 +100,11 @@ class Admin:
         asked = msgspec.msgpack.decode(body, type=Join)
         meta.group.require_leader()
         record = await meta.service.order(
-            AddNode(asked.name, asked.rpc, asked.door, asked.disk, asked.roles)
+            AddNode(asked.name, asked.rpc, asked.door, asked.disk, asked.roles, asked.location)
         )
         number = NodeId(record.number)
+        if not record.has_metadata:
+            return self._joined(number)
         # The leader's duties see to it.
         await _until(lambda: number in meta.group.raft.log.membership.everyone, JOIN_S)
         if number not in meta.group.raft.log.membership.everyone:
@@ -144,6 +157,15 @@ class Admin:
     async def _move(self, body: bytes, call: Call) -> None:
         require_node(call)
         await self._meta.service.order(msgspec.msgpack.decode(body, type=MoveNode))
+
+    async def _report(self, body: bytes, call: Call) -> ReportReply:
+        require_node(call)
+        meta = self._meta
+        told = msgspec.msgpack.decode(body, type=Told)
+        meta.group.require_leader()
+        nodes = all_nodes(meta.machine.replica.machine.tree)
+        require_sender(told, nodes, call.identity)
+        return meta.hearing.take(told.report)
 
     async def _leader(self, body: bytes, call: Call) -> str:
         """Where whoever leads is asked, as far as this node knows; empty: it does not."""
@@ -230,6 +252,8 @@ class Admin:
             "health": health,
             "why": why,
             "role": raft.role.value,
+            "roles": place.roles,
+            "location": place.location,
             "leader": meta.group.leader,
             "leader_rpc": None if leader is None else leader.rpc,
             "nodes": [
@@ -312,6 +336,8 @@ class _Named(msgspec.Struct):
     joined: int
     roles: tuple[str, ...]
     leaving: bool
+    location: str
+    disk: str
 
 
 def _named(record: NodeRecord) -> _Named:
@@ -323,6 +349,8 @@ def _named(record: NodeRecord) -> _Named:
         record.joined,
         record.roles,
         record.leaving,
+        record.location,
+        record.disk,
     )
 
 

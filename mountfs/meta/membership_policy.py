@@ -18,13 +18,13 @@ def wanted(
     is_ready: Callable[[NodeId], bool],
     voters_max: int = VOTERS_MAX,
 ) -> tuple[tuple[NodeId, ...], tuple[NodeId, ...]] | None:
-    """(voters, learners) as they should become; None: as they are.
+    """(voters, learners) as they should become, of those that have the metadata; None: as they are.
 
     `is_ready` says of a learner that it is there and lacks next to nothing.
     """
     if now.is_joint:
         return None
-    staying = {NodeId(node.number) for node in nodes if not node.leaving}
+    staying = {NodeId(node.number) for node in nodes if node.has_metadata and not node.leaving}
     voters = [node for node in now.voters if node in staying]
     if not voters:
         return None  # the last one cannot leave

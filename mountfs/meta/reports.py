@@ -3,9 +3,14 @@
 Reports are not kept in the log: a new leader waits until it has been told.
 """
 
+from typing import Final
+
 import msgspec
 
-from mountfs.types import VolumeId
+from mountfs.types import SliceId, VolumeId
+
+SPREAD: Final = 0x9E37_79B9_7F4A_7C15
+"""An odd number: neighbours among names do not cancel each other."""
 
 
 class VolumeReport(msgspec.Struct, frozen=True, array_like=True):
@@ -22,6 +27,15 @@ class VolumeReport(msgspec.Struct, frozen=True, array_like=True):
     """In which it takes slices; 0: in none."""
     trouble: str = ""
     """Why it cannot be relied on, in words: damage, or a disk that does not take its bytes."""
+    digest: int = 0
+    """Of the names of those needles, in whatever order they came (`with_name`): copies that have
+    the same slices have the same.  0: not known.
+    """
+
+
+def with_name(digest: int, slice_id: SliceId) -> int:
+    """The digest with one needle more; or with one less, if it was there."""
+    return digest ^ (slice_id * SPREAD & (1 << 64) - 1)
 
 
 class DiskReport(msgspec.Struct, frozen=True):

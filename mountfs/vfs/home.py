@@ -51,6 +51,19 @@ class Format(msgspec.Struct, frozen=True):
     """How often the cluster was recovered without a majority.  Who was left behind then is not of
     this cluster any more, whatever it believes.
     """
+    roles: tuple[str, ...] = ("meta", "chunk")
+    """What its node does, if it is the home of one; without the first, there is no metadata in it.
+    """
+
+    def require_metadata(self, path: Path) -> None:
+        """Raises BAD_HOME for a home that has slices only."""
+        if "meta" not in self.roles:
+            raise FsError(
+                Fault.BAD_HOME,
+                f"{path} is the home of node {self.node} of cluster {self.id}, which keeps slices "
+                "and has no metadata: only its cluster knows what they belong to.  Start it with: "
+                f"mountfs node --home {path} --listen HOST",
+            )
 
     @property
     def cluster(self) -> bytes:

@@ -17,6 +17,7 @@ from mountfs.inline import leave
 from mountfs.meta.extents import put
 from mountfs.meta.local import Meta
 from mountfs.meta.ops import write as ops
+from mountfs.meta.ops.copies import GetCopies
 from mountfs.meta.ops.slices import Discard, ReserveSlices
 from mountfs.meta.records import Slice
 from mountfs.types import CHUNK_BYTES, KIB, MIB, SLICE_BYTES_MAX, SliceId, VolumeId
@@ -26,6 +27,10 @@ from mountfs.vfs.handles import File
 log = logging.getLogger(__name__)
 
 SLICES_RESERVED = 1_024
+RESERVED_S = 300.0
+"""Names are used within that time, or not at all: a cluster takes no slices with old names."""
+WRITES_MAX = 4
+"""So often the bytes of a flush are written when their slices come too late."""
 SMALL_BYTES = ops.INLINE_BYTES_MAX
 """A flush of up to so many bytes goes into the metadata: one write to the log, instead of one there
 and one to a volume.
@@ -52,7 +57,10 @@ class Writer:
         kick: Callable[[], None],
         owed: Callable[[], int],
         reclaim: Callable[[], Awaitable[None]],
+        own_copies: Callable[[], bool] = lambda: False,
     ) -> None:
+        """`own_copies` says whether some files are to have another number of copies."""
+        self._own_copies = own_copies
         self._meta = meta
         self._chunks = chunks
         self._dirty_bytes_max = dirty_bytes_max
@@ -62,6 +70,7 @@ class Writer:
         """Bytes that the metadata is going to take of the disk."""
         self._next_slice: int = 0
         self._last_slice: int = 0
+        self._reserved_at = 0.0
         self.dirty_bytes = 0
         """Of all files, with what is on its way."""
         self.unwritten: dict[File, float] = {}
@@ -166,6 +175,18 @@ class Writer:
         self, file: File, runs: list[Run], inline: bool, drop_privileges: bool
     ) -> None:
         """Make slices of runs, or, `inline`, let the metadata carry them; and tell the metadata."""
+        for attempt in range(1, WRITES_MAX + 1):
+            try:
+                return await self._write_once(file, runs, inline, drop_privileges)
+            except FsError as error:
+                if error.fault is not Fault.SLICE_EXPIRED or attempt == WRITES_MAX:
+                    raise
+                log.warning("written again, under new names: %s", error)
+                self._next_slice = self._last_slice
+
+    async def _write_once(
+        self, file: File, runs: list[Run], inline: bool, drop_privileges: bool
+    ) -> None:
         written: list[tuple[SliceId, VolumeId, int]] = []
         records = []
         try:
@@ -175,7 +196,9 @@ class Writer:
                     records.append(ops.Run(run.start, run.size, 0, data=data))
                     continue
                 slice_id = await self._slice_id()
-                volume, crc = await self._chunks.write(slice_id, run.parts)
+                volume, crc = await self._chunks.write(
+                    slice_id, run.parts, await self._copies(file)
+                )
                 written.append((slice_id, volume, run.size))
                 records.append(ops.Run(run.start, run.size, crc, slice_id, volume))
             command = ops.Write(file.ino, tuple(records), file.mtime, drop_privileges)
@@ -186,6 +209,14 @@ class Writer:
             raise
         _show(file, records, piece)
 
+    async def _copies(self, file: File) -> int:
+        """How many copies of its bytes there are to be; 0: as many as usual."""
+        if not self._own_copies():
+            return 0
+        if file.copies is None:
+            file.copies = await self._meta.read(GetCopies(file.ino))
+        return file.copies
+
     async def _discard(self, written: list[tuple[SliceId, VolumeId, int]]) -> None:
         try:
             await self._meta.propose(Discard(tuple(written)))
@@ -193,8 +224,10 @@ class Writer:
             log.warning("%d slices could not be given back: %s", len(written), error)
 
     async def _slice_id(self) -> SliceId:
-        if self._next_slice == self._last_slice:
+        now = trio.current_time()
+        if self._next_slice == self._last_slice or now - self._reserved_at > RESERVED_S:
             first = await self._meta.propose(ReserveSlices(SLICES_RESERVED))
+            self._reserved_at = now
             self._next_slice = first
             self._last_slice = self._next_slice + SLICES_RESERVED
         self._next_slice += 1

@@ -47,8 +47,12 @@ MOUNTFS: Final = [sys.executable, "-m", "mountfs.cli.main"]
 class Member:
     """A node: its home, its place, and its process if it runs."""
 
-    def __init__(self, cluster: "Nodes", name: str, host: str, home: Path) -> None:
+    def __init__(
+        self, cluster: "Nodes", name: str, host: str, home: Path, options: Sequence[str] = ()
+    ) -> None:
         self.cluster = cluster
+        self.options = list(options)
+        """Those that it is always started with."""
         self.name = name
         self.host = host
         self.home = home
@@ -83,6 +87,7 @@ class Member:
             *(network.enter(self.name) if network else []),
             *(*MOUNTFS, "node", "--home", str(self.home), "--listen", self.rpc),
             *("--name", self.name, *self.cluster.options, *self.cluster.identity(self.name)),
+            *self.options,
             *options,
         ]
 
@@ -163,13 +168,25 @@ class Nodes:
         """Options; none if there are no certificates."""
         return [] if self.pki is None else ["--tls", str(self.pki / "issued" / name)]
 
-    def member(self, name: str, *, home: Path | None = None) -> Member:
-        """A node that does not run yet."""
+    def member(
+        self,
+        name: str,
+        *,
+        home: Path | None = None,
+        roles: str = "",
+        location: str = "",
+        data: Sequence[Path] = (),
+    ) -> Member:
+        """A node that does not run yet; `data`: directories for volumes beside its home."""
+        options = ["--roles", roles] if roles else []
+        options += ["--location", location] if location else []
+        options += [f"--data={directory}" for directory in data]
         self._hosts += 1
         host = f"{self._prefix}.{self._hosts}"
         if self.network is not None:
             host = self.network.add(name)
-        found = self.members[name] = Member(self, name, host, home or self.top / name)
+        found = Member(self, name, host, home or self.top / name, options)
+        self.members[name] = found
         return found
 
     def found(self, name: str, *, home: Path | None = None) -> Member:

@@ -1,5 +1,6 @@
 """Who should vote: what must hold whatever machines come, go, lag and leave."""
 
+import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -95,6 +96,13 @@ def test_who_may_be_removed_leaves_a_majority_that_answers(
         if why_not_to_remove(one, now, lambda number: number in alive, leaving - {one}) is None:
             rest = set(now.voters) - {one} - (leaving if one in now.voters else set())
             assert one not in now.voters or len(rest & alive) > len(rest) // 2
+
+
+def test_who_has_no_metadata_counts_for_nothing() -> None:
+    slices_only = msgspec.structs.replace(node(4), roles=("chunk",))
+    nodes = [node(1), node(2), slices_only]
+    assert wanted(Membership(ids(1)), nodes, lambda one: True) == (ids(1), ids(2))
+    assert wanted(Membership(ids(1), (), ids(2)), nodes, lambda one: True) is None
 
 
 @pytest.mark.parametrize(

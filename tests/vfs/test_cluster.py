@@ -11,7 +11,7 @@ import pytest
 import trio
 
 from mountfs.cli import node_homes, node_server
-from mountfs.cli.node_server import Settings
+from mountfs.cli.node_settings import Settings
 from mountfs.cli.trust import Trust
 from mountfs.errors import Fault, FsError
 from mountfs.meta import server as meta_server
@@ -65,8 +65,9 @@ class Nodes:
     async def _run(self, number: int, *, task_status: trio.TaskStatus[None]) -> None:
         try:
             with self._scopes[number]:
-                async with node_server.node_server(self.settings[number]) as meta:
-                    self.metas[number] = meta
+                async with node_server.node_server(self.settings[number]) as node:
+                    assert node.meta is not None
+                    meta = self.metas[number] = node.meta
                     await until(lambda: meta.group.leader)
                     task_status.started()
                     await trio.sleep_forever()

@@ -11,9 +11,15 @@ from mountfs.meta.command import Command, Query, Stamp
 from mountfs.meta.tree import Tree
 
 NAME_BYTES_MAX = 64
+LOCATION_BYTES_MAX = 200
+LOCATION_PARTS_MAX = 8
 NODES_MAX = 1_000
 FIRST = 1
 """The home that a cluster has grown from."""
+META = "meta"
+"""The role of those that have the metadata, and may vote on it."""
+CHUNK = "chunk"
+"""The role of those that keep slices."""
 
 
 class NodeRecord(msgspec.Struct, frozen=True, array_like=True):
@@ -32,6 +38,14 @@ class NodeRecord(msgspec.Struct, frozen=True, array_like=True):
     """What it does: "meta", "chunk"."""
     leaving: bool = False
     """It is to be no member of any group, and then forgotten."""
+    location: str = ""
+    """/rack/host, or more parts, from the largest to the smallest: what fails together has the same
+    beginning.  Empty: it has not said.
+    """
+
+    @property
+    def has_metadata(self) -> bool:
+        return META in self.roles
 
 
 class AddNode(Command[NodeRecord], frozen=True, tag="add_node"):
@@ -44,9 +58,12 @@ class AddNode(Command[NodeRecord], frozen=True, tag="add_node"):
     door: str
     disk: str
     roles: tuple[str, ...]
+    location: str = ""
 
     def check(self) -> None:
         check_node_name(self.name)
+        if self.location:
+            check_location(self.location)
 
     def apply(self, tree: Tree, stamp: Stamp) -> NodeRecord:
         nodes = all_nodes(tree)
@@ -69,14 +86,17 @@ class AddNode(Command[NodeRecord], frozen=True, tag="add_node"):
         number = tree.counters.next_node
         tree.counters.next_node += 1
         record = NodeRecord(
-            number, self.name, self.rpc, self.door, stamp.time, self.disk, self.roles
-        )
+            number, self.name, self.rpc, self.door, stamp.time, self.disk, self.roles,
+            location=self.location,
+        )  # fmt: skip
         put_node(tree, record)
         return record
 
 
 class MoveNode(Command[None], frozen=True, tag="move_node"):
-    """A node is found elsewhere now, or has another name.  Raises EXISTS; NOT_FOUND."""
+    """A node is found elsewhere now, has another name, or does something else.  Raises EXISTS;
+    NOT_FOUND.
+    """
 
     number: int
     name: str
@@ -84,9 +104,12 @@ class MoveNode(Command[None], frozen=True, tag="move_node"):
     door: str
     disk: str
     roles: tuple[str, ...]
+    location: str = ""
 
     def check(self) -> None:
         check_node_name(self.name)
+        if self.location:
+            check_location(self.location)
 
     def apply(self, tree: Tree, stamp: Stamp) -> None:
         before = None
@@ -100,7 +123,7 @@ class MoveNode(Command[None], frozen=True, tag="move_node"):
         joined = stamp.time if before is None else before.joined
         record = NodeRecord(
             self.number, self.name, self.rpc, self.door, joined, self.disk, self.roles,
-            before is not None and before.leaving,
+            before is not None and before.leaving, self.location,
         )  # fmt: skip
         put_node(tree, record)
 
@@ -140,6 +163,22 @@ def check_node_name(name: str) -> None:
     """Raises INVALID."""
     if not 0 < len(name.encode()) <= NAME_BYTES_MAX or not name.isprintable():
         raise FsError(Fault.INVALID, f"a node's name has 1 to {NAME_BYTES_MAX} printable bytes")
+
+
+def check_location(location: str) -> None:
+    """Raises INVALID."""
+    parts = location.split("/")
+    if (
+        len(location.encode()) > LOCATION_BYTES_MAX
+        or not 2 <= len(parts) <= LOCATION_PARTS_MAX + 1
+        or parts[0]
+        or not all(part and part.isprintable() for part in parts[1:])
+    ):
+        raise FsError(
+            Fault.INVALID,
+            f"{location!r} is not where a node is: 1 to {LOCATION_PARTS_MAX} printable parts, each "
+            f"after a slash, of {LOCATION_BYTES_MAX} bytes together, as in /rack-1/host-1",
+        )
 
 
 def all_nodes(tree: Tree) -> list[NodeRecord]:
