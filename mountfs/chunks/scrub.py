@@ -134,7 +134,7 @@ class Scrub:
             if volume is None:
                 found = state.end(self._clock())
                 log.info(
-                    "%s: all %d needles were read, %d are damaged",
+                    "%s: %d needles were read, %d are damaged",
                     self._path.parent, found.needles, found.damaged,
                 )  # fmt: skip
                 self._keep()
