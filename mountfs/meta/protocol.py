@@ -53,8 +53,8 @@ LIMIT_MAX: Final = 100_000
 """Rows that a query may ask for: who leads answers nobody else meanwhile."""
 
 QUERIES: Final[tuple[type[Query[Any]], ...]] = (
-    Birth, ChunkRows, CountRows, Describe, Garbage, GetAttr, GetCopies, GetLayout, GetPiece, GetVolumes,
-    GetXattr, ListVolumes, ListXattr, Lookup, NextChunk, Nodes, Orphans, ReadDir, Readlink,
+    Birth, ChunkRows, CountRows, Describe, Garbage, GetAttr, GetCopies, GetLayout, GetPiece,
+    GetVolumes, GetXattr, ListVolumes, ListXattr, Lookup, NextChunk, Nodes, Orphans, ReadDir, Readlink,
     Sessions, Tangles, TestLock, Usage, UsedSlices,
 )  # fmt: skip
 
