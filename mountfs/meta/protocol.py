@@ -54,8 +54,8 @@ LIMIT_MAX: Final = 100_000
 
 QUERIES: Final[tuple[type[Query[Any]], ...]] = (
     Birth, ChunkRows, CountRows, Describe, Garbage, GetAttr, GetCopies, GetLayout, GetPiece,
-    GetVolumes, GetXattr, ListVolumes, ListXattr, Lookup, NextChunk, Nodes, Orphans, ReadDir, Readlink,
-    Sessions, Tangles, TestLock, Usage, UsedSlices,
+    GetVolumes, GetXattr, ListVolumes, ListXattr, Lookup, NextChunk, Nodes, Orphans, ReadDir,
+    Readlink, Sessions, Tangles, TestLock, Usage, UsedSlices,
 )  # fmt: skip
 
 OPERATORS: Final = frozenset(
