@@ -54,13 +54,13 @@ class Nodes:
             port=two_ports(),
             name=f"n{number}",
             roles=roles or ROLES,
+            join=tuple(one.rpc for one in self.settings.values()),
         )
         if number == 1:
             await node_homes.found(settings.home)
         else:
             asked = Join(settings.name, settings.rpc, settings.door, "", settings.roles)
-            places = [self.settings[1].rpc]
-            await node_homes.join(settings.home, asked, places, Trust(None, None))
+            await node_homes.join(settings.home, asked, settings.join, Trust(None, None))
         await self.start(number)
         return number
 
