@@ -63,6 +63,7 @@ OPERATORS: Final = frozenset(
         "AdoptVolume",
         "AllotVolume",
         "CloseSlices",
+        "DrainNode",
         "EndSession",
         "ForgetVolume",
         "LeaveNode",
