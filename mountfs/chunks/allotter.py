@@ -1,5 +1,5 @@
-"""The leader gives out volumes to write to: it chooses their nodes, has it agreed on, and opens them
-there before it says so.
+"""The leader gives out volumes to write to: it chooses their nodes, has it agreed on, and opens
+them there before it says so.
 """
 
 import logging

@@ -46,7 +46,7 @@ class LocalChunks:
         self._next: _Round | None = None
         """The round of syncing that has not begun, for whoever comes now."""
 
-    async def write(self, slice_id: SliceId, parts: Sequence[Buffer]) -> Stored:
+    async def write(self, slice_id: SliceId, parts: Sequence[Buffer], copies: int = 0) -> Stored:
         """Store a slice, 1 to SLICE_BYTES_MAX bytes.  Raises NO_SPACE or DEVICE."""
         size = sum(map(len, parts))
         if size < INLINE_BYTES and self._disk.appends_at_once(size):

@@ -33,8 +33,8 @@ def compare(
     listed: Sequence[Listed], used: Sequence[Used], limit: int, closed: SliceId
 ) -> Compared:
     """Compare two pages of at most `limit` entries, which begin behind the same slice.  Names below
-    `closed` that are not in use will never be; those that are were written before `listed` was made.
-    Of the others nothing is said: they may be on their way.
+    `closed` that are not in use will never be; those that are were written before `listed` was
+    made.  Of the others nothing is said: they may be on their way.
     """
     upto = LAST
     for page in (listed, used):

@@ -61,7 +61,7 @@ class RemoteChunks:
     ) -> None:
         self._nodes = nodes
         self._link = link
-        self._volumes = volumes
+        self.volumes = volumes
         self._open = open_volumes
         self.hedges = hedges
         self._near = near
@@ -171,21 +171,21 @@ class RemoteChunks:
             pause = _Pause()
             while True:
                 try:
-                    nodes = self._volumes.now(volume)
+                    nodes = self.volumes.now(volume)
                     if nodes is None:
-                        nodes = await self._volumes.replicas(volume)
+                        nodes = await self.volumes.replicas(volume)
                     if not nodes:
                         raise FsError(
                             Fault.CORRUPT, f"slice {slice_id:#x}: there is no volume {volume}"
                         )
                     data = await self._read_from(nodes, slice_id, asked, stop - start)
                 except FsError as error:
-                    self._volumes.forget(volume)
+                    self.volumes.forget(volume)
                     if error.fault is not Fault.UNAVAILABLE:
                         # What was said may be of a copy that is no replica any more.
                         if pause.count or nodes is None:
                             raise
-                        if await self._volumes.replicas(volume) == nodes:
+                        if await self.volumes.replicas(volume) == nodes:
                             raise
                     self.problem = str(error)
                     await pause()

@@ -15,6 +15,7 @@ from mountfs.cli import (
     info,
     node,
     pki,
+    replication,
     safemode,
     sim,
     stats,
@@ -23,7 +24,20 @@ from mountfs.cli import (
 from mountfs.cli.show import EXIT_FAILED, EXIT_INTERRUPTED, EXIT_USAGE
 from mountfs.errors import FsError
 
-COMMANDS = (status, info, stats, fsck, doctor, bench, cluster, node, safemode, pki, sim)
+COMMANDS = (
+    status,
+    info,
+    stats,
+    fsck,
+    doctor,
+    bench,
+    cluster,
+    node,
+    safemode,
+    replication,
+    pki,
+    sim,
+)
 
 _DESCRIPTION = """\
 Look at, check and measure filesystems of mountfs.  To mount one, use mount.dfs.

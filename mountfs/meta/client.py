@@ -80,6 +80,8 @@ class Router:
         self.nodes: tuple[NodeRecord, ...] = ()
         self._without_metadata: set[Address | None] = set()
         """They do not know who leads."""
+        self.own_copies = False
+        """Some files are to have another number of copies than others."""
         self.leader_number = 0
         """Who led when we last asked; 0: nobody."""
         self._links: dict[Address, Client] = {}
@@ -211,6 +213,7 @@ class Router:
     def learn(self, cluster: Cluster) -> tuple[Address | None, str]:
         """(who leads, and if nobody, why not)"""
         self.leader_number = cluster.leader
+        self.own_copies |= cluster.own_copies
         if cluster.nodes:  # or it has only just joined
             self.nodes = cluster.nodes
             doors = (node.door for node in self.nodes if not node.has_metadata)

@@ -24,6 +24,7 @@ import msgspec
 from mountfs.errors import Fault, FsError
 from mountfs.meta.command import UNFIT, Command, Query
 from mountfs.meta.ops.chunk_rows import ChunkRows, CountRows
+from mountfs.meta.ops.copies import GetCopies
 from mountfs.meta.ops.describe import Describe
 from mountfs.meta.ops.lock import TestLock
 from mountfs.meta.ops.nodes import NodeRecord, Nodes
@@ -52,7 +53,7 @@ LIMIT_MAX: Final = 100_000
 """Rows that a query may ask for: who leads answers nobody else meanwhile."""
 
 QUERIES: Final[tuple[type[Query[Any]], ...]] = (
-    Birth, ChunkRows, CountRows, Describe, Garbage, GetAttr, GetLayout, GetPiece, GetVolumes,
+    Birth, ChunkRows, CountRows, Describe, Garbage, GetAttr, GetCopies, GetLayout, GetPiece, GetVolumes,
     GetXattr, ListVolumes, ListXattr, Lookup, NextChunk, Nodes, Orphans, ReadDir, Readlink,
     Sessions, Tangles, TestLock, Usage, UsedSlices,
 )  # fmt: skip
@@ -117,6 +118,8 @@ class Cluster(msgspec.Struct, frozen=True, array_like=True):
     leader: int
     """Number of the node that leads; 0: nobody that it knows of."""
     nodes: tuple[NodeRecord, ...]
+    own_copies: bool = False
+    """Some files are to have another number of copies than others."""
 
 
 _encoder: Final = msgspec.msgpack.Encoder()

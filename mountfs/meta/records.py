@@ -43,6 +43,13 @@ HAS_XATTRS = 4
 HAS_ACL = 8
 """There is an access or a default ACL among the xattrs."""
 HAS_LOCKS = 16
+COPIES_SHIFT = 8
+COPIES_MARKS = 0xF << COPIES_SHIFT
+"""How many copies the bytes are to have; 0: nobody has said."""
+
+
+def copies_of(marks: int) -> int:
+    return (marks & COPIES_MARKS) >> COPIES_SHIFT
 
 
 class Inode:
@@ -95,7 +102,7 @@ class Inode:
     """Changes whenever the bytes do."""
     btime: int
     marks: int
-    """HAS_* bits."""
+    """HAS_* bits, and COPIES_MARKS."""
     packed: bytes | None
     """The record, as long as nothing has changed since it was made."""
 
@@ -334,3 +341,5 @@ class Counters(msgspec.Struct):
     next_volume: int = FIRST_REPLICATED
     closed_slices: int = 0
     """Slices with names below it that no file refers to are garbage, for ever."""
+    own_copies: bool = False
+    """Some directory has once been given a number of copies of its own."""

@@ -83,8 +83,8 @@ class MetaService:
         raise FsError(Fault.NOT_IMPLEMENTED, f"a metaserver has no method {method}")
 
     def cluster(self) -> Cluster:
-        nodes = tuple(all_nodes(self._machine.replica.machine.tree))
-        return Cluster(self._group.leader, nodes)
+        tree = self._machine.replica.machine.tree
+        return Cluster(self._group.leader, tuple(all_nodes(tree)), tree.counters.own_copies)
 
     def node_of(self, number: int) -> NodeRecord | None:
         tree = self._machine.replica.machine.tree

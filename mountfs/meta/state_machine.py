@@ -20,6 +20,7 @@ from mountfs.kv.overlay import Overlay, Rows
 from mountfs.meta import keys
 from mountfs.meta.command import UNFIT, Command, Query, Stamp
 from mountfs.meta.ops.allocate import Allocate
+from mountfs.meta.ops.copies import SetCopies
 from mountfs.meta.ops.copy_range import CopyRange
 from mountfs.meta.ops.link import Link
 from mountfs.meta.ops.lock import ReleaseLock, TakeLock
@@ -57,8 +58,8 @@ COMMANDS: tuple[type[Command[Any]], ...] = (
     AddNode, AdoptVolume, Allocate, AllotVolume, CloseSlices, CopyRange, Discard, DrainNode,
     EndSession, ForgetVolume, LeaveNode, Link, Make, MakeRoot, Mkdir, MoveNode, OpenSession, Reap,
     Reclaimed, ReleaseLock, RemoveNode, RemoveXattr, Rename, ReserveSlices, ReturnVolumes, Rewrite,
-    Rmdir, SealVolume, SetAttr, SetReplicas, SetXattr, Settle, Symlink, TakeLock, Tmpfile, Touch,
-    Unlink, Write,
+    Rmdir, SealVolume, SetAttr, SetCopies, SetReplicas, SetXattr, Settle, Symlink, TakeLock, Tmpfile,
+    Touch, Unlink, Write,
 )  # fmt: skip
 """Everything that can be in the log.  A command that was ever written must stay readable."""
 

@@ -18,6 +18,7 @@ from mountfs.meta import keys
 from mountfs.meta.command import Stamp
 from mountfs.meta.records import (
     ATTRIBUTES_BYTES,
+    COPIES_MARKS,
     HAS_CONTENT,
     HAS_SLICES,
     Attributes,
@@ -187,7 +188,7 @@ class Tree:
         inode.next_position = FIRST_POSITION
         inode.entries = 0
         inode.version = self.stamp.index
-        inode.marks = 0
+        inode.marks = parent.marks & COPIES_MARKS
         self._remember(inode)
         self._touched[inode.ino] = inode
         return inode

@@ -155,6 +155,7 @@ async def cluster_mount(
             durable=mount.durable,
             buffers=mount.buffers,
             kick=mount.kick,
+            own_copies=lambda: meta.router.own_copies,
             shared=True,
             **settings,
         )

@@ -85,6 +85,7 @@ class Filesystem:
         kick: Callable[[], None] = lambda: None,
         owed: Callable[[], int] = lambda: 0,
         reclaim: Callable[[], Awaitable[None]] | None = None,
+        own_copies: Callable[[], bool] = lambda: False,
         kernel: bool = False,
         shared: bool = False,
         read_only: bool = False,
@@ -120,6 +121,7 @@ class Filesystem:
             kick=kick,
             owed=owed,
             reclaim=reclaim or self.reap,
+            own_copies=own_copies,
         )
         self.locks = LockTable(meta)
         self._files: dict[Ino, File] = {}

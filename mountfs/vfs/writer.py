@@ -17,6 +17,7 @@ from mountfs.inline import leave
 from mountfs.meta.extents import put
 from mountfs.meta.local import Meta
 from mountfs.meta.ops import write as ops
+from mountfs.meta.ops.copies import GetCopies
 from mountfs.meta.ops.slices import Discard, ReserveSlices
 from mountfs.meta.records import Slice
 from mountfs.types import CHUNK_BYTES, KIB, MIB, SLICE_BYTES_MAX, SliceId, VolumeId
@@ -56,7 +57,10 @@ class Writer:
         kick: Callable[[], None],
         owed: Callable[[], int],
         reclaim: Callable[[], Awaitable[None]],
+        own_copies: Callable[[], bool] = lambda: False,
     ) -> None:
+        """`own_copies` says whether some files are to have another number of copies."""
+        self._own_copies = own_copies
         self._meta = meta
         self._chunks = chunks
         self._dirty_bytes_max = dirty_bytes_max
@@ -192,7 +196,9 @@ class Writer:
                     records.append(ops.Run(run.start, run.size, 0, data=data))
                     continue
                 slice_id = await self._slice_id()
-                volume, crc = await self._chunks.write(slice_id, run.parts)
+                volume, crc = await self._chunks.write(
+                    slice_id, run.parts, await self._copies(file)
+                )
                 written.append((slice_id, volume, run.size))
                 records.append(ops.Run(run.start, run.size, crc, slice_id, volume))
             command = ops.Write(file.ino, tuple(records), file.mtime, drop_privileges)
@@ -202,6 +208,14 @@ class Writer:
                 await self._discard(written)
             raise
         _show(file, records, piece)
+
+    async def _copies(self, file: File) -> int:
+        """How many copies of its bytes there are to be; 0: as many as usual."""
+        if not self._own_copies():
+            return 0
+        if file.copies is None:
+            file.copies = await self._meta.read(GetCopies(file.ino))
+        return file.copies
 
     async def _discard(self, written: list[tuple[SliceId, VolumeId, int]]) -> None:
         try:

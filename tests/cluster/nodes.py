@@ -169,11 +169,18 @@ class Nodes:
         return [] if self.pki is None else ["--tls", str(self.pki / "issued" / name)]
 
     def member(
-        self, name: str, *, home: Path | None = None, roles: str = "", location: str = ""
+        self,
+        name: str,
+        *,
+        home: Path | None = None,
+        roles: str = "",
+        location: str = "",
+        data: Sequence[Path] = (),
     ) -> Member:
-        """A node that does not run yet."""
+        """A node that does not run yet; `data`: directories for volumes beside its home."""
         options = ["--roles", roles] if roles else []
         options += ["--location", location] if location else []
+        options += [f"--data={directory}" for directory in data]
         self._hosts += 1
         host = f"{self._prefix}.{self._hosts}"
         if self.network is not None:

@@ -171,8 +171,12 @@ def test_a_mount_that_names_it_alone_is_told_whom_to_name(cluster: Nodes) -> Non
 
 
 def test_one_that_is_removed_ends_and_says_so(cluster: Nodes) -> None:
-    (c2,) = cluster.join("c2", roles="chunk")
+    disks = [cluster.top / "disk-2", cluster.top / "disk-3"]
+    for directory in disks:
+        directory.mkdir()
+    (c2,) = cluster.join("c2", roles="chunk", data=disks)
     wait_until_heard(cluster, "c2")
+    assert all((directory / "disk.json").exists() for directory in disks), "they are its own"
     assert cluster.ask("remove", "c2").returncode == 0
     until(lambda: not c2.runs, SOON_S, c2.said)
     assert "c2" not in listed(cluster)

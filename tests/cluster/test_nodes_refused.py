@@ -12,10 +12,10 @@ import pytest
 from mounted import Node
 from nodes import Member, Nodes, fresh_cluster, until
 
-from mountfs.raft.config import RaftConfig
+from mountfs.raft.config import Config
 
 SOON_S: Final = 60
-LEASE_S: Final = RaftConfig().lease_ms / 1000
+LEASE_S: Final = Config().lease_ms / 1000
 
 
 @pytest.fixture(scope="module")

@@ -127,7 +127,7 @@ OLD_NODE_GOLDEN = "98 02 a26e32 a3683a31 a3683a32 05 a26432 92 a46d657461 a56368
 
 STRUCTS: list[tuple[Any, str]] = [
     (NODE, NODE_GOLDEN),
-    (Cluster(2, (NODE,)), "92 02 91" + NODE_GOLDEN),
+    (Cluster(2, (NODE,)), "93 02 91" + NODE_GOLDEN + "c2"),
     (Opened(7, 60_000, 5), "93 07 cdea60 05"),
     (Fetch(GroupId(1), 9, b"key"), "93 01 09 c403 6b6579"),
     (
@@ -175,7 +175,7 @@ def test_the_numbers_of_methods() -> None:
     }  # fmt: skip
     assert {method.name: int(method) for method in chunks.Method} == {
         "WRITE": 100, "READ": 101, "DELETE": 102, "SPACE": 103, "OPEN": 104, "SEAL": 105,
-        "LIST": 106, "COPY": 107, "DROP": 108, "ALLOT": 110, "RETURN": 111,
+        "LIST": 106, "COPY": 107, "DROP": 108, "ALLOT": 20, "RETURN": 21,
     }  # fmt: skip
 
 
@@ -191,8 +191,8 @@ VOLUME = VolumeId(0x8000_0003)
 ABOUT_VOLUMES: list[tuple[Any, str]] = [
     (chunks.Open(TERM, VOLUME, 4), "93 03 ce80000003 04"),
     (chunks.Seal(TERM, VOLUME), "92 03 ce80000003"),
-    (VolumeReport(VOLUME, 9, 8, 7, 4, "bad"), "96 ce80000003 09 08 07 04 a3626164"),
-    (chunks.List(VOLUME, SliceId(5), 9), "93 ce80000003 05 09"),
+    (VolumeReport(VOLUME, 9, 8, 7, 4, "bad", 6), "97 ce80000003 09 08 07 04 a3626164 06"),
+    (chunks.List(VOLUME, SliceId(5), 9, True), "94 ce80000003 05 09 c3"),
     (
         chunks.Copy(TERM, VOLUME, 2, SliceId(5), 9, (SliceId(6),)),
         "96 03 ce80000003 02 05 09 91 06",

@@ -35,8 +35,8 @@ class ReserveSlices(Command[SliceId], frozen=True, tag="reserve_slices"):
 class Rewrite(Command[None], frozen=True, tag="rewrite"):
     """Compaction of a chunk: `added` say the same as the rows `replaced` did.
 
-    Raises BUSY when one of those rows has gone meanwhile, and SLICE_EXPIRED when a new slice came too
-    late; then the new slices are garbage.
+    Raises BUSY when one of those rows has gone meanwhile, and SLICE_EXPIRED when a new slice came
+    too late; then the new slices are garbage.
     """
 
     ino: Ino
