@@ -113,11 +113,15 @@ class Chunkservers:
         is_complete = self.fleet.is_complete(node)
         if not is_complete and view.heard_ms_ago < self.fleet.config.silent_ms:
             return None
-        own = sum(
-            number < FIRST_REPLICATED and number not in self.assigned
+        return self.assigned.count(node) + len(self.unrecorded(node))
+
+    def unrecorded(self, node: int) -> list[VolumeId]:
+        """Volumes that a node has made when it was alone, and that have no record yet."""
+        return [
+            number
             for number in self.fleet.of_node(node)
-        )
-        return self.assigned.count(node) + own
+            if number < FIRST_REPLICATED and number not in self.assigned
+        ]
 
     def volumes(self) -> tuple[int, int]:
         """(known, reported), for safe mode."""

@@ -22,8 +22,8 @@ def wanted(
 ) -> tuple[tuple[NodeId, ...], tuple[NodeId, ...]] | None:
     """(voters, learners) as they should become, of those that have the metadata; None: as they are.
 
-    `is_ready` says of a learner that it is there and lacks next to nothing.  Those that leave follow
-    as learners while they are among `keeping`: they still have something, and report it to who leads.
+    `is_ready` says of a learner that it is there and lacks next to nothing.  Those that leave
+    follow as learners while they are among `keeping`: who leads hears from them what they keep.
     """
     if now.is_joint:
         return None
