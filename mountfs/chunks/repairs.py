@@ -78,7 +78,8 @@ class Repairs:
     def _plan(self) -> list[Task]:
         server = self._server
         members = [
-            Member(node.number, node.location, node.leaving) for node in server.chunkservers.nodes()
+            Member(node.number, node.location, node.is_emptied)
+            for node in server.chunkservers.nodes()
         ]
         safe_mode = server.safe_mode
         return self.healer.plan(
