@@ -74,7 +74,7 @@ CORES = [
     "mountfs.meta.treatment",
     "mountfs.meta.health",
     "mountfs.meta.healing",
-    "mountfs.meta.healing_tasks",
+    "mountfs.meta.healing_*",
     "mountfs.wire.config",
     "mountfs.wire.frames",
     "mountfs.wire.connection",

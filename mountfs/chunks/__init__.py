@@ -11,4 +11,7 @@ for tasks, and `base` says what a client of any kind promises.
 A chunkserver has several disks (`disks`; `disk_identity` keeps them from being mixed up).
 `service` is what others see of it, in the words of `protocol`; `fence` knows which leader to obey,
 and `copying` gets from others what is not here.
+
+Where a slice has copies, `hedge` decides who is asked for it, and when another one is too; `health`
+says which servers are well, and `latency` how long they take.
 """

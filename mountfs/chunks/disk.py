@@ -776,6 +776,23 @@ class DiskStore:
             self._set.note_missing(volume_id)
             return True
 
+    def whereabouts(self, volume_id: VolumeId, slice_id: SliceId) -> tuple[int, int, int] | None:
+        """(generation of the volume, offset of the needle, length of its payload)."""
+        with self._lock:
+            volume = self._volumes.get(volume_id)
+            place = None if volume is None else self._index.get(volume_id, slice_id)
+            if volume is None or place is None or volume.dropped:
+                return None
+            return volume.generation, place.offset, place.length
+
+    def file_of(self, volume_id: VolumeId) -> tuple[Path, int] | None:
+        """The file of a volume, and its generation; None: it is not here."""
+        with self._lock:
+            volume = self._volumes.get(volume_id)
+            if volume is None or volume.dropped:
+                return None
+            return volume.path, volume.generation
+
     def place(self, volume_id: VolumeId, slice_id: SliceId) -> tuple[Path, Place] | None:
         """The file of a slice, and where its needle is in it, by the index.  None: nowhere."""
         volume = self._volumes.get(volume_id)

@@ -30,8 +30,8 @@ for how long.
 """
 SLOW: Final = 2.0
 BUSY: Final = 8
-"""With more reads under way a server is thought to take longer in proportion.  Else all that is read
-would go to the one that is a little quicker, until its figures say that it no longer is.
+"""With more reads under way a server is thought to take longer in proportion.  Else all reads would
+go to the one that is a little quicker, until its figures say that it no longer is.
 """
 OVERWHELMED: Final = 4 * BUSY
 """With more reads under way a server is no better than one that is on probation, of which one read

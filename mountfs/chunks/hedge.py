@@ -92,6 +92,9 @@ class Hedges:
         """Whom to ask first, and next if need be, when something else is read of them."""
         known = self._kind(size_bytes)
         lanes = [known.get(node) or self.health.meet(node, known, now) for node in nodes]
+        for lane in lanes:
+            if now >= lane.fades_at:
+                lane.fade(now)
         return [lane.node for _, lane in self.health.ranked(lanes, near, now)]
 
     def _kind(self, size_bytes: int) -> dict[int, Lane]:

@@ -1,6 +1,7 @@
 """What the leader tells chunkservers to do, one call each, in its term.
 
-Every call ends within its time.  Raises what the node says, and UNAVAILABLE when it does not answer.
+Every call ends within its time.  Raises what the node says, and UNAVAILABLE when it does not
+answer.
 """
 
 from collections.abc import Awaitable, Callable, Iterable, Sequence

@@ -1,18 +1,21 @@
 """What is said to a node that keeps slices: the bodies of calls over `wire`.  No I/O.
 
-| method | call                                                        | answer                      |
-|--------|-------------------------------------------------------------|-----------------------------|
-| WRITE  | slice u64, crc32c u32, volume u32, epoch u32, then the bytes| nothing; they are durable   |
-| READ   | volume u32, slice u64, start u32, stop u32                  | crc32c u32, then the bytes  |
-| SPACE  | nothing                                                     | total u64, free u64         |
-| OPEN   | `Open`: the volume takes slices in this epoch               | nothing                     |
-| SEAL   | `Seal`: the volume takes no slices any more                 | `meta.reports.VolumeReport` |
-| LIST   | `List`: slices of a volume, by name                         | (slice, bytes), ...         |
-| COPY   | `Copy`: get from another node what is not here              | `Copied`                    |
-| DELETE | `Delete`: forget slices                                     | nothing                     |
-| DROP   | `Drop`: forget a volume with all in it                      | nothing                     |
-| ALLOT  | `Allot`; to the leader: volumes to write to                 | `VolumeRecord`, ...         |
-| RETURN | `Return`; to the leader: volumes that are not written to    | nothing                     |
+| method | call                                                       | answer                    |
+|--------|------------------------------------------------------------|---------------------------|
+| WRITE  | slice u64, crc32c u32, volume u32, epoch u32, the bytes    | nothing; they are durable |
+| READ   | volume u32, slice u64, start u32, stop u32                 | crc32c u32, the bytes     |
+| SPACE  | nothing                                                    | total u64, free u64       |
+| LEND   | nothing                                                    | token, name of a socket   |
+| PLACE  | volume u32, slice u64                                      | generation u32, offset    |
+|        |                                                            | u64, length u32 (0: none) |
+| OPEN   | `Open`: the volume takes slices in this epoch              | nothing                   |
+| SEAL   | `Seal`: the volume takes no slices any more                | `VolumeReport`            |
+| LIST   | `List`: slices of a volume, by name                        | (slice, bytes), ...       |
+| COPY   | `Copy`: get from another node what is not here             | `Copied`                  |
+| DELETE | `Delete`: forget slices                                    | nothing                   |
+| DROP   | `Drop`: forget a volume with all in it                     | nothing                   |
+| ALLOT  | `Allot`; to the leader: volumes to write to                | `VolumeRecord`, ...       |
+| RETURN | `Return`; to the leader: volumes that are not written to   | nothing                   |
 
 The bodies with names are msgpack.  OPEN to DROP, but for LIST and COPY's reads, are orders of the
 leader: they carry its term, and one of an earlier term than the latest that was heard is refused.
@@ -33,6 +36,8 @@ WRITE_HEAD: Final = struct.Struct("<QIII")
 READ: Final = struct.Struct("<IQII")
 READ_HEAD: Final = struct.Struct("<I")
 SPACE: Final = struct.Struct("<QQ")
+PLACE: Final = struct.Struct("<IQ")
+PLACED: Final = struct.Struct("<IQI")
 
 NODE_SHIFT: Final = 20
 FIRST_NODE: Final = 1
@@ -53,6 +58,8 @@ class Method(IntEnum):
     LIST = 106
     COPY = 107
     DROP = 108
+    LEND = 109
+    PLACE = 110
 
 
 class Open(msgspec.Struct, frozen=True, array_like=True):

@@ -8,12 +8,12 @@ import struct
 import threading
 from collections import OrderedDict
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 from mountfs.buffers import Buffers
 from mountfs.chunks import needle, rewrite
 from mountfs.chunks.file import VolumeFile
-from mountfs.chunks.index import NeedleIndex
+from mountfs.chunks.index import Place
 from mountfs.chunks.needle import HEADER_BYTES, Kind
 from mountfs.chunks.rewrite import DamagedNeedle
 from mountfs.errors import Fault, FsError
@@ -36,13 +36,19 @@ class Head(NamedTuple):
         return struct.pack(f"<{len(self.sums)}I", *self.sums)
 
 
+class Places(Protocol):
+    """Where needles are: a `NeedleIndex`, or what it has said."""
+
+    def get(self, volume: VolumeId, slice_id: SliceId) -> Place | None: ...
+
+
 LARGE_BYTES = 128 * KIB
 """A read from this size on goes into a buffer that was used before."""
 
 
 class NeedleReader:
     def __init__(
-        self, index: NeedleIndex, lock: threading.Lock, heads_max: int, buffers: Buffers
+        self, index: Places, lock: threading.Lock, heads_max: int, buffers: Buffers
     ) -> None:
         self._index = index
         self._buffers = buffers

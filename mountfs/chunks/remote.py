@@ -7,12 +7,14 @@ What is written is on the disks of all of them when `write` returns; so there is
 
 import logging
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from typing import Final, Protocol
+from typing import Final, NamedTuple, Protocol
 
 import trio
 from crc32c import crc32c
 
+from mountfs.buffers import Buffers
 from mountfs.chunks.base import Stored
+from mountfs.chunks.borrowing import Borrowing
 from mountfs.chunks.hedge import Hedges, Read
 from mountfs.chunks.needle import Buffer
 from mountfs.chunks.open_volumes import OpenVolumes
@@ -36,6 +38,8 @@ STRAGGLER_TIMES: Final = 5
 RETRY_FIRST_S: Final = 0.05
 RETRY_MAX_S: Final = 1.0
 SPACE_S: Final = 5.0
+HERE: Final = 0
+"""How near a node on this machine is."""
 COPIES: Final = 3
 """As long as nobody has said otherwise, a cluster of so many nodes or more has so many."""
 
@@ -58,6 +62,7 @@ class RemoteChunks:
         *,
         hedges: Hedges,
         near: Callable[[], Mapping[int, int]] = dict,
+        buffers: Buffers | None = None,
         soft_s: float | None = None,
     ) -> None:
         self._nodes = nodes
@@ -66,6 +71,7 @@ class RemoteChunks:
         self._open = open_volumes
         self.hedges = hedges
         self._near = near
+        self.borrowing = Borrowing(self._attempt, buffers or Buffers())
         self._soft_s = soft_s
         self._total = self._free = 0
         self.reads = 0
@@ -164,7 +170,7 @@ class RemoteChunks:
         """Raises CORRUPT when no replica has it whole; TIMED_OUT if `soft`."""
         self.reads += 1
         await leave()
-        asked = READ.pack(volume, slice_id, start, stop)
+        wanted = Wanted(volume, slice_id, start, stop)
         with self._patience():
             pause = _Pause()
             while True:
@@ -176,7 +182,7 @@ class RemoteChunks:
                         raise FsError(
                             Fault.CORRUPT, f"slice {slice_id:#x}: there is no volume {volume}"
                         )
-                    data = await self._read_from(nodes, slice_id, asked, stop - start)
+                    data = await self._read_from(nodes, wanted)
                 except FsError as error:
                     self.volumes.forget(volume)
                     if error.fault is not Fault.UNAVAILABLE:
@@ -192,15 +198,18 @@ class RemoteChunks:
                 return data
         raise self._gave_up()
 
-    async def _read_from(
-        self, nodes: Sequence[int], slice_id: SliceId, asked: bytes, size: int
-    ) -> memoryview:
+    async def _read_from(self, nodes: Sequence[int], wanted: "Wanted") -> memoryview:
         """Raises UNAVAILABLE when somebody who may have it does not answer; else what one said."""
         if len(nodes) > 1:  # so that reads spread, and those of a slice go to where it is in memory
-            turn = slice_id % len(nodes)
+            turn = wanted.slice_id % len(nodes)
             nodes = (*nodes[turn:], *nodes[:turn])
-        read = self.hedges.read(nodes, size, self._near(), _now_ms())
-        race = _Race(self, read, slice_id, asked, size)
+        near = self._near()
+        if any(near.get(node) == HERE for node in nodes):
+            data = self.borrowing.read_if_there(*wanted)
+            if data is not None:
+                return data
+        read = self.hedges.read(nodes, wanted.size, near, _now_ms())
+        race = _Race(self, read, wanted)
         try:
             if read.due is None and len(nodes) == 1:
                 await race.run_from(read.first)
@@ -213,14 +222,19 @@ class RemoteChunks:
             return race.data
         raise race.failure()
 
-    async def fetch(self, node: int, slice_id: SliceId, asked: bytes, size: int) -> memoryview:
+    async def fetch(self, node: int, wanted: "Wanted") -> memoryview:
         """From one node.  Raises CORRUPT, UNAVAILABLE, and what it says."""
-        answer = await self._attempt(node, Method.READ, asked)
+        if self._near().get(node) == HERE:
+            found = await self.borrowing.read(node, *wanted)
+            if found is not None:
+                return found
+        answer = await self._attempt(node, Method.READ, READ.pack(*wanted))
         data = memoryview(answer)[READ_HEAD.size :]
-        whole = len(answer) == READ_HEAD.size + size
+        whole = len(answer) == READ_HEAD.size + wanted.size
         if not whole or READ_HEAD.unpack_from(answer)[0] != crc32c(data):
             raise FsError(
-                Fault.CORRUPT, f"node {node}: slice {slice_id:#x} came damaged over the network"
+                Fault.CORRUPT,
+                f"node {node}: slice {wanted.slice_id:#x} came damaged over the network",
             )
         return memoryview(bytearray(data))
 
@@ -235,6 +249,7 @@ class RemoteChunks:
             await self._open.give_back()
         except FsError as error:
             log.warning("volumes could not be given back: %s", error)
+        self.borrowing.close()
 
     # -- room
 
@@ -293,19 +308,28 @@ class RemoteChunks:
         return FsError(Fault.TIMED_OUT, f"no node answers within {self._soft_s} s: {self.problem}")
 
 
+class Wanted(NamedTuple):
+    """Bytes `start` to `stop` of a slice."""
+
+    volume: VolumeId
+    slice_id: SliceId
+    start: int
+    stop: int
+
+    @property
+    def size(self) -> int:
+        return self.stop - self.start
+
+
 class _Race:
     """One read, at one replica or several: the first good answer wins, the others are cancelled,
     also where they are.
     """
 
-    def __init__(
-        self, chunks: RemoteChunks, read: Read, slice_id: SliceId, asked: bytes, size: int
-    ) -> None:
+    def __init__(self, chunks: RemoteChunks, read: Read, wanted: "Wanted") -> None:
         self._chunks = chunks
         self._read = read
-        self._slice_id = slice_id
-        self._asked = asked
-        self._size = size
+        self._wanted = wanted
         self._errors: dict[int, FsError] = {}
         self._changed = trio.Event()
         self._running = 0
@@ -336,7 +360,7 @@ class _Race:
         try:
             while node is not None:
                 try:
-                    data = await self._chunks.fetch(node, self._slice_id, self._asked, self._size)
+                    data = await self._chunks.fetch(node, self._wanted)
                 except FsError as error:
                     self._errors[node] = error
                     node = self._read.failed(node, _now_ms())

@@ -23,10 +23,11 @@ log = logging.getLogger(__name__)
 NAME: Final = "scrub.json"
 PERIOD_S: Final = 14 * 86_400.0
 RATE_MIN: Final = 2 * MIB
-"""Bytes a second, however little there is to be read: a round of a small disk is soon over, and then
-nothing is done until the next is due."""
+"""Bytes a second, however little there is to be read: a round of a small disk is soon over, and
+then nothing is done until the next is due.
+"""
 SLACK: Final = 2.0
-"""So much faster than the period asks for: reads of clients and volumes that come make it slower."""
+"""So much faster than the period asks for: what comes meanwhile is to be read, too."""
 STEP_BYTES: Final = 4 * MIB
 """Read in one go."""
 KEEP_S: Final = 30.0
@@ -134,7 +135,7 @@ class Scrub:
             if volume is None:
                 found = state.end(self._clock())
                 log.info(
-                    "%s: all %d needles were read, %d are damaged",
+                    "%s: %d needles were read, %d are damaged",
                     self._path.parent, found.needles, found.damaged,
                 )  # fmt: skip
                 self._keep()

@@ -17,8 +17,11 @@ from mountfs.chunks.client import INLINE_BYTES
 from mountfs.chunks.copying import Copying, Source
 from mountfs.chunks.disks import Disk, Disks
 from mountfs.chunks.fence import Fence
+from mountfs.chunks.lending import Lender
 from mountfs.chunks.protocol import (
     LIST_MAX,
+    PLACE,
+    PLACED,
     READ,
     READ_HEAD,
     SPACE,
@@ -71,6 +74,8 @@ class ChunkService:
         self.throttle = Throttle(copy_bytes_per_s)
         self.fence = Fence(disks.read_term(), disks.keep_term)
         self._disks = disks
+        self.lender: Lender | None = None
+        """Who lends files of volumes, if somebody does."""
         self._may_order = may_order
         self._copying = Copying(disks, link, self.throttle)
         self._writers = trio.CapacityLimiter(WRITERS)
@@ -86,6 +91,12 @@ class ChunkService:
                 return await self._write(body)
         if method == Method.SPACE:
             return SPACE.pack(*self._disks.space())
+        if method == Method.PLACE:
+            return self._place(body)
+        if method == Method.LEND:
+            if self.lender is None:
+                raise FsError(Fault.NOT_IMPLEMENTED, "files are not lent here")
+            return self.lender.token + self.lender.name.encode()
         if method == Method.LIST:
             with self._one_more(Method.LIST, ORDERS_MAX):
                 return await self._list(body)
@@ -148,6 +159,15 @@ class ChunkService:
             self._note(disk, VolumeId(volume), SliceId(slice_id), error)
             raise
         return [READ_HEAD.pack(crc32c(data)), data]
+
+    def _place(self, body: Body) -> bytes:
+        """Where a slice lies, for who has borrowed the file."""
+        if len(body) != PLACE.size:
+            raise FsError(Fault.INVALID, "not a question for a place")
+        volume, slice_id = PLACE.unpack(body)
+        disk = self._disks.disk_of(VolumeId(volume))
+        found = None if disk is None else disk.store.whereabouts(VolumeId(volume), slice_id)
+        return PLACED.pack(*(found or (0, 0, 0)))
 
     def _note(self, disk: Disk, volume: VolumeId, slice_id: SliceId, error: FsError) -> None:
         """A slice could not be read: the leader is to know, if it is damaged."""

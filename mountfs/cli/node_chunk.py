@@ -13,11 +13,13 @@ import trio.lowlevel
 from mountfs.chunks.copying import Source
 from mountfs.chunks.disk_identity import Owner
 from mountfs.chunks.disks import Disks
+from mountfs.chunks.lending import Lender
 from mountfs.chunks.reporter import Gathered
 from mountfs.chunks.scrub import PERIOD_S, Scrub
 from mountfs.chunks.service import ChunkService
 from mountfs.cli.trust import Trust
 from mountfs.errors import FsError
+from mountfs.types import VolumeId
 from mountfs.vfs.home import Home
 
 log = logging.getLogger(__name__)
@@ -39,6 +41,7 @@ class Volumes:
     ) -> None:
         self.disks = disks
         self.service = ChunkService(disks, may_order, link)
+        self.lender = self.service.lender = Lender(self._file_of)
         self.scrubs = [Scrub(disk.store, disk.path, period_s=scrub_s) for disk in disks.disks]
         self._gatherers = trio.CapacityLimiter(1)
 
@@ -46,6 +49,7 @@ class Volumes:
         """Until cancelled."""
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self._compact)
+            nursery.start_soon(self.lender.run)
             for scrub in self.scrubs:
                 nursery.start_soon(scrub.run)
 
@@ -57,6 +61,10 @@ class Volumes:
             except FsError as error:
                 log.error("compacting volumes: %s", error)
             await trio.sleep(COMPACT_S)
+
+    def _file_of(self, volume: VolumeId) -> tuple[Path, int] | None:
+        disk = self.disks.disk_of(volume)
+        return None if disk is None else disk.store.file_of(volume)
 
     async def gather(self) -> Gathered:
         """What the leader is to be told.  A disk that hangs holds up nothing else."""
@@ -93,6 +101,8 @@ def open_volumes(
     try:
         for what, told in disks.troubles().items():
             log.warning("%s: %s", what, told)
-        yield Volumes(disks, trust.require_node, link)
+        volumes = Volumes(disks, trust.require_node, link)
+        with contextlib.closing(volumes.lender):
+            yield volumes
     finally:
         disks.close()

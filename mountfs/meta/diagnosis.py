@@ -14,44 +14,10 @@ from typing import Final
 import msgspec
 
 from mountfs.meta.fleet import Fleet, Standing
+from mountfs.meta.healing_config import HealingConfig
 from mountfs.meta.ops.volumes import VolumeRecord
 from mountfs.meta.placement import COPIES_MIN, broken_rule, host_of
 from mountfs.meta.reports import VolumeReport
-
-
-class HealingConfig(msgspec.Struct, frozen=True, kw_only=True):
-    copies_max: int = 16
-    """Tasks that move bytes, at once."""
-    copies_per_node_max: int = 2
-    """Of those, how many a node is source or target of."""
-    orders_max: int = 32
-    """Other tasks, at once."""
-    looked_max: int = 2_000
-    """Volumes that are looked at in one go: all of them in turn."""
-    tried_max: int = 200
-    """Volumes with something wrong for which a task is sought in one go."""
-
-    settle_ms: int = 10_000
-    """A difference between record and report that is younger may be one of time."""
-    differ_ms: int = 30_000
-    """So long copies may say different things: deletions reach them one after the other."""
-    open_short_ms: int = 60_000
-    """So long an open volume may be short of copies, or in the wrong places, before it is sealed
-    for that: whoever avoids a node for a while is not to get a new volume every second.
-    """
-    repair_ms: int = 600_000
-    """A copy that is damaged for longer does not count any more: another node is to have one."""
-    forgotten_ms: int = 600_000
-    """A volume without a record is kept for so long."""
-
-    rest_ms: int = 3_000
-    """A volume is left alone after a task: reports are to tell what has become of it."""
-    retry_ms: int = 10_000
-    """Twice that after the second failure, and so on."""
-    retry_max_ms: int = 600_000
-    adopt_copies: int = 3
-    names_max: int = 100
-    """Volumes, tasks and reasons that are named in `Health`."""
 
 
 class Cause(enum.Enum):
@@ -114,7 +80,13 @@ class Member(msgspec.Struct, frozen=True):
 class Cluster:
     """All nodes, at one moment."""
 
-    def __init__(self, fleet: Fleet, members: Iterable[Member], now_ms: float) -> None:
+    def __init__(
+        self,
+        fleet: Fleet,
+        members: Iterable[Member],
+        now_ms: float,
+        before: "Cluster | None" = None,
+    ) -> None:
         self.candidates = []
         """Those that are heard, but not steadily, are no place for a copy that is to last."""
         self.standings: dict[int, Standing] = {}
@@ -138,10 +110,18 @@ class Cluster:
         """The most copies that the cluster can give, once all that stay are back."""
         self.locations = {one.node: one.location for one in self.candidates}
         self.usable = [one.node for one in self.candidates if one.usable]
+        self.sound = {
+            node
+            for node, standing in self.standings.items()
+            if standing is Standing.ALIVE and node in self.complete - self.draining
+        }
+        """What these have is good, unless they say that it is not."""
         self.fullness = {
             one.node: 1 - one.free_bytes / max(1, one.total_bytes) for one in self.candidates
         }
         self._broken: dict[tuple[int, ...], str] = {}
+        if before and before.locations == self.locations and before.usable == self.usable:
+            self._broken = before._broken
 
     def standing(self, node: int) -> Standing:
         """Who is no member does not come back."""
@@ -153,6 +133,20 @@ class Cluster:
         if found is None:
             found = self._broken[replicas] = broken_rule(replicas, self.locations, self.usable)
         return found
+
+
+def is_well(record: VolumeRecord, reports: Mapping[int, VolumeReport], cluster: Cluster) -> bool:
+    """There is nothing wrong with it.  Said of nearly all volumes, so that no `Case` is needed."""
+    if not len(reports) == len(record.replicas) == record.copies:
+        return False
+    for node, report in reports.items():
+        if node not in record.replicas or node not in cluster.sound or report.trouble:
+            return False
+        if record.sealed and report.epoch:
+            return False
+    if record.sealed and not have_the_same([*reports.values()]):
+        return False
+    return not cluster.broken(record.replicas)
 
 
 class Case:
@@ -239,13 +233,13 @@ class Case:
         good = len(self.good) + more
         enough = good >= self.record.copies
         if enough or more:
-            yield from (*self.lost, *self.dead)
-        if not self.agrees:
-            return
-        if enough:
-            yield from (*self.given_up, *(() if more else self.damaged), *self.unsure)
-        if enough or good >= max(COPIES_MIN, self.cluster.hosts):
+            yield from self.lost
+        if self.agrees and (enough or (more and good >= max(COPIES_MIN, self.cluster.hosts))):
             yield from self.leaving
+        if enough or more:
+            yield from self.dead
+        if self.agrees and enough:
+            yield from (*self.given_up, *(() if more else self.damaged), *self.unsure)
 
     def causes(self) -> set[Cause]:
         found: set[Cause] = set()
@@ -254,16 +248,17 @@ class Case:
             found.add(Cause.MISSING)
         if len(self.live) == 1 and copies > 1:
             found.add(Cause.LAST)
-        if len(self.good) + len(self.leaving) < copies:
-            is_short = len(self.kept) + len(self.leaving) < copies
-            found.add(Cause.SHORT if is_short else Cause.WAITING)
+        if len(self.kept) + len(self.leaving) < copies:
+            found.add(Cause.SHORT)
+        elif self.away and len(self.good) + len(self.leaving) < copies:
+            found.add(Cause.WAITING)
         if self.damaged or self.given_up:
             found.add(Cause.DAMAGED)
         if self.differ_ms >= self.config.differ_ms:
             found.add(Cause.DIFFERING)
         if any(node in self.cluster.draining for node in self.record.replicas):
             found.add(Cause.DRAINING)
-        if self.broken:
+        if not self.short and self.broken:
             found.add(Cause.MISPLACED)
         if len(self.good) > copies:
             found.add(Cause.OVER)
@@ -373,6 +368,11 @@ def have_the_same(reports: Sequence[VolumeReport]) -> bool:
     """As far as the nodes have told."""
     if len(reports) < 2:
         return True
-    counts = {(report.needles, report.living_bytes) for report in reports}
-    digests = {report.digest for report in reports if report.digest}
-    return len(counts) == 1 and len(digests) <= 1
+    first, digest = reports[0], 0
+    for report in reports:
+        if report.needles != first.needles or report.living_bytes != first.living_bytes:
+            return False
+        if digest and report.digest and report.digest != digest:
+            return False
+        digest = digest or report.digest
+    return True

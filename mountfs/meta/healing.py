@@ -16,10 +16,11 @@ from mountfs.meta.diagnosis import (
     Case,
     Cause,
     Cluster,
-    HealingConfig,
     Member,
+    is_well,
 )
 from mountfs.meta.fleet import Fleet
+from mountfs.meta.healing_config import HealingConfig
 from mountfs.meta.healing_tasks import Adopt, Remove, Task
 from mountfs.meta.health import Health, Rate, most_common
 from mountfs.meta.ops.volumes import VolumeRecord
@@ -95,6 +96,8 @@ class Healer:
         """Of what is under way."""
         self._running: tuple[Task, ...] = ()
         self._held_up = ""
+        self._cluster: Cluster | None = None
+        """As it was looked at last."""
 
     def plan(
         self,
@@ -114,7 +117,7 @@ class Healer:
         self._running = tuple(running)
         self._held_up = held_up
         self._rate.is_working(now_ms, any(task.moves_bytes for task in self._running))
-        cluster = Cluster(self._fleet, members, now_ms)
+        cluster = self._cluster = Cluster(self._fleet, members, now_ms, self._cluster)
         self._look(cluster, next_volume, now_ms)
         if held_up:
             return []
@@ -211,8 +214,11 @@ class Healer:
     def _examine(self, record: VolumeRecord, cluster: Cluster, now: float) -> Case | None:
         """Returns the case, if there is anything wrong; and keeps what was found."""
         number = record.number
-        ages = _Ages(self._since.get(number), now)
         reports = self._fleet.reported(number)
+        if is_well(record, reports, cluster):
+            self._forget(number)
+            return None
+        ages = _Ages(self._since.get(number), now)
         case = Case(record, reports, cluster, self.config, ages.of)
         causes = frozenset(case.causes())
         first = next(case.steps(), None)

@@ -98,7 +98,7 @@ class Shrink(_Task, frozen=True, kw_only=True):
 
     @property
     def nodes(self) -> tuple[int, ...]:
-        return (self.node,)
+        return ()
 
 
 class Remove(_Task, frozen=True, kw_only=True):

@@ -41,23 +41,25 @@ class Rate:
     """How many bytes are copied in a second, lately."""
 
     def __init__(self) -> None:
+        self._new = 0
         self._bytes = 0.0
         """Of late; what is old counts less and less."""
         self._time = 0.0
         """In milliseconds, weighted in the same way."""
         self._at: float | None = None
 
-    def is_working(self, now_ms: float, is_working: bool) -> None:
-        """Time in which nothing is copied does not count.  To be told regularly."""
-        if self._at is not None and is_working and now_ms > self._at:
-            gap = now_ms - self._at
-            fading = max(0.0, 1 - gap / RATE_MS)
-            self._bytes *= fading
-            self._time = self._time * fading + gap
-        self._at = now_ms
-
     def add(self, count: int) -> None:
-        self._bytes += count
+        self._new += count
+
+    def is_working(self, now_ms: float, is_working: bool) -> None:
+        """To be told regularly.  Time in which nothing is copied does not count."""
+        gap = 0.0 if self._at is None else max(0.0, now_ms - self._at)
+        self._at = now_ms
+        if is_working or self._new:
+            fading = max(0.0, 1 - gap / RATE_MS)
+            self._bytes = self._bytes * fading + self._new
+            self._time = self._time * fading + gap
+            self._new = 0
 
     @property
     def per_second(self) -> float:

@@ -53,9 +53,9 @@ LIMIT_MAX: Final = 100_000
 """Rows that a query may ask for: who leads answers nobody else meanwhile."""
 
 QUERIES: Final[tuple[type[Query[Any]], ...]] = (
-    Birth, ChunkRows, CountRows, Describe, Garbage, GetAttr, GetCopies, GetLayout, GetPiece, GetVolumes,
-    GetXattr, ListVolumes, ListXattr, Lookup, NextChunk, Nodes, Orphans, ReadDir, Readlink,
-    Sessions, Tangles, TestLock, Usage, UsedSlices,
+    Birth, ChunkRows, CountRows, Describe, Garbage, GetAttr, GetCopies, GetLayout, GetPiece,
+    GetVolumes, GetXattr, ListVolumes, ListXattr, Lookup, NextChunk, Nodes, Orphans, ReadDir,
+    Readlink, Sessions, Tangles, TestLock, Usage, UsedSlices,
 )  # fmt: skip
 
 OPERATORS: Final = frozenset(

@@ -58,8 +58,8 @@ COMMANDS: tuple[type[Command[Any]], ...] = (
     AddNode, AdoptVolume, Allocate, AllotVolume, CloseSlices, CopyRange, Discard, EndSession,
     ForgetVolume, LeaveNode, Link, Make, MakeRoot, Mkdir, MoveNode, OpenSession, Reap, Reclaimed,
     ReleaseLock, RemoveNode, RemoveXattr, Rename, ReserveSlices, ReturnVolumes, Rewrite, Rmdir,
-    SealVolume, SetAttr, SetCopies, SetReplicas, SetXattr, Settle, Symlink, TakeLock, Tmpfile, Touch, Unlink,
-    Write,
+    SealVolume, SetAttr, SetCopies, SetReplicas, SetXattr, Settle, Symlink, TakeLock, Tmpfile,
+    Touch, Unlink, Write,
 )  # fmt: skip
 """Everything that can be in the log.  A command that was ever written must stay readable."""
 

@@ -38,11 +38,13 @@ SHUT_DOWN_S: Final = 30
 class ClusterMount:
     """Use `cluster_mount`."""
 
-    def __init__(self, source: str, meta: RemoteMeta, chunks: RemoteChunks) -> None:
+    def __init__(
+        self, source: str, meta: RemoteMeta, chunks: RemoteChunks, buffers: Buffers
+    ) -> None:
         self.source = source
         self.meta = meta
         self.chunks = chunks
-        self.buffers = Buffers()
+        self.buffers = buffers
         self.filesystem: Filesystem
         self.troubles: dict[str, str] = {}
         self._wake = trio.Event()
@@ -110,6 +112,7 @@ class ClusterMount:
             "rows_stored": self.meta.attempts,
             "reads": self.chunks.reads,
             "reads_waited": self.chunks.reads,
+            "borrowed": self.chunks.borrowing.reads,
             "rewrites": self.chunks.rewrites,
             "hedging": self.chunks.hedges.told(),
         }
@@ -147,8 +150,9 @@ async def cluster_mount(
     On the way out everything is flushed, for as long as that may take.
     """
     async with remote_meta(seeds, options) as meta:
-        chunks = _chunks(meta, options)
-        mount = ClusterMount(source, meta, chunks)
+        buffers = Buffers()
+        chunks = _chunks(meta, options, buffers)
+        mount = ClusterMount(source, meta, chunks, buffers)
         mount.filesystem = Filesystem(
             meta,
             chunks,
@@ -173,7 +177,7 @@ async def cluster_mount(
                 nursery.cancel_scope.cancel()
 
 
-def _chunks(meta: RemoteMeta, options: Options) -> RemoteChunks:
+def _chunks(meta: RemoteMeta, options: Options, buffers: Buffers) -> RemoteChunks:
     async def where(numbers: tuple[VolumeId, ...]) -> tuple[VolumeRecord, ...]:
         return await meta.read(GetVolumes(numbers))
 
@@ -192,6 +196,7 @@ def _chunks(meta: RemoteMeta, options: Options) -> RemoteChunks:
         OpenVolumes(lambda: meta.session, allot, give_back),
         hedges=Hedges(HedgeConfig()),
         near=lambda: near.of(meta.router.nodes),
+        buffers=buffers,
         soft_s=options.soft_s,
     )
 

@@ -10,8 +10,8 @@ class File:
     """An inode that is open, or has bytes that are not in a slice yet."""
 
     __slots__ = (
-        "content", "copies", "dirty", "drop_privileges", "flight", "flushing", "handles", "ino", "layouts",
-        "locked", "mtime", "seen", "size",
+        "content", "copies", "dirty", "drop_privileges", "flight", "flushing", "handles", "ino",
+        "layouts", "locked", "mtime", "seen", "size",
     )  # fmt: skip
 
     def __init__(self, ino: Ino, size: int) -> None:

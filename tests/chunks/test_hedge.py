@@ -268,6 +268,13 @@ def test_a_slow_server_is_asked_after_the_others_however_near_it_is() -> None:
     assert found.order(NODES, SMALL, {1: 0}, 0) == [2, 3, 1]
 
 
+def test_of_slow_servers_the_quicker_is_asked_first() -> None:
+    found = hedges()
+    for node, ms in ((1, 80), (2, 40), (3, 4)):
+        teach(found, node, ms)
+    assert found.order(NODES, SMALL, {1: 0}, 0) == [3, 2, 1]
+
+
 def test_a_small_difference_does_not_matter() -> None:
     found = taught()
     teach(found, 1, 2 * USUAL_MS, reads=300)
@@ -291,7 +298,8 @@ def test_who_is_slow_with_large_reads_is_still_asked_for_small_ones() -> None:
 def test_a_slow_server_is_tried_now_and_then_and_comes_back_when_it_is_quick() -> None:
     found = taught()
     teach(found, 1, 50, reads=300)
-    now, tried = 0.0, []
+    now = 0.0
+    tried: list[float] = []
     while len(tried) < RECOVERED:
         read = begin(found, now)
         if read.first == 1:
@@ -423,6 +431,46 @@ def test_a_server_on_probation_that_is_still_bad_is_not_back_and_its_readers_are
             read.answered(2, now + USUAL_MS)
     assert found.told()["nodes"][1]["on_probation"]
     assert 15 <= tried <= 20
+    assert found.told()["nodes"][2]["small"]["samples"] > 50, "of who helped nothing is forgotten"
+
+
+@pytest.mark.parametrize("bad", ["slow", "lost"])
+def test_only_good_answers_in_a_row_end_a_probation(bad: str) -> None:
+    found = taught()
+    now = lose(found, 6)
+
+    def answer(ms: float) -> None:
+        nonlocal now
+        now += 2_000
+        read = begin(found, now, nodes=(1, 2))
+        assert read.first == 1
+        read.answered(1, now + ms)
+
+    for _ in range(4):
+        for _ in range(RECOVERED - 1):
+            answer(USUAL_MS)
+        if bad == "slow":
+            answer(60)
+        else:
+            now = lose(found, 1, now + 2_000)
+    assert found.told()["nodes"][1]["on_probation"]
+    for _ in range(RECOVERED):
+        answer(USUAL_MS)
+    assert not found.told()["nodes"][1]["on_probation"]
+
+
+def test_nobody_is_measured_by_a_server_on_probation() -> None:
+    found = hedges()
+    for node, ms in ((1, 0.1), (2, 4), (3, 5)):
+        teach(found, node, ms)
+    for now in range(6):
+        read = begin(found, now, nodes=(1, 2))
+        read.failed(1, now)
+        read.answered(2, now + 4)
+    read = begin(found, 10, near={3: 0})
+    assert read.first == 3, "5 ms are not slow"
+    assert due(read) - 10 >= 5, "and it has its time"
+    assert found.order(NODES, SMALL, {3: 0}, 10) == [3, 2, 1]
 
 
 def test_no_hedge_goes_to_a_server_on_probation_but_to_try_it() -> None:

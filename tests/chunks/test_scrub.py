@@ -144,7 +144,7 @@ async def test_it_runs_by_itself_and_rests(
     async with trio.open_nursery() as nursery:
         nursery.start_soon(one.run)
         with trio.fail_after(600):
-            while one.state.last is None:
+            while one.state.last is None:  # noqa: ASYNC110
                 await trio.sleep(1)
         began = one.state.last.began
         await trio.sleep(100)

@@ -10,9 +10,10 @@ from collections.abc import Sequence
 
 import msgspec
 
-from mountfs.meta.diagnosis import HealingConfig, Member
+from mountfs.meta.diagnosis import Member
 from mountfs.meta.fleet import Fleet, FleetConfig, Standing
 from mountfs.meta.healing import Healer
+from mountfs.meta.healing_config import HealingConfig
 from mountfs.meta.healing_tasks import (
     Adopt,
     CopyVolume,
@@ -166,6 +167,24 @@ class Toy:
         del self.records[number]
         self.used[number] = set()
 
+    def put(
+        self, *replicas: int, copies: int = 2, sealed: bool = True, slices: Sequence[int] = (1, 2)
+    ) -> VolumeId:
+        """A volume as it should be."""
+        number = VolumeId(self.next_volume)
+        self.next_volume += 1
+        self.records[number] = VolumeRecord(number, replicas, copies, 1, sealed=sealed)
+        self.used[number] = set(slices)
+        for node in replicas:
+            self.give(node, number, slices, epoch=int(not sealed))
+        return number
+
+    def give(
+        self, node: int, number: VolumeId, slices: Sequence[int] = (1, 2), epoch: int = 0
+    ) -> None:
+        copy = self.nodes[node].copies[number] = Copy(epoch)
+        copy.slices = set(slices)
+
     # What the leader does
 
     def lead_anew(self) -> None:
@@ -177,12 +196,29 @@ class Toy:
         self.healer.clear()
         self.fleet.began_to_lead(self.now)
 
-    def tick(self) -> list[Task]:
-        """A second: reports, a plan, and the tasks that are done by now."""
+    def hear(self) -> None:
+        """A second passes, and all who are up report."""
         self.now += 1_000
         for node in self.nodes.values():
             if node.up:
                 node.wants_whole = self.fleet.hear(node.report(), self.now).wants_whole
+
+    def look(self, seconds: int, running: Sequence[Task] = ()) -> list[Task]:
+        """The first tasks within that time; nothing is done about them."""
+        for _ in range(seconds):
+            self.hear()
+            next_volume = VolumeId(self.next_volume)
+            tasks = self.healer.plan(
+                self.members, running, next_volume, self.now, held_up=self.safe_mode
+            )
+            if tasks:
+                self._check_plan(tasks)
+                return tasks
+        return []
+
+    def tick(self) -> list[Task]:
+        """A second, in which a plan is made, and the tasks that are done by now have an effect."""
+        self.hear()
         for task, at in list(self.running.items()):
             if at <= self.now:
                 del self.running[task]
@@ -232,13 +268,13 @@ class Toy:
         assert record.sealed
         standing = self.fleet.standing(node, self.now)
         report = self.fleet.reported(number).get(node)
-        if standing is Standing.DEAD:
+        if standing is Standing.DEAD or node not in self.nodes:
             return
         assert standing.is_heard, "a silent node may come back"
         if report is None:
             return  # it has lost it
         good = self._good(number) - {node}
-        if self.nodes[node].draining:
+        if self.nodes[node].draining and more:
             hosts = {
                 one.location or str(one.number) for one in self.nodes.values() if not one.draining
             }
@@ -384,9 +420,9 @@ class Toy:
                 found.append(f"{record}: {words}")
         for node in self.nodes.values():
             for number in node.copies if node.up else ():
-                record = self.records.get(number)  # type: ignore[assignment]
-                if record is None or (
-                    node.number not in record.replicas and len(record.replicas) >= record.copies
+                named = self.records.get(number)
+                if named is None or (
+                    node.number not in named.replicas and len(named.replicas) >= named.copies
                 ):
                     found.append(f"node {node.number} still has volume {number}")
         return found
