@@ -77,7 +77,7 @@ class WithMeta:
         """Until cancelled.  Raises BAD_HOME when this node was removed."""
         ground, meta = self._ground, self.meta
         leading = self._leading
-        reclaimer = Reclaimer(meta, leading.nodes, leading.link, leading.allotter)
+        reclaimer = Reclaimer(meta, leading.nodes, leading.link, leading.allotter, leading.orders)
         async with trio.open_nursery() as nursery:
             nursery.start_soon(leading.run)
             nursery.start_soon(self.chunk_admin.run)
