@@ -33,6 +33,8 @@ class OpenVolume:
         self.record = record
         self.writing = 0
         """Slices on their way."""
+        self.taken = 0
+        """Slices that all its replicas have."""
 
 
 class OpenVolumes:
@@ -52,7 +54,13 @@ class OpenVolumes:
         self._count = count
         self._open: dict[int, list[OpenVolume]] = {}
         """By how many copies were asked for."""
-        self._allotting: dict[int, trio.Lock] = {}
+        self._allotting = trio.Lock()
+        self._answers = 0
+        """Of the leader."""
+        self._refused: dict[int, tuple[int, FsError]] = {}
+        """By copies: what it says instead of giving volumes, and how many answers there were
+        before.
+        """
         self._failed: dict[VolumeId, int] = {}
         """Volume -> epoch; the leader is to be told."""
         self._avoided: dict[int, float] = {}
@@ -68,20 +76,37 @@ class OpenVolumes:
             found = self._open.get(copies)
             if found:
                 return min(found, key=lambda volume: volume.writing)
-            async with self._allotting.setdefault(copies, trio.Lock()):
-                if not self._open.get(copies):
-                    await self._more(copies)
+            answers = self._answers
+            async with self._allotting:
+                if self._open.get(copies):
+                    continue
+                number, refusal = self._refused.get(copies, (-1, None))
+                if refusal is not None and number >= answers:  # while we waited
+                    raise FsError(refusal.fault, refusal.detail)
+                await self._more(copies)
 
     async def _more(self, copies: int) -> None:
         now = trio.current_time()
         self._avoided = {node: until for node, until in self._avoided.items() if until > now}
         failed = dict(self._failed)
         asked = Allot(
-            self._session(), copies, self._count, tuple(failed.items()), tuple(self._avoided)
+            self._session(),
+            copies,
+            self._count,
+            tuple(failed.items()),
+            tuple(self._avoided),
+            self._held(),
         )
-        records = await self._allot(asked)
-        if not records:
-            raise FsError(Fault.UNAVAILABLE, "the leader gives no volume to write to")
+        try:
+            records = await self._allot(asked)
+            if not records:
+                raise FsError(Fault.UNAVAILABLE, "the leader gives no volume to write to")
+        except FsError as error:
+            self._refused[copies] = (self._answers, error)
+            raise
+        finally:
+            self._answers += 1
+        self._refused.pop(copies, None)
         for volume, epoch in failed.items():
             if self._failed.get(volume) == epoch:
                 del self._failed[volume]
@@ -89,28 +114,27 @@ class OpenVolumes:
         self.opened += len(records)
 
     def failed(self, volume: OpenVolume, nodes: Mapping[int, FsError]) -> None:
-        """Some nodes did not take a slice: no more slices for it."""
-        if not self._remove(volume):
-            return
+        """Some nodes did not take a slice: no more slices for it, nor for others that they have."""
         record = volume.record
-        closed = [node for node, error in nodes.items() if error.fault is Fault.VOLUME_CLOSED]
-        if len(closed) < len(nodes):
+        bad = {node for node in nodes if nodes[node].fault is not Fault.VOLUME_CLOSED}
+        for node in bad:
+            log.warning("volume %d: a slice was not taken: %s", record.number, nodes[node])
+            self._avoided[node] = trio.current_time() + AVOID_S
+        if self._remove(volume):
             self._failed[record.number] = record.epoch
-        until = trio.current_time() + AVOID_S
-        for node, error in nodes.items():
-            if node not in closed:
-                log.warning(
-                    "volume %d: node %d did not take a slice: %s", record.number, node, error
-                )
-                self._avoided[node] = until
+        for found in self._open.values():
+            found[:] = [other for other in found if bad.isdisjoint(other.record.replicas)]
 
     async def closed(self, volume: OpenVolume) -> None:
         """A node takes no more for this volume, which is well: it is full, or the node has begun
         anew.
         """
-        if self._remove(volume):
-            record = volume.record
-            await self._give_back(Return(self._session(), ((record.number, record.epoch),)))
+        if not self._remove(volume):
+            return
+        record = volume.record
+        # One that was written to before and takes nothing more would be given out for ever.
+        full = (record.number,) if record.epoch > 1 and not volume.taken else ()
+        await self._give_back(Return(self._session(), ((record.number, record.epoch),), full))
 
     def _remove(self, volume: OpenVolume) -> bool:
         for found in self._open.values():
@@ -119,12 +143,18 @@ class OpenVolumes:
                 return True
         return False
 
+    def _held(self) -> tuple[tuple[VolumeId, int], ...]:
+        return tuple(
+            (volume.record.number, volume.record.epoch)
+            for found in self._open.values()
+            for volume in found
+        )
+
     async def give_back(self) -> None:
         """We write no more."""
-        volumes = [volume.record for found in self._open.values() for volume in found]
+        given = self._held()
         self._open.clear()
-        if volumes:
-            given = tuple((record.number, record.epoch) for record in volumes)
+        if given:
             await self._give_back(Return(self._session(), given))
 
     @property
