@@ -25,6 +25,8 @@ class OpenVolume:
         self.record = record
         self.writing = 0
         """Slices on their way."""
+        self.taken = 0
+        """Slices that all its replicas have."""
 
 
 class Pool:
@@ -51,7 +53,12 @@ class Pool:
         """How to ask for more."""
         self._avoided = {node: until for node, until in self._avoided.items() if until > now}
         return Allot(
-            session, copies, self._count, tuple(self._failed.items()), tuple(self._avoided)
+            session,
+            copies,
+            self._count,
+            tuple(self._failed.items()),
+            tuple(self._avoided),
+            self._held(),
         )
 
     def got(self, asked: Allot, records: Iterable[VolumeRecord]) -> None:
@@ -68,30 +75,40 @@ class Pool:
     def failed(
         self, volume: OpenVolume, nodes: Mapping[int, FsError], session: int, now: float
     ) -> Return | None:
-        """Some nodes did not take a slice: no more slices for it.
+        """Some nodes did not take a slice: no more slices for it, nor for others that they have.
 
         Returns what the leader is to be told at once, if all is well: the volume is full, or its
         nodes have begun anew.
         """
-        if not self._remove(volume):
-            return None
         record = volume.record
-        ill = [node for node, error in nodes.items() if error.fault is not Fault.VOLUME_CLOSED]
-        if not ill:
-            return _returned(session, [record])
-        self._failed[record.number] = record.epoch
+        ill = {node for node, error in nodes.items() if error.fault is not Fault.VOLUME_CLOSED}
         self._avoided.update(dict.fromkeys(ill, now + self._avoid_s))
+        if self._remove(volume):
+            if not ill:
+                # One that was written to before and takes nothing more would be given out for ever.
+                full = (record.number,) if record.epoch > 1 and not volume.taken else ()
+                return Return(session, ((record.number, record.epoch),), full)
+            self._failed[record.number] = record.epoch
+        for found in self._open.values():
+            found[:] = [other for other in found if ill.isdisjoint(other.record.replicas)]
         return None
 
     def clear(self, session: int) -> Return | None:
         """We write no more.  Returns what the leader is to be told."""
-        volumes = [volume.record for found in self._open.values() for volume in found]
+        held = self._held()
         self._open.clear()
-        return _returned(session, volumes) if volumes else None
+        return Return(session, held) if held else None
 
     @property
     def avoided(self) -> Collection[int]:
         return self._avoided
+
+    def _held(self) -> tuple[tuple[VolumeId, int], ...]:
+        return tuple(
+            (volume.record.number, volume.record.epoch)
+            for found in self._open.values()
+            for volume in found
+        )
 
     def _remove(self, volume: OpenVolume) -> bool:
         for found in self._open.values():
@@ -99,7 +116,3 @@ class Pool:
                 found.remove(volume)
                 return True
         return False
-
-
-def _returned(session: int, records: Iterable[VolumeRecord]) -> Return:
-    return Return(session, tuple((record.number, record.epoch) for record in records))
