@@ -192,7 +192,7 @@ class Allotter:
             await trio.sleep(TIDY_S)
 
     async def tidy(self, *, first: bool) -> None:
-        """Raises FsError.  `first`: what the leader before us wrote to is not written to any more."""
+        """Raises FsError.  `first`: what the leader before us wrote to is written to no more."""
         machine = self._server.machine.replica.machine
         after = VolumeId(0)
         while True:
