@@ -46,7 +46,7 @@ class Allotter:
 
     async def allot(self, asked: Allot) -> tuple[VolumeRecord, ...]:
         """Raises NOT_LEADER, NO_SPACE, READ_ONLY in safe mode, SESSION_ENDED, and UNAVAILABLE when
-        too few nodes are there.
+        too few nodes are there, or safe mode has only just begun.
         """
         server = self._server
         server.group.require_leader()
@@ -192,7 +192,7 @@ class Allotter:
             await trio.sleep(TIDY_S)
 
     async def tidy(self, *, first: bool) -> None:
-        """`first`: what the leader before us wrote to is written to no more.  Raises FsError."""
+        """Raises FsError.  `first`: what the leader before us wrote to is written to no more."""
         machine = self._server.machine.replica.machine
         after = VolumeId(0)
         while True:

@@ -18,6 +18,7 @@ from mountfs.inline import leave
 from mountfs.meta.client import Router
 from mountfs.meta.healing import Healer
 from mountfs.meta.ops.volumes import ListVolumes, VolumeRecord
+from mountfs.meta.patience import patience
 from mountfs.meta.server import MetaServer
 from mountfs.types import VolumeId
 from mountfs.wire.connection import Body
@@ -44,6 +45,11 @@ class Leading:
         self.allotter = Allotter(server, self.orders, lot)
         self.collector = Collector(server, self.orders, lambda volume, node: None)
         self.repairs = Repairs(server, self.orders, Healer(server.chunkservers.fleet, scan, lot))
+
+    def be_patient(self, grace_s: float) -> None:
+        """How long a node may be silent; see `patience`."""
+        fleet, healer = self._server.chunkservers.fleet, self.repairs.healer
+        fleet.config, healer.config = patience(grace_s)
 
     async def handle(self, method: int, body: Body) -> bytes:
         """Answers ALLOT and RETURN.  Raises INVALID, and what they do."""

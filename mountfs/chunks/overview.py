@@ -35,6 +35,8 @@ class Overview(msgspec.Struct, frozen=True):
     """What is to be added for as many copies as are wanted; "": nothing."""
     risk: str
     """What takes all copies at once if it fails; "": nothing that is known of."""
+    grace_ms: int
+    """A node that is silent for longer counts as lost."""
     repairs_done: int
     repairs_failed: int
     """Since this node leads."""
@@ -57,6 +59,7 @@ def look(server: MetaServer, leading: Leading) -> Overview:
         copies_possible=can.copies,
         lacking=can.lacking,
         risk=can.risk,
+        grace_ms=chunkservers.fleet.config.grace_ms,
         repairs_done=repairs.done,
         repairs_failed=repairs.failed,
     )

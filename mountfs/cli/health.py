@@ -38,13 +38,13 @@ the word is the worst of:
   safe mode     after a cold start: see mountfs safemode --help
 
 A volume is a set of pieces of files, up to 1 GiB, with a copy on each of several nodes.  A node
-that is silent is given 5 minutes to come back before what it has is copied from elsewhere.
+that is silent is given some time to come back before what it has is copied from elsewhere: five
+minutes, unless the nodes were started with another --heal-after.
 
 exit status: 0 healthy or tidying; 1 anything else, or nobody leads; 2 wrong call
 """
 WATCH_S: Final = 2.0
 SHOWN_MAX: Final = 10
-GRACE: Final = "after 5 minutes of silence others get what it has"
 _TIDY: Final = {one.value for one in (Cause.DRAINING, Cause.OVER, Cause.STRAY, Cause.UNKNOWN)}
 """What is wrong with volumes that have all copies, where they belong."""
 WELL: Final = ("healthy", "tidying")
@@ -74,7 +74,7 @@ def judge(told: dict[str, Any]) -> Verdict:
         worst = max(wrong, key=lambda cause: causes[cause])
         return Verdict("healing", f"{_volumes(causes[worst])}: {worst}")
     for node in told["nodes"]:
-        if (why := _trouble(node)) and not node["leaving"]:
+        if (why := _trouble(node, told["grace_ms"])) and not node["leaving"]:
             return Verdict("degraded", f"node {node['name']}: {why}")
     if not volumes["looked"]:
         return Verdict("looking", "not all volumes have been looked at since this leader began")
@@ -84,15 +84,16 @@ def judge(told: dict[str, Any]) -> Verdict:
     return Verdict("healthy", "")
 
 
-def _trouble(node: dict[str, Any]) -> str:
+def _trouble(node: dict[str, Any], grace_ms: int) -> str:
     """What is wrong with a node that keeps slices; empty: nothing."""
     view = node["view"]
     if view["standing"] == "silent":
-        return f"not heard of for {_seconds(view['heard_ms_ago'] / 1e3)}; {GRACE}"
+        grace = f"after {_seconds(grace_ms / 1e3)} of silence others get what it has"
+        return f"not heard of for {_seconds(view['heard_ms_ago'] / 1e3)}; {grace}"
     if view["standing"] == "dead":
         return f"not heard of for {_seconds(view['heard_ms_ago'] / 1e3)}: it counts as lost"
     if view["standing"] == "unsteady":
-        return "it comes and goes, and is not relied on until it has been there for a minute"
+        return "it comes and goes, and is not relied on until it has been there for a while"
     if view["troubles"]:
         return str(view["troubles"][0])
     return "full" if view["full"] else ""
@@ -181,7 +182,7 @@ def shown(told: dict[str, Any]) -> Group:
     for title, lines in (
         ("under way", list(volumes["under_way"])),
         ("stuck", [f"{_volumes(count)}: {why}" for why, count in volumes["stuck"].items()]),
-        ("trouble", [*_all_troubles(told["nodes"])]),
+        ("trouble", _all_troubles(told)),
     ):
         parts += [Text(f"  {title}: {line}") for line in lines[:SHOWN_MAX]]
         if len(lines) > SHOWN_MAX:
@@ -261,13 +262,13 @@ def _counts(title: str, counts: dict[str, int]) -> Table:
     return table
 
 
-def _all_troubles(nodes: list[dict[str, Any]]) -> list[str]:
+def _all_troubles(told_of: dict[str, Any]) -> list[str]:
     found = []
-    for node in nodes:
+    for node in told_of["nodes"]:
         view = node["view"]
         told = list(view["troubles"])
         if view["standing"] != "alive":
-            told.insert(0, _trouble(node))
+            told.insert(0, _trouble(node, told_of["grace_ms"]))
         found += [f"node {node['name']}: {one}" for one in told]
     return found
 

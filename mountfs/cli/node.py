@@ -93,6 +93,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--wait", action="store_true",
         help="remove, drain: return when it is done; Ctrl-C ends the waiting, and nothing else",
     )  # fmt: skip
+    parser.add_argument(
+        "--heal-after", type=float, default=300.0, metavar="SECONDS",
+        help="others get copies of what a node has that is silent for so long; the same on all "
+        "nodes that have the metadata; default: 300",
+    )  # fmt: skip
     parser.add_argument("--undo", action="store_true", help="drain: it may have slices again")
     parser.add_argument(
         "--force", action="store_true", help="remove at once, though that costs the majority, or "
@@ -182,6 +187,7 @@ def _settings(arguments: argparse.Namespace) -> "Settings":
     from mountfs.cli.node_roles import ROLES
     from mountfs.cli.node_settings import Settings
     from mountfs.meta.ops.nodes import check_location
+    from mountfs.meta.patience import GRACE_S_MAX, GRACE_S_MIN
 
     if arguments.home is None or arguments.listen is None:
         arguments.parser.error("to run a node, name --home and --listen")
@@ -192,6 +198,8 @@ def _settings(arguments: argparse.Namespace) -> "Settings":
         arguments.parser.error(
             f"--session-ttl takes {SESSION_TTL_S_MIN:g} to {SESSION_TTL_S_MAX:g} seconds"
         )
+    if not GRACE_S_MIN <= arguments.heal_after <= GRACE_S_MAX:
+        arguments.parser.error(f"--heal-after takes {GRACE_S_MIN:g} to {GRACE_S_MAX:g} seconds")
     host, port = place(arguments.listen)
     location = arguments.location or f"/rack/{host}"
     check_location(location)
@@ -211,6 +219,7 @@ def _settings(arguments: argparse.Namespace) -> "Settings":
         data=tuple(Path(one) for some in arguments.data for one in some.split(",") if one),
         join=tuple(addresses(arguments.join)) if arguments.join else (),
         tls=arguments.tls,
+        heal_after_s=arguments.heal_after,
         session_ttl_ms=round(arguments.session_ttl * 1000),
         metrics=_metrics(arguments.metrics, host, port),
         metrics_must=arguments.metrics is not None,

@@ -119,6 +119,7 @@ async def with_meta(ground: Ground) -> AsyncIterator[WithMeta]:
         async with trio.open_nursery() as nursery:
             own = (ground.settings.host, ground.settings.port + 1)
             leading = Leading(meta, Router(nursery, [own], options))
+            leading.be_patient(ground.settings.heal_after_s)
             yield WithMeta(ground, meta, links, admin, leading)
             nursery.cancel_scope.cancel()
 

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import msgspec
 
+from mountfs.meta.fleet import FleetConfig
 from mountfs.meta.service import SESSION_TTL_MS
 
 
@@ -21,6 +22,8 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     join: tuple[str, ...] = ()
     tls: Path | None = None
     session_ttl_ms: int = SESSION_TTL_MS
+    heal_after_s: float = FleetConfig().grace_ms / 1_000
+    """See `patience`."""
     metrics: tuple[str, int] | None = None
     """Where they are read; None: nowhere."""
     metrics_must: bool = False
