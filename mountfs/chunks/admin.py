@@ -5,24 +5,38 @@ from typing import Any, Final
 import msgspec
 import trio
 
+from mountfs.chunks import garbage
+from mountfs.chunks.garbage import Reclaims
 from mountfs.chunks.leading import Leading
 from mountfs.chunks.overview import Overview, look
 from mountfs.meta.admin import Admin
 from mountfs.meta.server import MetaServer
+from mountfs.raft.snapshots import require_node
 from mountfs.rpc.server import Call
 
 LOOK_S: Final = 2.0
 
 
+class CollectNow(msgspec.Struct, frozen=True):
+    """About garbage."""
+
+    now: bool = False
+    """Begin a round."""
+
+
 class ChunkAdmin:
     """On every node that has the metadata; it answers where that leads."""
 
-    def __init__(self, admin: Admin, server: MetaServer, leading: Leading) -> None:
+    def __init__(
+        self, admin: Admin, server: MetaServer, leading: Leading, reclaims: Reclaims
+    ) -> None:
         self._server = server
         self._leading = leading
+        self._reclaims = reclaims
         self.latest: Overview | None = None
         """As it was a moment ago, for threads; None: this node does not lead."""
         admin.register("Health", self._health)
+        admin.register("Garbage", self._garbage)
 
     async def run(self) -> None:
         """Until cancelled."""
@@ -34,3 +48,12 @@ class ChunkAdmin:
 
     async def _health(self, body: bytes, call: Call) -> Any:
         return msgspec.to_builtins(look(self._server, self._leading))
+
+    async def _garbage(self, body: bytes, call: Call) -> Any:
+        asked = msgspec.msgpack.decode(body, type=CollectNow)
+        collector = self._leading.collector
+        if asked.now:
+            require_node(call)
+            self._server.safe_mode.require_writable()
+            collector.hurry()
+        return msgspec.to_builtins(await garbage.look(self._server, collector, self._reclaims))

@@ -88,9 +88,9 @@ def _trouble(node: dict[str, Any]) -> str:
     """What is wrong with a node that keeps slices; empty: nothing."""
     view = node["view"]
     if view["standing"] == "silent":
-        return f"not heard of for {_seconds(view['heard_ms_ago'] / 1e3)}; {GRACE}"
+        return f"not heard of for {seconds(view['heard_ms_ago'] / 1e3)}; {GRACE}"
     if view["standing"] == "dead":
-        return f"not heard of for {_seconds(view['heard_ms_ago'] / 1e3)}: it counts as lost"
+        return f"not heard of for {seconds(view['heard_ms_ago'] / 1e3)}: it counts as lost"
     if view["standing"] == "unsteady":
         return "it comes and goes, and is not relied on until it has been there for a minute"
     if view["troubles"]:
@@ -209,7 +209,7 @@ def _progress(volumes: dict[str, Any]) -> str:
         return found
     return (
         f"{found} at {show.size(volumes['bytes_per_second'])}/s, "
-        f"about {_seconds(volumes['seconds_left'])} left"
+        f"about {seconds(volumes['seconds_left'])} left"
     )
 
 
@@ -276,9 +276,9 @@ def _volumes(count: int) -> str:
     return show.count_of(count, "volume")
 
 
-def _seconds(seconds: float) -> str:
+def seconds(seconds: float) -> str:
     """
-    >>> _seconds(0.4), _seconds(75), _seconds(7_260)
+    >>> seconds(0.4), seconds(75), seconds(7_260)
     ('1 s', '1 min 15 s', '2 h 1 min')
     """
     whole = max(round(seconds), 1)

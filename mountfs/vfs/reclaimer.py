@@ -78,6 +78,7 @@ class Reclaimer:
         allotter: Allotter,
     ) -> None:
         self._server = server
+        self._nodes = nodes
         self._link = link
         self._meta = LeadersMeta(server)
         self._volumes = VolumeMap(self._where)
@@ -91,6 +92,9 @@ class Reclaimer:
         files: Any = _Files(Reader(self._meta, self._chunks))
         self._compactor = Compactor(self._meta, self._chunks, files)
         self.unreachable: dict[int, str] = {}
+        """Which node has not deleted what it should, and why."""
+        self.per_second = BATCH / LOOK_S
+        """Slices that are deleted, at most."""
         self._after = SliceId(0)
         """So far we have looked: what is on nodes that are down must not keep us from the rest."""
 
@@ -118,8 +122,13 @@ class Reclaimer:
         left: set[SliceId] = set()
         for _, volume, _ in found:
             self._volumes.forget(volume)
+        there = set(self._nodes())  # who was removed never comes back
+        if not there:
+            return  # the first node has not introduced itself yet
+        for node in self.unreachable.keys() - there:
+            del self.unreachable[node]
         for slice_id, volume, _ in found:
-            for node in await self._volumes.replicas(volume):
+            for node in there.intersection(await self._volumes.replicas(volume)):
                 by_node.setdefault(node, {}).setdefault(volume, []).append(slice_id)
         for node, doomed in by_node.items():
             try:

@@ -140,3 +140,25 @@ def test_the_last_but_one_has_nowhere_to_put_what_it_keeps(cluster: Nodes) -> No
         done = cluster.ask(*words)
         assert done.returncode == 1
         assert "add a node first" in done.stderr
+
+
+def test_what_is_thrown_away_is_seen(cluster: Nodes) -> None:
+    point = cluster.mounts[0].point
+
+    def debt(*words: str) -> Any:
+        done = run(cluster, "gc", "--json", *words)
+        assert done.returncode == 0, done.stderr
+        return json.loads(done.stdout)
+
+    until(lambda: debt("--now")["orphans"]["rounds"] > 0, SOON_S, lambda: str(debt()))
+    before = sum(one["dead_bytes"] for one in debt()["dead"])
+    (point / "f0").unlink()
+    until(
+        lambda: (
+            not debt()["deleted"]["slices"]
+            and sum(one["dead_bytes"] for one in debt()["dead"]) > before
+        ),
+        SOON_S,
+        lambda: str(debt()),
+    )
+    assert "orphans" in run(cluster, "gc").stdout
