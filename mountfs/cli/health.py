@@ -14,6 +14,7 @@ from rich.text import Text
 from mountfs.cli import cluster_calls, show
 from mountfs.errors import FsError
 from mountfs.meta.diagnosis import Cause
+from mountfs.meta.reports import ASYNC
 
 SUMMARY = "whether a cluster has all data, with as many copies as wanted; what is being repaired"
 DESCRIPTION = """\
@@ -109,6 +110,12 @@ def in_a_line(told: dict[str, Any]) -> str:
 def warnings(told: dict[str, Any]) -> list[str]:
     """What is to be known, though nothing is wrong."""
     found = [told["lacking"], told["risk"]]
+    early = [one["name"] for one in told["nodes"] if one["view"].get("durability") == ASYNC]
+    if early:
+        found.append(
+            f"what is written is not waited for on the disks of {', '.join(early)} (--durability "
+            "async): if all nodes with a copy lose power at once, the last of it is lost"
+        )
     return [one for one in found if one]
 
 

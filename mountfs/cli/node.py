@@ -15,6 +15,7 @@ from rich.table import Table
 from mountfs.cli import cluster_calls, node_leaving, show
 from mountfs.cli.health import what_leaves
 from mountfs.errors import Fault, FsError, unwrapped
+from mountfs.meta.reports import ASYNC, FSYNC
 
 if TYPE_CHECKING:
     from mountfs.cli.node_settings import Settings
@@ -55,6 +56,8 @@ PORT: Final = 7410
 SESSION_TTL_S_MIN: Final = 2.0
 """An election must not look to mounts as if they were gone."""
 SESSION_TTL_S_MAX: Final = 3600.0
+COPY_RATE_MAX: Final = 100_000
+"""MB/s."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -82,6 +85,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--metrics", metavar="HOST:PORT", help="where Prometheus reads; or: off; default: PORT + 2"
     )
+    parser.add_argument(
+        "--copy-rate", type=float, default=100.0, metavar="MB/S",
+        help="what the node copies from others when volumes are repaired or moved, at most; 0: as "
+        "much as there is; default: 100",
+    )  # fmt: skip
+    parser.add_argument(
+        "--durability", choices=[FSYNC, ASYNC], default=FSYNC,
+        help="fsync: a slice is taken when it is on the disk; async: earlier, and it is there "
+        "within a second or so; default: fsync",
+    )  # fmt: skip
     parser.add_argument("--insecure", action="store_true", help="allow a network without TLS")
     cluster_calls.add_arguments(parser)
     parser.add_argument(
@@ -192,6 +205,8 @@ def _settings(arguments: argparse.Namespace) -> "Settings":
         arguments.parser.error(
             f"--session-ttl takes {SESSION_TTL_S_MIN:g} to {SESSION_TTL_S_MAX:g} seconds"
         )
+    if not 0 <= arguments.copy_rate <= COPY_RATE_MAX:
+        arguments.parser.error(f"--copy-rate takes 0 to {COPY_RATE_MAX:,} MB/s")
     host, port = place(arguments.listen)
     location = arguments.location or f"/rack/{host}"
     check_location(location)
@@ -209,6 +224,8 @@ def _settings(arguments: argparse.Namespace) -> "Settings":
         roles=tuple(role for role in ROLES if role in (roles or ())),
         location=location,
         data=tuple(Path(one) for some in arguments.data for one in some.split(",") if one),
+        copy_bytes_per_s=arguments.copy_rate * 1e6,
+        durability=arguments.durability,
         join=tuple(addresses(arguments.join)) if arguments.join else (),
         tls=arguments.tls,
         session_ttl_ms=round(arguments.session_ttl * 1000),

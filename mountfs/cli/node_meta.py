@@ -59,7 +59,10 @@ class WithMeta:
 
     def reports(self, reporter: Reporter) -> None:
         """What this node keeps is told by it."""
-        self._admin.more = lambda: {"reports": reporter.problem or "heard"}
+        self._admin.more = lambda: {
+            "reports": reporter.problem or "heard",
+            "durability": reporter.durability,
+        }
 
     def overview(self) -> Overview | None:
         """Of the bytes of the cluster; None: this node does not lead.  For threads, too."""

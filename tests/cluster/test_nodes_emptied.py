@@ -76,6 +76,16 @@ def test_health_tells_of_nodes_and_volumes(cluster: Nodes) -> None:
     assert "bytes" in run(cluster, "status").stdout
 
 
+def test_a_node_that_does_not_wait_for_its_disk_is_named(cluster: Nodes) -> None:
+    member = cluster["c1"]
+    assert member.end() == 0
+    member.start("--durability", "async", "--copy-rate", "50")
+    member.wait_until_up()
+    until(lambda: "disks of c1" in str(told(cluster).get("warnings")), SOON_S, cluster.said)
+    assert "(--durability async)" in run(cluster, "status").stdout
+    read_all(cluster)
+
+
 def test_the_leader_gives_the_figures_to_prometheus(cluster: Nodes) -> None:
     leader = cluster.wait_for_leader()
 
