@@ -6,10 +6,12 @@ import msgspec
 import trio
 
 from mountfs.chunks import garbage
+from mountfs.chunks.balancer import RATE_BYTES_PER_S
 from mountfs.chunks.garbage import Reclaims
 from mountfs.chunks.leading import Leading
 from mountfs.chunks.overview import Overview, look
 from mountfs.meta.admin import Admin
+from mountfs.meta.balancing import Plan
 from mountfs.meta.server import MetaServer
 from mountfs.raft.snapshots import require_node
 from mountfs.rpc.server import Call
@@ -22,6 +24,15 @@ class CollectNow(msgspec.Struct, frozen=True):
 
     now: bool = False
     """Begin a round."""
+
+
+class Balance(msgspec.Struct, frozen=True):
+    """About volumes that move to emptier nodes: neither `begin` nor `stop`: what would be done."""
+
+    begin: bool = False
+    stop: bool = False
+    rate: float = RATE_BYTES_PER_S
+    """Bytes a second, at most; 0: there is no limit."""
 
 
 class ChunkAdmin:
@@ -37,6 +48,7 @@ class ChunkAdmin:
         """As it was a moment ago, for threads; None: this node does not lead."""
         admin.register("Health", self._health)
         admin.register("Garbage", self._garbage)
+        admin.register("Balance", self._balance)
 
     async def run(self) -> None:
         """Until cancelled."""
@@ -57,3 +69,26 @@ class ChunkAdmin:
             self._server.safe_mode.require_writable()
             collector.hurry()
         return msgspec.to_builtins(await garbage.look(self._server, collector, self._reclaims))
+
+    async def _balance(self, body: bytes, call: Call) -> Any:
+        asked = msgspec.msgpack.decode(body, type=Balance)
+        balancer = self._leading.balancer
+        if asked.begin or asked.stop:
+            require_node(call)
+        plan: Any = None
+        if asked.stop:
+            balancer.stop("an operator has stopped it")
+        else:
+            plan = await balancer.look()
+        if asked.begin:
+            self._server.safe_mode.require_writable()
+            balancer.begin(asked.rate)
+        return {
+            "plan": None if plan is None else _plain(plan),
+            "balancing": msgspec.to_builtins(balancer.state),
+        }
+
+
+def _plain(plan: Plan) -> dict[str, Any]:
+    """With names, for JSON."""
+    return {**plan._asdict(), "moves": [move._asdict() for move in plan.moves]}

@@ -2,6 +2,7 @@
 
 import msgspec
 
+from mountfs.chunks.balancer import Balancing
 from mountfs.chunks.leading import Leading
 from mountfs.meta.chunkservers import COPIES
 from mountfs.meta.diagnosis import Member
@@ -38,6 +39,7 @@ class Overview(msgspec.Struct, frozen=True):
     repairs_done: int
     repairs_failed: int
     """Since this node leads."""
+    balancing: Balancing
 
 
 def look(server: MetaServer, leading: Leading) -> Overview:
@@ -59,6 +61,7 @@ def look(server: MetaServer, leading: Leading) -> Overview:
         risk=can.risk,
         repairs_done=repairs.done,
         repairs_failed=repairs.failed,
+        balancing=msgspec.structs.replace(leading.balancer.state),
     )
 
 

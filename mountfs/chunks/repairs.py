@@ -4,7 +4,7 @@ Each task stands alone: it may fail, or be forgotten when another node leads, an
 """
 
 import logging
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from typing import Final
 
 import trio
@@ -40,6 +40,7 @@ log = logging.getLogger(__name__)
 EVERY_S: Final = 1.0
 PART_BYTES: Final = 64 * MIB
 """Copied with one call: so often it is known how far a copy has come."""
+Pace = Callable[[int], Awaitable[None]]
 CLOSED: Final = SliceId((1 << 64) - 1)
 
 
@@ -49,6 +50,8 @@ class Repairs:
         self._orders = orders
         self.healer = healer
         self._running: dict[VolumeId, Task] = {}
+        self._guests: set[VolumeId] = set()
+        """Of those, which were not planned here."""
         self.done = 0
         self.failed = 0
 
@@ -93,6 +96,35 @@ class Repairs:
     def _now(self) -> float:
         return float(self._server.node.now())
 
+    @property
+    def heals(self) -> bool:
+        """Bytes are being moved because something is wrong."""
+        return any(
+            task.moves_bytes and number not in self._guests
+            for number, task in self._running.items()
+        )
+
+    async def carry_out(self, task: CopyVolume, pace: Pace) -> None:
+        """One that was not planned here.  `pace` is told of bytes that were copied, and may wait.
+        Raises BUSY when something is done about the volume already, and what hinders it.
+        """
+        if task.volume in self._running:
+            raise FsError(Fault.BUSY, f"volume {task.volume} is being repaired")
+        self._running[task.volume] = task
+        self._guests.add(task.volume)
+        try:
+            await self._copy_volume(task, pace)
+        finally:
+            self._guests.discard(task.volume)
+            if self._running.get(task.volume) is task:
+                del self._running[task.volume]
+
+    async def _copy_volume(self, task: CopyVolume, pace: Pace | None = None) -> None:
+        await self._copy(task.volume, task.source, task.target, pace)
+        if task.replicas != task.before:
+            order = self._server.service.order
+            await order(SetReplicas(task.volume, task.before, task.replicas, task.copies))
+
     async def _carry_out(self, task: Task) -> None:
         failure = "it was given up"
         try:
@@ -119,9 +151,7 @@ class Repairs:
                 await order(SealVolume(task.volume))
                 await self._each(task.to, lambda node: self._orders.seal(node, task.volume))
             case CopyVolume():
-                await self._copy(task.volume, task.source, task.target)
-                if task.replicas != task.before:
-                    await order(SetReplicas(task.volume, task.before, task.replicas, task.copies))
+                await self._copy_volume(task)
             case Reconcile():
                 for target in task.among:
                     for source in task.among:
@@ -154,13 +184,18 @@ class Repairs:
         if failures:
             raise failures[0]
 
-    async def _copy(self, volume: VolumeId, source: int, target: int) -> None:
+    async def _copy(
+        self, volume: VolumeId, source: int, target: int, pace: Pace | None = None
+    ) -> None:
         """All that the source has and the target has not."""
         after = SliceId(0)
         while True:
             self._server.group.require_leader()
             part = await self._orders.copy(target, volume, source, after, PART_BYTES)
-            self.healer.copied(volume, part.bytes)
+            if pace is None:
+                self.healer.copied(volume, part.bytes)
+            else:
+                await pace(part.bytes)
             if part.done:
                 return
             if part.after <= after and not part.needles:

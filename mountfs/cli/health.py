@@ -205,7 +205,22 @@ def _facts(told: dict[str, Any]) -> list[tuple[str, str]]:
     ]
     if progress := _progress(volumes):
         found.append(("to copy", progress))
+    if balancing := balancing_in_a_line(told["balancing"]):
+        found.append(("balancing", balancing))
     return found
+
+
+def balancing_in_a_line(state: dict[str, Any]) -> str:
+    """How far it is; empty: it was never begun."""
+    if not state["active"] and not state["why"]:
+        return ""
+    found = f"{_volumes(state['moved'])} moved ({show.size(state['moved_bytes'])})"
+    if state["failed"]:
+        found += f", {state['failed']:,} not, the last because {state['failure']}"
+    if not state["active"]:
+        return f"{found}; it has ended: {state['why']}"
+    found += f", about {show.size(state['left_bytes'])} left"
+    return f"{found}; it waits for {state['waits_for']}" if state["waits_for"] else found
 
 
 def _progress(volumes: dict[str, Any]) -> str:

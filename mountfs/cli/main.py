@@ -8,6 +8,7 @@ from typing import NoReturn
 
 from mountfs import __version__
 from mountfs.cli import (
+    balance,
     bench,
     cluster,
     doctor,
@@ -37,6 +38,7 @@ COMMANDS = (
     node,
     health,
     gc,
+    balance,
     safemode,
     replication,
     pki,

@@ -33,6 +33,7 @@ def told(*nodes: dict[str, Any], **volumes: Any) -> dict[str, Any]:
     return {
         "volumes": {**said, **volumes},
         "nodes": list(nodes) or [node("n1"), node("n2"), node("n3")],
+        "balancing": {"active": False, "why": ""},
         "copies_wanted": 3, "copies_possible": 3, "lacking": "", "risk": "",
     }  # fmt: skip
 
