@@ -37,6 +37,8 @@ FRUITLESS_S: Final = 10.0
 class Balancing(msgspec.Struct):
     """How far it is."""
 
+    begun: int = 0
+    """When, in nanoseconds since 1970."""
     active: bool = False
     why: str = ""
     """Why it has ended; "": it has not, or was never begun."""
@@ -73,7 +75,7 @@ class Balancer:
         if self.state.active:
             self.state.rate = rate
             return
-        self.state = Balancing(active=True, rate=rate)
+        self.state = Balancing(begun=self._server.machine.now(), active=True, rate=rate)
         self._wake.set()
 
     def stop(self, why: str) -> None:

@@ -52,7 +52,11 @@ def look(server: MetaServer, leading: Leading) -> Overview:
     return Overview(
         volumes=repairs.healer.health(),
         nodes=tuple(
-            _place(one, chunkservers.kept_by(one.number), chunkservers.fleet.view(one.number, now))
+            _place(
+                one,
+                chunkservers.kept_by(one.number) if one.is_emptied else None,
+                chunkservers.fleet.view(one.number, now),
+            )
             for one in nodes
         ),
         copies_wanted=COPIES,
@@ -73,6 +77,6 @@ def _place(record: NodeRecord, left: int | None, view: NodeView) -> Place:
         leaving=record.leaving,
         draining=record.draining,
         lost=record.lost,
-        volumes_left=left if record.is_emptied else None,
+        volumes_left=left,
         view=view,
     )

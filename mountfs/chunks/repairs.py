@@ -38,8 +38,10 @@ from mountfs.types import MIB, SliceId, VolumeId
 log = logging.getLogger(__name__)
 
 EVERY_S: Final = 1.0
-PART_BYTES: Final = 64 * MIB
-"""Copied with one call: so often it is known how far a copy has come."""
+PART_BYTES: Final = 16 * MIB
+"""Copied with one call: so often it is known how far a copy has come; and so little that the call
+ends in time where a node copies slowly.
+"""
 Pace = Callable[[int], Awaitable[None]]
 CLOSED: Final = SliceId((1 << 64) - 1)
 

@@ -141,6 +141,6 @@ def _look(arguments: argparse.Namespace, before: dict[str, Any]) -> dict[str, An
             raise
         return before
     found: dict[str, Any] = told["balancing"]
-    if not found["active"] and not found["why"]:
+    if found["begun"] != before["begun"]:
         return {**before, "active": False, "why": "another node leads now; begin it again"}
     return found

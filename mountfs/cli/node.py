@@ -56,8 +56,9 @@ PORT: Final = 7410
 SESSION_TTL_S_MIN: Final = 2.0
 """An election must not look to mounts as if they were gone."""
 SESSION_TTL_S_MAX: Final = 3600.0
+COPY_RATE_MIN: Final = 2
+"""MB/s: slower, and the leader would not wait for a part of a volume."""
 COPY_RATE_MAX: Final = 100_000
-"""MB/s."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -205,8 +206,10 @@ def _settings(arguments: argparse.Namespace) -> "Settings":
         arguments.parser.error(
             f"--session-ttl takes {SESSION_TTL_S_MIN:g} to {SESSION_TTL_S_MAX:g} seconds"
         )
-    if not 0 <= arguments.copy_rate <= COPY_RATE_MAX:
-        arguments.parser.error(f"--copy-rate takes 0 to {COPY_RATE_MAX:,} MB/s")
+    if arguments.copy_rate and not COPY_RATE_MIN <= arguments.copy_rate <= COPY_RATE_MAX:
+        arguments.parser.error(
+            f"--copy-rate takes {COPY_RATE_MIN} to {COPY_RATE_MAX:,} MB/s, or 0: no limit"
+        )
     host, port = place(arguments.listen)
     location = arguments.location or f"/rack/{host}"
     check_location(location)
