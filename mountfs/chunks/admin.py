@@ -7,7 +7,7 @@ import trio
 
 from mountfs.chunks import garbage
 from mountfs.chunks.balancer import RATE_BYTES_PER_S
-from mountfs.chunks.garbage import Reclaims
+from mountfs.chunks.deletion import Deletion
 from mountfs.chunks.leading import Leading
 from mountfs.chunks.overview import Overview, look
 from mountfs.meta.admin import Admin
@@ -39,11 +39,11 @@ class ChunkAdmin:
     """On every node that has the metadata; it answers where that leads."""
 
     def __init__(
-        self, admin: Admin, server: MetaServer, leading: Leading, reclaims: Reclaims
+        self, admin: Admin, server: MetaServer, leading: Leading, deletion: Deletion
     ) -> None:
         self._server = server
         self._leading = leading
-        self._reclaims = reclaims
+        self._deletion = deletion
         self.latest: Overview | None = None
         """As it was a moment ago, for threads; None: this node does not lead."""
         admin.register("Health", self._health)
@@ -68,7 +68,7 @@ class ChunkAdmin:
             require_node(call)
             self._server.safe_mode.require_writable()
             collector.hurry()
-        return msgspec.to_builtins(await garbage.look(self._server, collector, self._reclaims))
+        return msgspec.to_builtins(await garbage.look(self._server, collector, self._deletion))
 
     async def _balance(self, body: bytes, call: Call) -> Any:
         asked = msgspec.msgpack.decode(body, type=Balance)

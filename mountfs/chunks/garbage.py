@@ -5,13 +5,14 @@ has noted, are found by looking at one volume after the other.  Bytes of what wa
 the volumes until those are compacted, which each node does by itself.
 """
 
-from typing import Final, Protocol
+from typing import Final
 
 import msgspec
 import trio
 
 from mountfs.chunks.collector import Collector, Figures
 from mountfs.chunks.config import ChunkConfig
+from mountfs.chunks.deletion import PER_SECOND, Deletion
 from mountfs.meta.ops.slices import Garbage
 from mountfs.meta.server import MetaServer
 from mountfs.types import SliceId
@@ -21,15 +22,6 @@ COUNTED_MAX: Final = 1_000_000
 """Deleted slices; of more it is only said that there are more."""
 WORTH: Final = ChunkConfig().garbage_ratio
 """A node compacts a volume of which at least so much is dead."""
-
-
-class Reclaims(Protocol):
-    """Who has deleted slices deleted by the nodes."""
-
-    unreachable: dict[int, str]
-    """Which node has not done it, and why."""
-    per_second: float
-    """Slices, at most."""
 
 
 class Deleted(msgspec.Struct):
@@ -70,9 +62,9 @@ class Debt(msgspec.Struct):
     dead: tuple[Dead, ...]
 
 
-async def look(server: MetaServer, collector: Collector, reclaims: Reclaims) -> Debt:
+async def look(server: MetaServer, collector: Collector, deletion: Deletion) -> Debt:
     """To be called where the node leads.  Changes nothing."""
-    deleted = await _deleted(server, reclaims)
+    deleted = await _deleted(server, deletion)
     dead = []
     fleet = server.chunkservers.fleet
     for record in server.chunkservers.nodes():
@@ -98,8 +90,8 @@ async def look(server: MetaServer, collector: Collector, reclaims: Reclaims) -> 
     )
 
 
-async def _deleted(server: MetaServer, reclaims: Reclaims) -> Deleted:
-    found = Deleted(kept_by=dict(reclaims.unreachable))
+async def _deleted(server: MetaServer, deletion: Deletion) -> Deleted:
+    found = Deleted(kept_by=dict(deletion.unreachable))
     after = SliceId(0)
     while True:
         page = Garbage(PAGE, after).read(server.machine.replica.machine.tree)
@@ -112,5 +104,5 @@ async def _deleted(server: MetaServer, reclaims: Reclaims) -> Deleted:
             break
         after = page[-1][0]
         await trio.lowlevel.checkpoint()
-    found.seconds_left = None if found.kept_by else found.slices / reclaims.per_second
+    found.seconds_left = None if found.kept_by else found.slices / PER_SECOND
     return found

@@ -201,6 +201,7 @@ class ChunkService:
             what = f"{found[0]}: slice {slice_id:#x} at offset {found[1].offset}: {error}"
         elif not isinstance(error, DamagedNeedle):
             return
+        log.error("%s", what)
         disk.store.note_bad(volume, slice_id, what)
 
     async def _list(self, body: Body) -> bytes:

@@ -46,8 +46,10 @@ class WithMeta:
         self._admin = admin
         self._links = links
         self._leading = leading
-        self._reclaimer = Reclaimer(meta, leading.nodes, leading.link, leading.allotter)
-        self.chunk_admin = ChunkAdmin(admin, meta, leading, self._reclaimer)
+        self._reclaimer = Reclaimer(
+            meta, leading.nodes, leading.link, leading.allotter, leading.orders
+        )
+        self.chunk_admin = ChunkAdmin(admin, meta, leading, self._reclaimer.deletion)
         self.meta = meta
         self.link = leading.link
         self.to_leader = ByGroup(meta, ground.client)
