@@ -9,6 +9,7 @@ import msgspec
 import trio
 
 from mountfs.chunks.allotter import Allotter
+from mountfs.chunks.balancer import Balancer
 from mountfs.chunks.collector import Collector
 from mountfs.chunks.orders import Orders
 from mountfs.chunks.protocol import Allot, Method, Return
@@ -45,6 +46,7 @@ class Leading:
         self.allotter = Allotter(server, self.orders, lot)
         self.collector = Collector(server, self.orders, lambda volume, node: None)
         self.repairs = Repairs(server, self.orders, Healer(server.chunkservers.fleet, scan, lot))
+        self.balancer = Balancer(server, self.repairs)
 
     def be_patient(self, grace_s: float) -> None:
         """How long a node may be silent; see `patience`."""
@@ -72,6 +74,7 @@ class Leading:
             nursery.start_soon(self.allotter.run)
             nursery.start_soon(self.collector.run)
             nursery.start_soon(self.repairs.run)
+            nursery.start_soon(self.balancer.run)
 
     def nodes(self) -> list[int]:
         """Who keeps slices."""

@@ -2,6 +2,7 @@
 
 import msgspec
 
+from mountfs.chunks.balancer import Balancing
 from mountfs.chunks.leading import Leading
 from mountfs.meta.chunkservers import COPIES
 from mountfs.meta.diagnosis import Member
@@ -40,6 +41,7 @@ class Overview(msgspec.Struct, frozen=True):
     repairs_done: int
     repairs_failed: int
     """Since this node leads."""
+    balancing: Balancing
 
 
 def look(server: MetaServer, leading: Leading) -> Overview:
@@ -52,7 +54,11 @@ def look(server: MetaServer, leading: Leading) -> Overview:
     return Overview(
         volumes=repairs.healer.health(),
         nodes=tuple(
-            _place(one, chunkservers.kept_by(one.number), chunkservers.fleet.view(one.number, now))
+            _place(
+                one,
+                chunkservers.kept_by(one.number) if one.is_emptied else None,
+                chunkservers.fleet.view(one.number, now),
+            )
             for one in nodes
         ),
         copies_wanted=COPIES,
@@ -62,6 +68,7 @@ def look(server: MetaServer, leading: Leading) -> Overview:
         grace_ms=chunkservers.fleet.config.grace_ms,
         repairs_done=repairs.done,
         repairs_failed=repairs.failed,
+        balancing=msgspec.structs.replace(leading.balancer.state),
     )
 
 
@@ -73,6 +80,6 @@ def _place(record: NodeRecord, left: int | None, view: NodeView) -> Place:
         leaving=record.leaving,
         draining=record.draining,
         lost=record.lost,
-        volumes_left=left if record.is_emptied else None,
+        volumes_left=left,
         view=view,
     )

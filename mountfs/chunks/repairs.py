@@ -9,11 +9,11 @@ from typing import Final
 import trio
 
 from mountfs.chunks.orders import Orders
-from mountfs.chunks.steps import Steps
+from mountfs.chunks.steps import Pace, Steps
 from mountfs.errors import Fault, FsError
 from mountfs.meta.diagnosis import Member
 from mountfs.meta.healing import Healer
-from mountfs.meta.healing_tasks import Seal, Task
+from mountfs.meta.healing_tasks import CopyVolume, Seal, Task
 from mountfs.meta.server import MetaServer
 from mountfs.meta.tree import Tree
 from mountfs.types import VolumeId
@@ -26,9 +26,12 @@ EVERY_S: Final = 1.0
 class Repairs:
     def __init__(self, server: MetaServer, orders: Orders, healer: Healer) -> None:
         self._server = server
+        self._orders = orders
         self.healer = healer
         self._steps = Steps(orders, server.service.order, self._tree, healer.copied)
         self._running: dict[VolumeId, Task] = {}
+        self._guests: set[VolumeId] = set()
+        """Of those, which were not planned here."""
         self.done = 0
         self.failed = 0
 
@@ -76,6 +79,31 @@ class Repairs:
 
     def _now(self) -> float:
         return float(self._server.node.now())
+
+    @property
+    def heals(self) -> bool:
+        """Bytes are being moved because something is wrong."""
+        return any(
+            task.moves_bytes and number not in self._guests
+            for number, task in self._running.items()
+        )
+
+    async def carry_out(self, task: CopyVolume, pace: Pace) -> None:
+        """One that was not planned here.  `pace` is told of bytes that were copied, and may wait.
+        Raises BUSY when something is done about the volume already, and what hinders it.
+        """
+        if task.volume in self._running:
+            raise FsError(Fault.BUSY, f"volume {task.volume} is being repaired")
+        order = self._server.service.order
+        steps = Steps(self._orders, order, self._tree, lambda volume, count: None, pace)
+        self._running[task.volume] = task
+        self._guests.add(task.volume)
+        try:
+            await steps.carry_out(task)
+        finally:
+            self._guests.discard(task.volume)
+            if self._running.get(task.volume) is task:
+                del self._running[task.volume]
 
     async def _carry_out(self, task: Task) -> None:
         failure = "it was given up"

@@ -14,6 +14,7 @@ from rich.text import Text
 from mountfs.cli import cluster_calls, show
 from mountfs.errors import FsError
 from mountfs.meta.diagnosis import Cause
+from mountfs.meta.reports import ASYNC
 
 SUMMARY = "whether a cluster has all data, with as many copies as wanted; what is being repaired"
 DESCRIPTION = """\
@@ -88,10 +89,10 @@ def _trouble(node: dict[str, Any], grace_ms: int) -> str:
     """What is wrong with a node that keeps slices; empty: nothing."""
     view = node["view"]
     if view["standing"] == "silent":
-        grace = f"after {_seconds(grace_ms / 1e3)} of silence others get what it has"
-        return f"not heard of for {_seconds(view['heard_ms_ago'] / 1e3)}; {grace}"
+        grace = f"after {seconds(grace_ms / 1e3)} of silence others get what it has"
+        return f"not heard of for {seconds(view['heard_ms_ago'] / 1e3)}; {grace}"
     if view["standing"] == "dead":
-        return f"not heard of for {_seconds(view['heard_ms_ago'] / 1e3)}: it counts as lost"
+        return f"not heard of for {seconds(view['heard_ms_ago'] / 1e3)}: it counts as lost"
     if view["standing"] == "unsteady":
         return "it comes and goes, and is not relied on until it has been there for a while"
     if view["troubles"]:
@@ -110,6 +111,12 @@ def in_a_line(told: dict[str, Any]) -> str:
 def warnings(told: dict[str, Any]) -> list[str]:
     """What is to be known, though nothing is wrong."""
     found = [told["lacking"], told["risk"]]
+    early = [one["name"] for one in told["nodes"] if one["view"].get("durability") == ASYNC]
+    if early:
+        found.append(
+            f"what is written is not waited for on the disks of {', '.join(early)} (--durability "
+            "async): if all nodes with a copy lose power at once, the last of it is lost"
+        )
     return [one for one in found if one]
 
 
@@ -199,7 +206,22 @@ def _facts(told: dict[str, Any]) -> list[tuple[str, str]]:
     ]
     if progress := _progress(volumes):
         found.append(("to copy", progress))
+    if balancing := balancing_in_a_line(told["balancing"]):
+        found.append(("balancing", balancing))
     return found
+
+
+def balancing_in_a_line(state: dict[str, Any]) -> str:
+    """How far it is; empty: it was never begun."""
+    if not state["active"] and not state["why"]:
+        return ""
+    found = f"{_volumes(state['moved'])} moved ({show.size(state['moved_bytes'])})"
+    if state["failed"]:
+        found += f", {state['failed']:,} not, the last because {state['failure']}"
+    if not state["active"]:
+        return f"{found}; it has ended: {state['why']}"
+    found += f", about {show.size(state['left_bytes'])} left"
+    return f"{found}; it waits for {state['waits_for']}" if state["waits_for"] else found
 
 
 def _progress(volumes: dict[str, Any]) -> str:
@@ -210,7 +232,7 @@ def _progress(volumes: dict[str, Any]) -> str:
         return found
     return (
         f"{found} at {show.size(volumes['bytes_per_second'])}/s, "
-        f"about {_seconds(volumes['seconds_left'])} left"
+        f"about {seconds(volumes['seconds_left'])} left"
     )
 
 
@@ -277,9 +299,9 @@ def _volumes(count: int) -> str:
     return show.count_of(count, "volume")
 
 
-def _seconds(seconds: float) -> str:
+def seconds(seconds: float) -> str:
     """
-    >>> _seconds(0.4), _seconds(75), _seconds(7_260)
+    >>> seconds(0.4), seconds(75), seconds(7_260)
     ('1 s', '1 min 15 s', '2 h 1 min')
     """
     whole = max(round(seconds), 1)

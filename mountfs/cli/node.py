@@ -15,6 +15,7 @@ from rich.table import Table
 from mountfs.cli import cluster_calls, node_leaving, show
 from mountfs.cli.health import what_leaves
 from mountfs.errors import Fault, FsError, unwrapped
+from mountfs.meta.reports import ASYNC, FSYNC
 
 if TYPE_CHECKING:
     from mountfs.cli.node_settings import Settings
@@ -55,6 +56,9 @@ PORT: Final = 7410
 SESSION_TTL_S_MIN: Final = 2.0
 """An election must not look to mounts as if they were gone."""
 SESSION_TTL_S_MAX: Final = 3600.0
+COPY_RATE_MIN: Final = 2
+"""MB/s: slower, and the leader would not wait for a part of a volume."""
+COPY_RATE_MAX: Final = 100_000
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -82,6 +86,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--metrics", metavar="HOST:PORT", help="where Prometheus reads; or: off; default: PORT + 2"
     )
+    parser.add_argument(
+        "--copy-rate", type=float, default=100.0, metavar="MB/S",
+        help="what the node copies from others when volumes are repaired or moved, at most; 0: as "
+        "much as there is; default: 100",
+    )  # fmt: skip
+    parser.add_argument(
+        "--durability", choices=[FSYNC, ASYNC], default=FSYNC,
+        help="fsync: a slice is taken when it is on the disk; async: earlier, and it is there "
+        "within a second or so; default: fsync",
+    )  # fmt: skip
     parser.add_argument("--insecure", action="store_true", help="allow a network without TLS")
     cluster_calls.add_arguments(parser)
     parser.add_argument(
@@ -200,6 +214,10 @@ def _settings(arguments: argparse.Namespace) -> "Settings":
         )
     if not GRACE_S_MIN <= arguments.heal_after <= GRACE_S_MAX:
         arguments.parser.error(f"--heal-after takes {GRACE_S_MIN:g} to {GRACE_S_MAX:g} seconds")
+    if arguments.copy_rate and not COPY_RATE_MIN <= arguments.copy_rate <= COPY_RATE_MAX:
+        arguments.parser.error(
+            f"--copy-rate takes {COPY_RATE_MIN} to {COPY_RATE_MAX:,} MB/s, or 0: no limit"
+        )
     host, port = place(arguments.listen)
     location = arguments.location or f"/rack/{host}"
     check_location(location)
@@ -217,6 +235,8 @@ def _settings(arguments: argparse.Namespace) -> "Settings":
         roles=tuple(role for role in ROLES if role in (roles or ())),
         location=location,
         data=tuple(Path(one) for some in arguments.data for one in some.split(",") if one),
+        copy_bytes_per_s=arguments.copy_rate * 1e6,
+        durability=arguments.durability,
         join=tuple(addresses(arguments.join)) if arguments.join else (),
         tls=arguments.tls,
         heal_after_s=arguments.heal_after,
