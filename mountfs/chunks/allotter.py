@@ -43,6 +43,7 @@ class Allotter:
         self._lot = lot
         self._idle: dict[VolumeId, None] = {}
         """Volumes that nobody writes to, and that are not sealed."""
+        self._led = False
 
     async def allot(self, asked: Allot) -> tuple[VolumeRecord, ...]:
         """Raises NOT_LEADER, NO_SPACE, READ_ONLY in safe mode, SESSION_ENDED, and UNAVAILABLE when
@@ -176,23 +177,25 @@ class Allotter:
 
     async def run(self) -> None:
         """Volumes of sessions that have ended can be given out again."""
-        led = False
         while True:
-            group = self._server.group
-            leads = group.is_leader and group.raft.state.proven
-            if leads:
-                try:
-                    await self.tidy(first=not led)
-                except FsError as error:
-                    if error.fault not in (Fault.NOT_LEADER, Fault.UNAVAILABLE):
-                        log.warning("volumes of sessions that have ended: %s", error)
-            else:
-                self._idle.clear()
-            led = leads
+            try:
+                await self.step()
+            except FsError as error:
+                if error.fault not in (Fault.NOT_LEADER, Fault.UNAVAILABLE):
+                    log.warning("volumes of sessions that have ended: %s", error)
             await trio.sleep(TIDY_S)
 
-    async def tidy(self, *, first: bool) -> None:
-        """Raises FsError.  `first`: what the leader before us wrote to is not written to any more."""
+    async def step(self) -> None:
+        """Raises FsError."""
+        group = self._server.group
+        led, self._led = self._led, group.is_leader and group.raft.state.proven
+        if self._led:
+            await self._tidy(first=not led)
+        else:
+            self._idle.clear()
+
+    async def _tidy(self, *, first: bool) -> None:
+        """`first`: what the leader before us wrote to is not written to any more."""
         machine = self._server.machine.replica.machine
         after = VolumeId(0)
         while True:
