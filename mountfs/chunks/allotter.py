@@ -120,8 +120,8 @@ class Allotter:
             failure = next(iter(refused.values()))
             await order(SealVolume(record.number))
             failed |= refused.keys()
-        assert failure is not None
-        raise FsError(Fault.UNAVAILABLE, f"no volume can be opened: {failure}")
+        why = failure or "those that nobody writes to were given out to others meanwhile"
+        raise FsError(Fault.UNAVAILABLE, f"no volume can be opened: {why}")
 
     def _place(
         self, copies: int, avoid: Collection[int], failed: Collection[int]
@@ -138,9 +138,12 @@ class Allotter:
         """A volume that can be given out again; 0: there is none."""
         chunkservers = self._server.chunkservers
         well = {one.node for one in chunkservers.candidates() if one.usable and not one.slow}
-        for number in self._idle:
+        for number in list(self._idle):
             record = self._record(number)
-            if record is None or record.copies != copies or len(record.replicas) < copies:
+            if record is None or record.sealed or record.owner:
+                del self._idle[number]
+                continue
+            if record.copies != copies or len(record.replicas) < copies:
                 continue
             if not well.issuperset(record.replicas) or not set(avoid).isdisjoint(record.replicas):
                 continue

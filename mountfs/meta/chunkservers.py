@@ -8,7 +8,13 @@ from mountfs.meta.command import Command
 from mountfs.meta.fleet import Fleet
 from mountfs.meta.machine import MetaMachine
 from mountfs.meta.ops.nodes import NodeRecord, RemoveNode, all_nodes
-from mountfs.meta.ops.volumes import AdoptVolume, AllotVolume, ForgetVolume, ListVolumes
+from mountfs.meta.ops.volumes import (
+    AdoptVolume,
+    AllotVolume,
+    ForgetVolume,
+    ListVolumes,
+    UsedSlices,
+)
 from mountfs.meta.placement import Candidate
 from mountfs.meta.reports import Report, ReportReply
 from mountfs.types import VolumeId
@@ -36,7 +42,10 @@ class Chunkservers:
         tree = self._machine.replica.machine.tree
         after = VolumeId(0)
         while page := ListVolumes(PAGE, after).read(tree):
-            self.fleet.expect(record.number for record in page)
+            # One with nothing in it may be nowhere: its leader went before it was opened.
+            self.fleet.expect(
+                record.number for record in page if UsedSlices(record.number, 1).read(tree)
+            )
             after = page[-1].number
 
     def lead_no_more(self) -> None:

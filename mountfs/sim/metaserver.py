@@ -11,8 +11,17 @@ from mountfs.meta.membership_policy import wanted
 from mountfs.meta.ops.nodes import NodeRecord, RemoveNode, all_nodes
 from mountfs.meta.ops.reap import Orphans, Reap
 from mountfs.meta.ops.session import EndSession, OpenSession
-from mountfs.meta.protocol import Cluster, Method, Opened, decode_propose, decode_read, encode
+from mountfs.meta.protocol import (
+    Cluster,
+    Method,
+    Opened,
+    Propose,
+    decode_propose,
+    decode_read,
+    encode,
+)
 from mountfs.meta.reports import Report
+from mountfs.meta.safe_mode import SafeMode
 from mountfs.meta.session_watch import SessionWatch, kept_reply
 from mountfs.meta.state_machine import StateMachine, encode_entry
 from mountfs.raft.messages import NodeId
@@ -118,9 +127,26 @@ class MetaServer:
         if known:
             answer(encode(reply))
             return
-        if self.leading is not None:
-            self.leading.seen.safe_mode.require_writable()
+        if self.leading is not None and self.leading.seen.safe_mode.is_on:
+            self._refuse(self.leading.seen.safe_mode, asked, answer)
+            return
         self._order(asked.session, asked.sequence, asked.answered, asked.command, answer)
+
+    def _refuse(self, safe_mode: SafeMode, asked: Propose, answer: Answer) -> None:
+        def known_to_all(found: object) -> None:
+            try:
+                if isinstance(found, FsError):
+                    raise found
+                known, reply = kept_reply(self.machine, asked.session, asked.sequence)
+                if known:
+                    answer(encode(reply))
+                    return
+                safe_mode.require_writable()
+                raise FsError(Fault.UNAVAILABLE, "safe mode has just ended")
+            except FsError as refusal:
+                answer(refusal)
+
+        self.server.read(Orphans(0, 1), known_to_all)
 
     def _read(self, body: bytes, answer: Answer) -> None:
         asked = decode_read(body)
