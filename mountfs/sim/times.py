@@ -24,7 +24,7 @@ class Times(msgspec.Struct, frozen=True, kw_only=True):
     repair_us: int = 200 * MS
     tidy_us: int = 400 * MS
     delete_us: int = 300 * MS
-    collect_us: int = 150 * MS
+    collect_us: int = 60 * MS
     grace_us: int = 1_500 * MS
     """A slice that no file refers to is left alone for so long."""
     reserved_us: int = 1_000 * MS
