@@ -57,8 +57,7 @@ class VolumeMap:
                     missing.pop(record.number, None)
                     self._keep(record.number, record.replicas)
                 for one in missing:
-                    # One that a node has made for itself has no record before it is adopted.
-                    self._keep(one, (node_of(one),) if one < FIRST_REPLICATED else ())
+                    self._keep(one, nodes_of(one, None))
             found = self._known.get(volume)
             if found is not None:
                 return found
@@ -75,3 +74,12 @@ class VolumeMap:
         self._known[volume] = replicas
         if len(self._known) > KEPT_MAX:
             self._known.popitem(last=False)
+
+
+def nodes_of(volume: VolumeId, record: VolumeRecord | None) -> tuple[int, ...]:
+    """Who has a volume; none, if there is no such volume.  One that a node has made for itself has
+    no record before it is adopted.
+    """
+    if record is not None:
+        return record.replicas
+    return (node_of(volume),) if volume < FIRST_REPLICATED else ()
