@@ -390,8 +390,12 @@ def gluster(scratch: Path) -> Iterator[Mounted]:
         """The processes that glusterd has started."""
         return [int(path.read_text()) for path in run_directory.rglob("*.pid")]
 
+    def end_noted() -> None:
+        for pid in noted():
+            end(pid)
+
     with ExitStack() as stack:
-        stack.callback(lambda: [end(pid) for pid in noted()])
+        stack.callback(end_noted)
         server = stack.enter_context(
             serving(
                 [
