@@ -155,17 +155,9 @@ class Allotter:
 
     async def _open(self, record: VolumeRecord) -> dict[int, FsError]:
         """Which nodes have not opened it, and why."""
-        failed: dict[int, FsError] = {}
-
-        async def open_at(node: int) -> None:
-            try:
-                await self._orders.open(node, record.number, record.epoch)
-            except FsError as error:
-                failed[node] = error
-
-        async with trio.open_nursery() as nursery:
-            for node in record.replicas:
-                nursery.start_soon(open_at, node)
+        failed = await self._orders.each(
+            record.replicas, lambda node: self._orders.open(node, record.number, record.epoch)
+        )
         for node, error in failed.items():
             log.warning("volume %d cannot be opened at node %d: %s", record.number, node, error)
         return failed
@@ -190,7 +182,7 @@ class Allotter:
             leads = group.is_leader and group.raft.state.proven
             if leads:
                 try:
-                    await self._tidy(first=not led)
+                    await self.tidy(first=not led)
                 except FsError as error:
                     if error.fault not in (Fault.NOT_LEADER, Fault.UNAVAILABLE):
                         log.warning("volumes of sessions that have ended: %s", error)
@@ -199,8 +191,8 @@ class Allotter:
             led = leads
             await trio.sleep(TIDY_S)
 
-    async def _tidy(self, *, first: bool) -> None:
-        """`first`: what the leader before us wrote to is not written to any more."""
+    async def tidy(self, *, first: bool) -> None:
+        """`first`: what the leader before us wrote to is not written to any more.  Raises FsError."""
         machine = self._server.machine.replica.machine
         after = VolumeId(0)
         while True:

@@ -85,21 +85,23 @@ class Collector:
             with trio.move_on_after(self._pause_s()):
                 await self._wake.wait()
             self._wake = trio.Event()
-            group = self._server.group
-            if not group.is_leader or not group.raft.state.proven:
-                self._marks.clear()
-                self._hurried = False
-                self._after = VolumeId(0)
-                self.figures = Figures()
-                continue
-            if self._server.safe_mode.is_on:
-                continue
             try:
-                await self._close_names()
-                await self._look_at_next()
+                await self.step()
             except FsError as error:
                 if error.fault not in (Fault.NOT_LEADER, Fault.UNAVAILABLE):
                     log.warning("looking for garbage: %s", error)
+
+    async def step(self) -> None:
+        """Close names that are old enough, and look at one volume.  Raises FsError."""
+        group = self._server.group
+        if not group.is_leader or not group.raft.state.proven:
+            self._marks.clear()
+            self._hurried = False
+            self._after = VolumeId(0)
+            self.figures = Figures()
+        elif not self._server.safe_mode.is_on:
+            await self._close_names()
+            await self._look_at_next()
 
     def _pause_s(self) -> float:
         if self._hurried:
@@ -111,7 +113,7 @@ class Collector:
 
     async def _close_names(self) -> None:
         counters = self._server.machine.replica.machine.tree.counters
-        now = trio.current_time()
+        now = self._server.node.now() / 1000
         marks = self._marks
         if not marks or now - marks[-1][0] >= min(MARK_S, self.grace_s):
             marks.append((now, SliceId(counters.next_slice)))

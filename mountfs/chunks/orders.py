@@ -4,7 +4,7 @@ Every call ends within its time.  Raises what the node says, and UNAVAILABLE whe
 answer.
 """
 
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from typing import Any, Final, TypeVar
 
 import msgspec
@@ -30,6 +30,23 @@ class Orders:
     def __init__(self, term: Callable[[], int], link: Callable[[int], Awaitable[Any]]) -> None:
         self._term = term
         self._link = link
+
+    async def each(
+        self, nodes: Iterable[int], ask: Callable[[int], Awaitable[object]]
+    ) -> dict[int, FsError]:
+        """Ask several nodes at once.  Returns which have failed, and why."""
+        failed: dict[int, FsError] = {}
+
+        async def one(node: int) -> None:
+            try:
+                await ask(node)
+            except FsError as error:
+                failed[node] = error
+
+        async with trio.open_nursery() as nursery:
+            for node in nodes:
+                nursery.start_soon(one, node)
+        return failed
 
     async def open(self, node: int, volume: VolumeId, epoch: int) -> None:
         await self._call(node, Method.OPEN, Open(self._term(), volume, epoch), CALL_S)

@@ -17,7 +17,8 @@ from mountfs.chunks.base import Stored
 from mountfs.chunks.borrowing import Borrowing
 from mountfs.chunks.hedge import Hedges
 from mountfs.chunks.needle import Buffer
-from mountfs.chunks.open_volumes import OpenVolume, OpenVolumes
+from mountfs.chunks.open_volumes import OpenVolumes
+from mountfs.chunks.pool import OpenVolume
 from mountfs.chunks.protocol import READ, READ_HEAD, SPACE, WRITE_HEAD, Method
 from mountfs.chunks.race import Race, now_ms
 from mountfs.chunks.volume_map import VolumeMap
@@ -99,6 +100,7 @@ class RemoteChunks:
                     volume = await self._open.one(copies)
                     if await self._write_to(volume, slice_id, crc, parts):
                         self._free = max(self._free - size, 0)  # until we have asked again
+                        self.volumes.learn(volume.record)
                         self.problem = ""
                         return Stored(volume.record.number, crc)
                 except FsError as error:
@@ -125,15 +127,11 @@ class RemoteChunks:
             volume.writing -= 1
         if not failed:
             volume.taken += 1
-            if self.volumes.now(record.number) is None:
-                self.volumes.learn(record)
             return True
         self.rewrites += 1
-        if all(error.fault is Fault.VOLUME_CLOSED for error in failed.values()):
-            await self._open.closed(volume)
-        else:
+        if any(error.fault is not Fault.VOLUME_CLOSED for error in failed.values()):
             self.problem = "; ".join(map(str, failed.values()))
-            self._open.failed(volume, failed)
+        await self._open.failed(volume, failed)
         return False
 
     async def _write_one(self, node: int, body: Parts, failed: dict[int, FsError]) -> None:

@@ -1,53 +1,33 @@
 """The leader carries out what the healer plans: volumes are sealed, copied, given up.
 
-Each task stands alone: it may fail, or be forgotten when another node leads, and is planned anew.
+What each task takes is in `steps`; here it is begun, waited for, and told of.
 """
 
 import logging
-from collections.abc import Callable
 from typing import Final
 
 import trio
 
-from mountfs.chunks.comparison import LAST, compare
 from mountfs.chunks.orders import Orders
-from mountfs.chunks.protocol import LIST_MAX
+from mountfs.chunks.steps import Steps
 from mountfs.errors import Fault, FsError
 from mountfs.meta.diagnosis import Member
 from mountfs.meta.healing import Healer
-from mountfs.meta.healing_tasks import (
-    Adopt,
-    CopyVolume,
-    Reconcile,
-    Remove,
-    Repair,
-    Rescue,
-    Seal,
-    Shrink,
-    Task,
-)
-from mountfs.meta.ops.volumes import (
-    AdoptVolume,
-    SealVolume,
-    SetReplicas,
-    UsedSlices,
-)
+from mountfs.meta.healing_tasks import Seal, Task
 from mountfs.meta.server import MetaServer
-from mountfs.types import MIB, SliceId, VolumeId
+from mountfs.meta.tree import Tree
+from mountfs.types import VolumeId
 
 log = logging.getLogger(__name__)
 
 EVERY_S: Final = 1.0
-PART_BYTES: Final = 64 * MIB
-"""Copied with one call: so often it is known how far a copy has come."""
-CLOSED: Final = SliceId((1 << 64) - 1)
 
 
 class Repairs:
     def __init__(self, server: MetaServer, orders: Orders, healer: Healer) -> None:
         self._server = server
-        self._orders = orders
         self.healer = healer
+        self._steps = Steps(orders, server.service.order, self._tree, healer.copied)
         self._running: dict[VolumeId, Task] = {}
         self.done = 0
         self.failed = 0
@@ -75,10 +55,15 @@ class Repairs:
                 await trio.sleep(EVERY_S)
             nursery.cancel_scope.cancel()
 
+    def _tree(self) -> Tree:
+        self._server.group.require_leader()
+        return self._server.machine.replica.machine.tree
+
     def _plan(self) -> list[Task]:
         server = self._server
         members = [
-            Member(node.number, node.location, node.leaving) for node in server.chunkservers.nodes()
+            Member(node.number, node.location, node.is_emptied)
+            for node in server.chunkservers.nodes()
         ]
         safe_mode = server.safe_mode
         return self.healer.plan(
@@ -95,7 +80,7 @@ class Repairs:
     async def _carry_out(self, task: Task) -> None:
         failure = "it was given up"
         try:
-            await self._do(task)
+            await self._steps.carry_out(task)
             failure = ""
             self.done += 1
             if not isinstance(task, Seal):
@@ -108,122 +93,3 @@ class Repairs:
         finally:
             del self._running[task.volume]
             self.healer.ended(task, self._now(), failure)
-
-    async def _do(self, task: Task) -> None:
-        order = self._server.service.order
-        match task:
-            case Adopt():
-                await order(AdoptVolume(task.volume, task.node, task.copies))
-            case Seal():
-                await order(SealVolume(task.volume))
-                await self._each(task.to, lambda node: self._orders.seal(node, task.volume))
-            case CopyVolume():
-                await self._copy(task.volume, task.source, task.target)
-                if task.replicas != task.before:
-                    await order(SetReplicas(task.volume, task.before, task.replicas, task.copies))
-            case Reconcile():
-                for target in task.among:
-                    for source in task.among:
-                        if source != target:
-                            await self._copy(task.volume, source, target)
-            case Repair():
-                await self._repair(task)
-            case Shrink():
-                await order(SetReplicas(task.volume, task.before, task.replicas, task.copies))
-            case Remove():
-                await self._remove(task)
-            case Rescue():
-                for source in task.others:
-                    await self._copy(task.volume, source, task.node)
-                await self._require_all(task.volume, task.node)
-                await order(SetReplicas(task.volume, task.before, task.replicas, task.copies))
-
-    async def _each(self, nodes: tuple[int, ...], ask: Callable[[int], object]) -> None:
-        failures: list[FsError] = []
-
-        async def one(node: int) -> None:
-            try:
-                await ask(node)  # type: ignore[misc]
-            except FsError as error:
-                failures.append(error)
-
-        async with trio.open_nursery() as nursery:
-            for node in nodes:
-                nursery.start_soon(one, node)
-        if failures:
-            raise failures[0]
-
-    async def _copy(self, volume: VolumeId, source: int, target: int) -> None:
-        """All that the source has and the target has not."""
-        after = SliceId(0)
-        while True:
-            self._server.group.require_leader()
-            part = await self._orders.copy(target, volume, source, after, PART_BYTES)
-            self.healer.copied(volume, part.bytes)
-            if part.done:
-                return
-            if part.after <= after and not part.needles:
-                raise FsError(Fault.DEVICE, f"node {target}: a copy that does not get on")
-            after = part.after
-
-    async def _repair(self, task: Repair) -> None:
-        """Every slice that is known to be damaged, from the first source that has it whole."""
-        after = SliceId(0)
-        while True:
-            listed = await self._orders.listing(
-                task.node, task.volume, after, LIST_MAX, damaged=True
-            )
-            for slice_id, _ in listed:
-                await self._fetch_anew(task, slice_id)
-                after = slice_id
-            if len(listed) < LIST_MAX:
-                return
-
-    async def _fetch_anew(self, task: Repair, slice_id: SliceId) -> None:
-        failure: FsError | None = None
-        for source in task.sources:
-            try:
-                part = await self._orders.copy(
-                    task.node, task.volume, source, SliceId(slice_id - 1), PART_BYTES, (slice_id,)
-                )
-            except FsError as error:
-                failure = error
-            else:
-                self.healer.copied(task.volume, part.bytes)
-                return
-        assert failure is not None
-        raise failure
-
-    async def _remove(self, task: Remove) -> None:
-        """What a stray copy has, and a replica lacks, is not lost with it."""
-        if not task.replicas:
-            tree = self._server.machine.replica.machine.tree
-            if UsedSlices(task.volume, 1).read(tree):
-                raise FsError(Fault.BUSY, "files refer to slices in it")
-        for replica in task.replicas:
-            try:
-                await self._require_all(task.volume, replica)
-            except FsError as error:
-                if error.fault is not Fault.CORRUPT:
-                    raise
-                for stray in task.strays:
-                    await self._copy(task.volume, stray, replica)
-                await self._require_all(task.volume, replica)
-        for stray in task.strays:
-            await self._orders.drop(stray, task.volume)
-
-    async def _require_all(self, volume: VolumeId, node: int) -> None:
-        """Raises CORRUPT if the node lacks a slice that is in use."""
-        tree = self._server.machine.replica.machine.tree
-        after = SliceId(0)
-        while after != LAST:
-            listed = await self._orders.listing(node, volume, after, LIST_MAX)
-            used = UsedSlices(volume, LIST_MAX, after).read(tree)
-            found = compare(listed, used, LIST_MAX, CLOSED)
-            if found.missing or found.wrong:
-                raise FsError(
-                    Fault.CORRUPT,
-                    f"node {node} lacks {len(found.missing) + len(found.wrong)} slices of volume "
-                    f"{volume} that files refer to",
-                )
-            after = found.upto

@@ -66,12 +66,10 @@ class VolumeMap:
         except BaseException:
             self._wanted.update(dict.fromkeys(asked))
             raise
-        found = {record.number: record.replicas for record in answer}
+        found = {record.number: record for record in answer}
         for one in asked:
             if one in self._asked:  # or it was found to be elsewhere since
-                # One that a node has made for itself has no record before it is adopted.
-                alone = (node_of(one),) if one < FIRST_REPLICATED else ()
-                self._keep(one, found.get(one, alone))
+                self._keep(one, nodes_of(one, found.get(one)))
 
     def learn(self, record: VolumeRecord) -> None:
         self._keep(record.number, record.replicas)
@@ -85,3 +83,12 @@ class VolumeMap:
         self._known[volume] = replicas
         if len(self._known) > KEPT_MAX:
             self._known.popitem(last=False)
+
+
+def nodes_of(volume: VolumeId, record: VolumeRecord | None) -> tuple[int, ...]:
+    """Who has a volume; none, if there is no such volume.  One that a node has made for itself has
+    no record before it is adopted.
+    """
+    if record is not None:
+        return record.replicas
+    return (node_of(volume),) if volume < FIRST_REPLICATED else ()

@@ -88,7 +88,7 @@ async def _running(ground: Ground) -> AsyncIterator[Node]:
             admit=part.admit,
         )
         space = None if volumes is None else volumes.disks.space
-        _serve_metrics(stack, ground, NodeMetrics(part.meta, space, reporter))
+        _serve_metrics(stack, ground, NodeMetrics(part.meta, space, reporter, part.overview))
         async with trio.open_nursery() as nursery:
             nursery.start_soon(service.serve, listeners)
             nursery.start_soon(part.run)

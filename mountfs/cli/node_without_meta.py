@@ -56,12 +56,15 @@ class WithoutMeta:
         self._trouble: Callable[[], str] = lambda: ""
         """What keeps this node from its work; empty: nothing."""
         self._problem = ""
-        for method in admin.METHODS:
+        for method in admin.METHODS | admin.MORE:
             ground.server.register(admin.SERVICE, method, self._answer(method))
 
     def reports(self, reporter: Reporter) -> None:
         """What this node keeps is told by it."""
         self._trouble = lambda: reporter.problem
+
+    def overview(self) -> None:
+        """It never leads."""
 
     # -- what others ask
 

@@ -526,14 +526,17 @@ async def test_only_what_is_not_here_is_read(servers: dict[int, Server]) -> None
     assert await two.names() == list(range(1, 21))
 
 
-async def test_nothing_is_copied_into_a_volume_that_is_not_sealed(
-    servers: dict[int, Server],
+@pytest.mark.parametrize("restarted", [False, True])
+async def test_what_is_copied_into_is_sealed_from_then_on(
+    servers: dict[int, Server], restarted: bool
 ) -> None:
     await filled(servers[1], 1)
     await servers[2].open_volume()
-    await fails(Fault.BUSY, servers[2].copy(1), "not sealed")
-    servers[2].reopen()
-    await fails(Fault.BUSY, servers[2].copy(1), "not sealed")
+    if restarted:
+        servers[2].reopen()
+    assert (await servers[2].copy(1)).needles == 1
+    await fails(Fault.VOLUME_CLOSED, servers[2].write(2))
+    await fails(Fault.BUSY, servers[2].open_volume(epoch=9), "sealed")
 
 
 @pytest.mark.parametrize("page", [3, 10_000])
