@@ -43,6 +43,7 @@ class Allotter:
         self._lot = lot
         self._idle: dict[VolumeId, None] = {}
         """Volumes that nobody writes to, and that are not sealed."""
+        self._led = False
 
     async def allot(self, asked: Allot) -> tuple[VolumeRecord, ...]:
         """Raises NOT_LEADER, NO_SPACE, READ_ONLY in safe mode, SESSION_ENDED, and UNAVAILABLE when
@@ -119,8 +120,8 @@ class Allotter:
             failure = next(iter(refused.values()))
             await order(SealVolume(record.number))
             failed |= refused.keys()
-        assert failure is not None
-        raise FsError(Fault.UNAVAILABLE, f"no volume can be opened: {failure}")
+        why = failure or "those that nobody writes to were given out to others meanwhile"
+        raise FsError(Fault.UNAVAILABLE, f"no volume can be opened: {why}")
 
     def _place(
         self, copies: int, avoid: Collection[int], failed: Collection[int]
@@ -137,9 +138,12 @@ class Allotter:
         """A volume that can be given out again; 0: there is none."""
         chunkservers = self._server.chunkservers
         well = {one.node for one in chunkservers.candidates() if one.usable and not one.slow}
-        for number in self._idle:
+        for number in list(self._idle):
             record = self._record(number)
-            if record is None or record.copies != copies or len(record.replicas) < copies:
+            if record is None or record.sealed or record.owner:
+                del self._idle[number]
+                continue
+            if record.copies != copies or len(record.replicas) < copies:
                 continue
             if not well.issuperset(record.replicas) or not set(avoid).isdisjoint(record.replicas):
                 continue
@@ -176,23 +180,25 @@ class Allotter:
 
     async def run(self) -> None:
         """Volumes of sessions that have ended can be given out again."""
-        led = False
         while True:
-            group = self._server.group
-            leads = group.is_leader and group.raft.state.proven
-            if leads:
-                try:
-                    await self.tidy(first=not led)
-                except FsError as error:
-                    if error.fault not in (Fault.NOT_LEADER, Fault.UNAVAILABLE):
-                        log.warning("volumes of sessions that have ended: %s", error)
-            else:
-                self._idle.clear()
-            led = leads
+            try:
+                await self.step()
+            except FsError as error:
+                if error.fault not in (Fault.NOT_LEADER, Fault.UNAVAILABLE):
+                    log.warning("volumes of sessions that have ended: %s", error)
             await trio.sleep(TIDY_S)
 
-    async def tidy(self, *, first: bool) -> None:
-        """`first`: what the leader before us wrote to is not written to any more.  Raises FsError."""
+    async def step(self) -> None:
+        """Raises FsError."""
+        group = self._server.group
+        led, self._led = self._led, group.is_leader and group.raft.state.proven
+        if self._led:
+            await self._tidy(first=not led)
+        else:
+            self._idle.clear()
+
+    async def _tidy(self, *, first: bool) -> None:
+        """`first`: what the leader before us wrote to is not written to any more."""
         machine = self._server.machine.replica.machine
         after = VolumeId(0)
         while True:

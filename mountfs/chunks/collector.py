@@ -17,7 +17,13 @@ from mountfs.chunks.comparison import LAST, compare
 from mountfs.chunks.orders import Orders
 from mountfs.chunks.protocol import LIST_MAX
 from mountfs.errors import Fault, FsError
-from mountfs.meta.ops.volumes import CloseSlices, ListVolumes, UsedSlices, VolumeRecord
+from mountfs.meta.ops.volumes import (
+    CloseSlices,
+    ForgetVolume,
+    ListVolumes,
+    UsedSlices,
+    VolumeRecord,
+)
 from mountfs.meta.server import MetaServer
 from mountfs.types import SliceId, VolumeId
 
@@ -70,6 +76,8 @@ class Collector:
         self._marks: deque[tuple[float, SliceId]] = deque()
         """(when, the next name then), the oldest first."""
         self._after = VolumeId(0)
+        self._unused: dict[VolumeId, float] = {}
+        """Sealed volumes with nothing in use, and when that was first seen."""
         self._hurried = False
         self._wake = trio.Event()
         self.figures = Figures()
@@ -96,6 +104,7 @@ class Collector:
         group = self._server.group
         if not group.is_leader or not group.raft.state.proven:
             self._marks.clear()
+            self._unused.clear()
             self._hurried = False
             self._after = VolumeId(0)
             self.figures = Figures()
@@ -140,6 +149,8 @@ class Collector:
         (record,) = page
         self._after = record.number
         self.figures.looked += 1
+        if await self._forgets(record):
+            return
         for node in record.replicas:
             try:
                 await self._look_at(record, node)
@@ -149,6 +160,25 @@ class Collector:
                 if error.fault is Fault.UNAVAILABLE:
                     continue  # it is looked at again in the next round
                 log.warning("volume %d at node %d: %s", record.number, node, error)
+
+    async def _forgets(self, record: VolumeRecord) -> bool:
+        """A sealed volume in which nothing has been in use for a while is one no more.  Its copies
+        are then removed by the healer; and who has a slice in it for a file writes it again.
+        """
+        tree = self._server.machine.replica.machine.tree
+        if not record.sealed or UsedSlices(record.number, 1).read(tree):
+            self._unused.pop(record.number, None)
+            return False
+        now = self._server.node.now() / 1000
+        if now - self._unused.setdefault(record.number, now) < self.grace_s:
+            return False
+        try:
+            await self._server.service.order(ForgetVolume(record.number))
+        except FsError as error:
+            if error.fault not in (Fault.BUSY, Fault.NOT_FOUND):
+                raise
+        self._unused.pop(record.number, None)
+        return True
 
     async def _look_at(self, record: VolumeRecord, node: int) -> None:
         tree = self._server.machine.replica.machine.tree

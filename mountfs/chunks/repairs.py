@@ -36,24 +36,34 @@ class Repairs:
         """Until cancelled."""
         while True:
             await trio.sleep(EVERY_S)
-            if self._leads():
+            if self.leads:
                 await self._lead()
-            # Not leading any more, all that was under way has been let go of.
-            self._running.clear()
-            self.healer.clear()
-
-    def _leads(self) -> bool:
-        group = self._server.group
-        return group.is_leader and group.raft.state.proven
+            self.let_go()
 
     async def _lead(self) -> None:
         async with trio.open_nursery() as nursery:
-            while self._leads():
-                for task in self._plan():
-                    self._running[task.volume] = task
-                    nursery.start_soon(self._carry_out, task)
+            while self.leads:
+                for task in self.begin():
+                    nursery.start_soon(self.carry_out, task)
                 await trio.sleep(EVERY_S)
             nursery.cancel_scope.cancel()
+
+    @property
+    def leads(self) -> bool:
+        group = self._server.group
+        return group.is_leader and group.raft.state.proven
+
+    def let_go(self) -> None:
+        """We do not lead any more, and nothing is under way."""
+        self._running.clear()
+        self.healer.clear()
+
+    def begin(self) -> list[Task]:
+        """What is to be done now: each is to be carried out."""
+        tasks = self._plan()
+        for task in tasks:
+            self._running[task.volume] = task
+        return tasks
 
     def _tree(self) -> Tree:
         self._server.group.require_leader()
@@ -77,7 +87,8 @@ class Repairs:
     def _now(self) -> float:
         return float(self._server.node.now())
 
-    async def _carry_out(self, task: Task) -> None:
+    async def carry_out(self, task: Task) -> str:
+        """Returns why it has failed; "": it is done."""
         failure = "it was given up"
         try:
             await self._steps.carry_out(task)
@@ -91,5 +102,6 @@ class Repairs:
             if error.fault is not Fault.NOT_LEADER:
                 log.warning("volume %d: %s: %s", task.volume, type(task).__name__, error)
         finally:
-            del self._running[task.volume]
+            self._running.pop(task.volume, None)
             self.healer.ended(task, self._now(), failure)
+        return failure

@@ -78,6 +78,7 @@ class Steps:
             case Remove():
                 await self._remove(task)
             case Rescue():
+                await self._orders.seal(task.node, task.volume)
                 for source in task.others:
                     await self._copy(task.volume, source, task.node)
                 await self._require_all(task.volume, task.node)
@@ -93,7 +94,10 @@ class Steps:
         await self._order(SetReplicas(task.volume, task.before, task.replicas, task.copies))
 
     async def _copy(self, volume: VolumeId, source: int, target: int) -> None:
-        """All that the source has and the target has not."""
+        """All that the source has and the target has not.  The target may have been away when the
+        volume was sealed.
+        """
+        await self._orders.seal(target, volume)
         after = SliceId(0)
         while True:
             self._tree()
@@ -107,6 +111,7 @@ class Steps:
 
     async def _repair(self, task: Repair) -> None:
         """Every slice that is known to be damaged, from the first source that has it whole."""
+        await self._orders.seal(task.node, task.volume)
         after = SliceId(0)
         while True:
             listed = await self._orders.listing(
