@@ -11,9 +11,9 @@ from typing import Any
 import pytest
 import trio
 
+from mountfs.chunks import deletion
 from mountfs.chunks.disk import DiskStore
 from mountfs.chunks.remote import RemoteChunks
-from mountfs.chunks import deletion
 from mountfs.cli import node_homes, node_server
 from mountfs.cli.node_settings import Settings
 from mountfs.cli.trust import Trust
