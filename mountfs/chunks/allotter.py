@@ -163,7 +163,7 @@ class Allotter:
             self._shunned.update(dict.fromkeys(ill, self._now() + SHUN_S))
             failure = next(iter(refused.values()))
             await order(SealVolume(record.number))
-            failed |= refused.keys()
+            failed.update(refused)
         why = failure or "those that nobody writes to were given out to others meanwhile"
         raise FsError(Fault.UNAVAILABLE, f"no volume can be opened: {why}")
 
