@@ -131,6 +131,7 @@ async def test_volumes_of_a_session_that_has_ended_are_given_out_again(tmp_path:
         await fails(Fault.SESSION_ENDED, found.allot())
         await found.allotter.step()
         assert found.record(first.number).owner == 0  # type: ignore[union-attr]
+        found.heard()
         other = await found.begin_session()
         (second,) = await found.allot(session=other)
         assert (second.number, second.epoch) == (first.number, first.epoch + 1)
@@ -140,6 +141,7 @@ async def test_volumes_of_a_session_that_has_ended_are_given_out_again(tmp_path:
 async def test_what_an_answer_gave_that_was_lost_is_given_out_again(tmp_path: Path) -> None:
     async with plane(tmp_path) as found:
         lost = await found.allot(count=2)
+        found.heard()
         (kept,) = await found.allot(held=())
         assert {record.number for record in lost} >= {kept.number}, "it is as good as new"
         (more,) = await found.allot(copies=2, held=((kept.number, kept.epoch),))
