@@ -156,8 +156,6 @@ class Collector:
         (record,) = page
         self._after = record.number
         self.figures.looked += 1
-        if await self._forgets(record):
-            return
         last = SliceId(0)
         for node in record.replicas:
             if not self._server.chunkservers.is_heard(node):
@@ -170,33 +168,32 @@ class Collector:
                 if error.fault is Fault.UNAVAILABLE:
                     continue
                 log.warning("volume %d at node %d: %s", record.number, node, error)
-        tree = self._server.machine.replica.machine.tree
-        if last >= tree.counters.closed_slices:
-            self._unused.pop(record.number, None)  # somebody may be about to refer to it
+        await self._forget_if_unused(record, last)
 
-    async def _forgets(self, record: VolumeRecord) -> bool:
+    async def _forget_if_unused(self, record: VolumeRecord, last: SliceId) -> None:
         """A sealed volume in which nothing has been in use for a while is one no more.  Its copies
         are then removed by the healer; and who has a slice in it for a file writes it again.
+        `last`: the greatest name that was found in it, whose slice may be on its way to a file.
 
         What a node has made for itself would be adopted again: it stays, though it is empty.
         """
         tree = self._server.machine.replica.machine.tree
-        is_needed = not record.sealed or UsedSlices(record.number, 1).read(tree)
-        if is_needed or record.number < FIRST_REPLICATED:
-            self._unused.pop(record.number, None)
-            return False
+        number = record.number
+        is_open = not record.sealed or last >= max(tree.counters.closed_slices, 1)
+        if is_open or number < FIRST_REPLICATED or UsedSlices(number, 1).read(tree):
+            self._unused.pop(number, None)
+            return
         now = self._server.node.now() / 1000
-        if now - self._unused.setdefault(record.number, now) < self.grace_s:
-            return False
-        self._unused.pop(record.number, None)
+        if now - self._unused.setdefault(number, now) < self.grace_s:
+            return
+        self._unused.pop(number, None)
         try:
-            await self._server.service.order(ForgetVolume(record.number))
+            await self._server.service.order(ForgetVolume(number))
         except FsError as error:
             if error.fault not in (Fault.BUSY, Fault.NOT_FOUND):
                 raise
-            return False
-        self.figures.forgotten += 1
-        return True
+        else:
+            self.figures.forgotten += 1
 
     async def _look_at(self, record: VolumeRecord, node: int) -> SliceId:
         """Returns the last name that the node has in it."""
