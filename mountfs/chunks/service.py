@@ -4,6 +4,7 @@ Slices come over the network and are on disk when that is said.  Anybody may wri
 is open, and read; what becomes of volumes is for the leader to say.
 """
 
+import logging
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, Final, TypeVar
@@ -41,6 +42,8 @@ from mountfs.inline import leave
 from mountfs.types import SLICE_BYTES_MAX, SliceId, VolumeId
 from mountfs.wire.connection import Body
 from mountfs.wire.frames import Parts
+
+log = logging.getLogger(__name__)
 
 WRITERS: Final = 4
 """Threads that store slices."""
@@ -179,6 +182,7 @@ class ChunkService:
             what = f"{found[0]}: slice {slice_id:#x} at offset {found[1].offset}: {error}"
         elif not isinstance(error, DamagedNeedle):
             return
+        log.error("%s", what)
         disk.store.note_bad(volume, slice_id, what)
 
     async def _list(self, body: Body) -> bytes:
