@@ -219,7 +219,7 @@ class Balancer:
             bytes=move.bytes,
         )
         try:
-            await self._repairs.carry_out(task, self._pace)
+            await self._repairs.carry_out_for(task, self._pace)
         except FsError as error:
             self.state.failed += 1
             self.state.failure = str(error)

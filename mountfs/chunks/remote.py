@@ -126,11 +126,10 @@ class RemoteChunks:
             volume.writing -= 1
         if not failed:
             volume.taken += 1
-            if self.volumes.now(record.number) is None:
-                self.volumes.learn(record)
             return True
         self.rewrites += 1
-        self.problem = "; ".join(map(str, failed.values()))
+        if any(error.fault is not Fault.VOLUME_CLOSED for error in failed.values()):
+            self.problem = "; ".join(map(str, failed.values()))
         await self._open.failed(volume, failed)
         return False
 

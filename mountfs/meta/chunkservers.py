@@ -3,7 +3,10 @@
 from collections.abc import Callable
 from typing import Any, Final
 
+import msgspec
+
 from mountfs.errors import Fault, FsError
+from mountfs.meta import keys
 from mountfs.meta.assigned import Assigned
 from mountfs.meta.command import Command
 from mountfs.meta.fleet import Fleet
@@ -86,7 +89,8 @@ class Chunkservers:
         """Raises NOT_FOUND for who is no chunkserver, and BUSY for the second that claims to be a
         node.
         """
-        if all(node.number != report.node for node in self.nodes()):
+        row = self._machine.replica.machine.tree.get(keys.node(report.node))
+        if row is None or CHUNK_ROLE not in msgspec.msgpack.decode(row, type=NodeRecord).roles:
             raise FsError(Fault.NOT_FOUND, f"node {report.node} is no chunkserver of this cluster")
         return self.fleet.hear(report, self._now())
 

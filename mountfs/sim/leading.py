@@ -290,7 +290,7 @@ class Leading:
                 self.repairs.let_go()
 
     async def _carry_out(self, task: Any) -> None:
-        failure = await self.repairs.attempt(task)
+        failure = await self.repairs.carry_out(task)
         name = type(task).__name__
         self._world.note(f"n{self._server.node}: {name} of {task.volume}: {failure or 'done'}")
         if not failure:

@@ -202,8 +202,9 @@ class Writer:
                 records = await self._store(file, runs, written)
             command = ops.Write(file.ino, tuple(records), file.mtime, drop_privileges)
             _, piece = await self._meta.propose(command)
-        except FsError:
-            if written:
+        except FsError as error:
+            # What nobody has answered may still be carried out, and then they are in use.
+            if written and error.fault is not Fault.TIMED_OUT:
                 await self._discard(written)
             raise
         _show(file, records, piece)
@@ -243,7 +244,7 @@ class Writer:
     async def _discard(self, written: list[tuple[SliceId, VolumeId, int]]) -> None:
         try:
             await self._meta.propose(Discard(tuple(written)))
-        except FsError as error:  # they stay in the volume until fsck finds them
+        except FsError as error:  # they stay in the volume until somebody looks for such
             log.warning("%d slices could not be given back: %s", len(written), error)
 
     async def _slice_id(self) -> SliceId:

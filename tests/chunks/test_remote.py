@@ -169,9 +169,9 @@ async def test_a_node_that_was_left_out_comes_back_after_a_while(
     for wait_s, avoided in ((10, {bad.number, other.number}), (100, {other.number})):
         await trio.sleep(wait_s)
         other.down = True
-        while chunks._open._pool._open[0]:  # until a new set is asked for
-            volume = chunks._open._pool._open[0][0]
-            await chunks._open.failed(volume, {other.number: FsError(Fault.DEVICE)})
+        pool = chunks._open._pool
+        while volume := pool.one(0):  # until a new set is asked for
+            pool.failed(volume, {other.number: FsError(Fault.DEVICE)}, 7, trio.current_time())
         await write(chunks, TWO)
         assert set(last(leader).avoid) == avoided
 

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import trio
 
+from mountfs.chunks import deletion
 from mountfs.chunks.disk import DiskStore
 from mountfs.chunks.remote import RemoteChunks
 from mountfs.cli import node_homes, node_server
@@ -312,7 +313,7 @@ async def test_slices_of_a_node_that_is_down_do_not_keep_others_from_being_recla
             await fs.fsync(handle)
             await fs.release(handle)
             inos.append(handle.file.ino)
-        monkeypatch.setattr(reclaimer, "BATCH", 3)
+        monkeypatch.setattr(deletion, "BATCH", 3)
         await fs.forget(inos)
         for number in range(12):
             await fs.unlink(ROOT, b"f%d" % number, SUPERUSER)
