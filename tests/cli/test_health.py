@@ -34,6 +34,7 @@ def told(*nodes: dict[str, Any], **volumes: Any) -> dict[str, Any]:
         "volumes": {**said, **volumes},
         "nodes": list(nodes) or [node("n1"), node("n2"), node("n3")],
         "balancing": {"active": False, "why": ""},
+        "grace_ms": 90_000,
         "copies_wanted": 3, "copies_possible": 3, "lacking": "", "risk": "",
     }  # fmt: skip
 
@@ -67,7 +68,8 @@ def test_volumes_without_a_copy_are_named() -> None:
 @pytest.mark.parametrize(
     ("view", "why"),
     [
-        ({"standing": "silent", "heard_ms_ago": 75_000.0}, "1 min 15 s"),
+        ({"standing": "silent", "heard_ms_ago": 75_000.0}, "not heard of for 1 min 15 s"),
+        ({"standing": "silent"}, "after 1 min 30 s of silence others get what it has"),
         ({"standing": "dead", "heard_ms_ago": 7_260_000.0}, "counts as lost"),
         ({"troubles": ["disk /d takes nothing more: I/O error"]}, "I/O error"),
         ({"full": True}, "full"),

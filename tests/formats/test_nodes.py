@@ -204,8 +204,8 @@ ABOUT_VOLUMES: list[tuple[Any, str]] = [
     ),
     (chunks.Drop(TERM, VOLUME), "92 03 ce80000003"),
     (
-        chunks.Allot(7, 3, 2, ((VOLUME, 4),), (2,)),
-        "95 07 03 02 91 92 ce80000003 04 91 02",
+        chunks.Allot(7, 3, 2, ((VOLUME, 4),), (2,), ((VOLUME, 5),)),
+        "96 07 03 02 91 92 ce80000003 04 91 02 91 92 ce80000003 05",
     ),
     (chunks.Return(7, ((VOLUME, 4),), (VOLUME,)), "93 07 91 92 ce80000003 04 91 ce80000003"),
 ]
