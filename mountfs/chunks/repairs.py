@@ -81,7 +81,9 @@ class Repairs:
         return tasks
 
     def _steps_now(
-        self, copied: Callable[[VolumeId, int], None], pace: Pace | None = None
+        self,
+        copied: Callable[[VolumeId, int], None] | None = None,
+        pace: Pace | None = None,
     ) -> Steps:
         """For as long as we lead in this term: what was decided before another one led must not be
         done after that.
@@ -97,7 +99,7 @@ class Repairs:
             orders.term()
             return await server.service.order(command)
 
-        return Steps(orders, order, tree, copied, pace)
+        return Steps(orders, order, tree, copied or self.healer.copied, pace)
 
     def _plan(self) -> list[Task]:
         server = self._server
