@@ -16,6 +16,7 @@ GRACE_S_MAX: Final = 7 * 86_400.0
 
 FLOORS_MS: Final = {
     "steady_ms": 10_000,
+    "slow_ms": 15_000,
     "settle_ms": 3_000,
     "differ_ms": 10_000,
     "open_short_ms": 5_000,
@@ -37,7 +38,11 @@ def patience(grace_s: float) -> tuple[FleetConfig, HealingConfig]:
         return max(round(before * share), min(FLOORS_MS[name], before))
 
     return (
-        FleetConfig(grace_ms=round(grace_s * 1_000), steady_ms=scaled(usual, "steady_ms")),
+        FleetConfig(
+            grace_ms=round(grace_s * 1_000),
+            steady_ms=scaled(usual, "steady_ms"),
+            slow_ms=scaled(usual, "slow_ms"),
+        ),
         HealingConfig(
             settle_ms=scaled(healing, "settle_ms"),
             differ_ms=scaled(healing, "differ_ms"),
