@@ -126,6 +126,8 @@ class RemoteChunks:
             volume.writing -= 1
         if not failed:
             volume.taken += 1
+            if self.volumes.now(record.number) is None:
+                self.volumes.learn(record)
             return True
         self.rewrites += 1
         if any(error.fault is not Fault.VOLUME_CLOSED for error in failed.values()):

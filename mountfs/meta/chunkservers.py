@@ -43,7 +43,8 @@ class Chunkservers:
 
     # -- leading
 
-    def began_to_lead(self) -> None:
+    def began_to_lead(self, *, cold: bool = False) -> None:
+        """`cold`: after a cold start, when it is waited for all that is expected."""
         self._leads = True
         self.fleet.began_to_lead(self._now())
         self.assigned.clear()
@@ -52,7 +53,9 @@ class Chunkservers:
         while page := ListVolumes(PAGE, after).read(tree):
             # One with nothing in it may be nowhere: its leader went before it was opened.
             self.fleet.expect(
-                record.number for record in page if UsedSlices(record.number, 1).read(tree)
+                record.number
+                for record in page
+                if not cold or UsedSlices(record.number, 1).read(tree)
             )
             self.assigned.take(page)
             after = page[-1].number
