@@ -39,7 +39,11 @@ class Leading:
         def scan(after: VolumeId, limit: int) -> tuple[VolumeRecord, ...]:
             return ListVolumes(limit, after).read(server.machine.replica.machine.tree)
 
-        self.orders = Orders(lambda: server.group.raft.term, self.link)
+        def term() -> int:
+            server.group.require_leader()  # or we would send orders in the term of another
+            return server.group.raft.term
+
+        self.orders = Orders(term, self.link)
         lot = random.SystemRandom()
         self.allotter = Allotter(server, self.orders, lot)
         self.collector = Collector(server, self.orders, lambda volume, node: None)

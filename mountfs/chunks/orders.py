@@ -25,7 +25,7 @@ LONG_S: Final = 60.0
 
 
 class Orders:
-    """`term`: of the leader that we are; `link` connects to a node."""
+    """`term`: of the leader that we are (NOT_LEADER); `link` connects to a node."""
 
     def __init__(self, term: Callable[[], int], link: Callable[[int], Awaitable[Any]]) -> None:
         self._term = term

@@ -77,7 +77,7 @@ class Chunks:
                 volume = await self._one(copies)
                 if await self._write_to(volume, slice_id, crc, data):
                     number = volume.record.number
-                    self._ledger.stored[number, slice_id] = data
+                    self._ledger.has_stored(number, slice_id, data)
                     return Stored(number, crc)
             except FsError as error:
                 if error.fault is not Fault.UNAVAILABLE:

@@ -189,7 +189,12 @@ class Leading:
         self._tasks = tasks = Tasks(world, self._gate)
         self.seen = seen = _Seen(server, self._order)
         name = f"n{server.node}"
-        self.orders = _Orders(lambda: seen.raft.term, self._wires, tasks, name, times)
+
+        def term() -> int:
+            seen.require_leader()
+            return int(seen.raft.term)
+
+        self.orders = _Orders(term, self._wires, tasks, name, times)
 
         def scan(after: VolumeId, limit: int) -> tuple[VolumeRecord, ...]:
             return ListVolumes(limit, after).read(seen.replica.machine.tree)
@@ -272,21 +277,19 @@ class Leading:
                 seen.safe_mode.heard_a_leader()
             if self.leads:
                 seen.chunkservers.fleet.look(seen.now())
+                if seen.safe_mode.is_on:
+                    seen.chunkservers.expect_less()
 
     async def _repair(self) -> None:
-        under_way: list[Tasks] = []
+        under_way = Tasks(self._world, self._gate)
         while True:
             await self._tasks.sleep(self._times.repair_us)
             if self.repairs.leads:
-                mine = Tasks(self._world, self._gate)
-                under_way.append(mine)
                 for task in self.repairs.begin():
                     self._world.note(f"n{self._server.node} begins with {task}")
-                    mine.start(self._carry_out(task))
-            elif under_way:
-                for one in under_way:
-                    one.end()
-                under_way.clear()
+                    under_way.start(self._carry_out(task))
+            else:
+                under_way.end()
                 self.repairs.let_go()
 
     async def _carry_out(self, task: Any) -> None:
