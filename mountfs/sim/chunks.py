@@ -159,7 +159,8 @@ class Chunks:
                 nodes = self._known[volume] = await self._where(volume)
             if not nodes:
                 del self._known[volume]
-                raise FsError(Fault.CORRUPT, f"there is no volume {volume}")
+                why = FsError(Fault.CORRUPT, f"there is no volume {volume}")
+                raise Unreadable(volume, slice_id, why)
             try:
                 return memoryview(await self._read_from(nodes, slice_id, body, stop - start))
             except FsError as error:
