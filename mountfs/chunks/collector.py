@@ -25,7 +25,7 @@ from mountfs.meta.ops.volumes import (
     VolumeRecord,
 )
 from mountfs.meta.server import MetaServer
-from mountfs.types import SliceId, VolumeId
+from mountfs.types import FIRST_REPLICATED, SliceId, VolumeId
 
 log = logging.getLogger(__name__)
 
@@ -50,6 +50,8 @@ class Figures(msgspec.Struct):
     """Found and deleted, since this node leads."""
     missing: int = 0
     """Slices that a node should have and has not."""
+    forgotten: int = 0
+    """Volumes in which nothing was in use."""
     closed: int = 0
     """Names below it that nobody refers to are garbage."""
     finished_at: float = 0.0
@@ -79,41 +81,52 @@ class Collector:
         self._unused: dict[VolumeId, float] = {}
         """Sealed volumes with nothing in use, and when that was first seen."""
         self._hurried = False
+        self._held_up = False
+        """The last step could not be done."""
         self._wake = trio.Event()
         self.figures = Figures()
 
     def hurry(self) -> None:
         """Begin a round now, and look at one volume after the other until it ends."""
         self._after = VolumeId(0)
+        self.figures.looked = 0
         self._hurried = True
         self._wake.set()
 
     async def run(self) -> None:
         while True:
-            with trio.move_on_after(self._pause_s()):
+            with trio.move_on_after(self.pause_s):
                 await self._wake.wait()
             self._wake = trio.Event()
             try:
                 await self.step()
             except FsError as error:
+                self._held_up = True
                 if error.fault not in (Fault.NOT_LEADER, Fault.UNAVAILABLE):
                     log.warning("looking for garbage: %s", error)
 
     async def step(self) -> None:
         """Close names that are old enough, and look at one volume.  Raises FsError."""
         group = self._server.group
+        self._held_up = self._server.safe_mode.is_on
         if not group.is_leader or not group.raft.state.proven:
             self._marks.clear()
             self._unused.clear()
             self._hurried = False
             self._after = VolumeId(0)
             self.figures = Figures()
-        elif not self._server.safe_mode.is_on:
+        elif not self._held_up:
             await self._close_names()
             await self._look_at_next()
 
-    def _pause_s(self) -> float:
-        if self._hurried:
+    @property
+    def is_hurried(self) -> bool:
+        return self._hurried
+
+    @property
+    def pause_s(self) -> float:
+        """Between two volumes."""
+        if self._hurried and not self._held_up:
             return 0.0
         volumes = max(self._server.chunkservers.volumes()[0], 1)
         return min(max(self.round_s / volumes, PAUSE_S), self.grace_s, MARK_S)
@@ -149,43 +162,54 @@ class Collector:
         (record,) = page
         self._after = record.number
         self.figures.looked += 1
-        if await self._forgets(record):
-            return
+        last = SliceId(0)
         for node in record.replicas:
+            if not self._server.chunkservers.is_heard(node):
+                continue  # it is looked at again in the next round
             try:
-                await self._look_at(record, node)
+                last = max(last, await self._look_at(record, node))
             except FsError as error:
                 if error.fault is Fault.NOT_LEADER:
                     raise
                 if error.fault is Fault.UNAVAILABLE:
-                    continue  # it is looked at again in the next round
+                    continue
                 log.warning("volume %d at node %d: %s", record.number, node, error)
+        await self._forget_if_unused(record, last)
 
-    async def _forgets(self, record: VolumeRecord) -> bool:
+    async def _forget_if_unused(self, record: VolumeRecord, last: SliceId) -> None:
         """A sealed volume in which nothing has been in use for a while is one no more.  Its copies
         are then removed by the healer; and who has a slice in it for a file writes it again.
+        `last`: the greatest name that was found in it, whose slice may be on its way to a file.
+
+        What a node has made for itself would be adopted again: it stays, though it is empty.
         """
         tree = self._server.machine.replica.machine.tree
-        if not record.sealed or UsedSlices(record.number, 1).read(tree):
-            self._unused.pop(record.number, None)
-            return False
+        number = record.number
+        is_open = not record.sealed or last >= max(tree.counters.closed_slices, 1)
+        if is_open or number < FIRST_REPLICATED or UsedSlices(number, 1).read(tree):
+            self._unused.pop(number, None)
+            return
         now = self._server.node.now() / 1000
-        if now - self._unused.setdefault(record.number, now) < self.grace_s:
-            return False
+        if now - self._unused.setdefault(number, now) < self.grace_s:
+            return
+        self._unused.pop(number, None)
         try:
-            await self._server.service.order(ForgetVolume(record.number))
+            await self._server.service.order(ForgetVolume(number))
         except FsError as error:
             if error.fault not in (Fault.BUSY, Fault.NOT_FOUND):
                 raise
-        self._unused.pop(record.number, None)
-        return True
+        else:
+            self.figures.forgotten += 1
 
-    async def _look_at(self, record: VolumeRecord, node: int) -> None:
+    async def _look_at(self, record: VolumeRecord, node: int) -> SliceId:
+        """Returns the last name that the node has in it."""
+        last = SliceId(0)
         tree = self._server.machine.replica.machine.tree
         closed = SliceId(tree.counters.closed_slices)
         after = SliceId(0)
         while after != LAST:
             listed = await self._orders.listing(node, record.number, after, PAGE)
+            last = listed[-1][0] if listed else last
             self._server.group.require_leader()
             used = UsedSlices(record.number, PAGE, after).read(tree)
             found = compare(listed, used, PAGE, closed)
@@ -201,3 +225,4 @@ class Collector:
                 await self._orders.delete(node, {record.number: doomed})
                 self.figures.orphans += len(doomed)
             after = found.upto
+        return last

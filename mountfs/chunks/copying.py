@@ -69,7 +69,7 @@ class Copying:
     async def run(self, order: Copy) -> Copied:
         """All that it counts is on disk.
 
-        Raises BUSY for a volume that is not sealed; UNAVAILABLE when the source does not answer;
+        The volume is sealed, if it was not.  Raises UNAVAILABLE when the source does not answer;
         CORRUPT, naming the source, when it has answered rubbish or cannot give a slice; NO_SPACE,
         DEVICE.  What was copied until then stays, and is not copied again.
         """

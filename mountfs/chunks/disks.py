@@ -201,8 +201,8 @@ class Disks:
         return _report(self._on_its_disk(volume, lambda store: store.seal(volume)))
 
     def sealed(self, volume: VolumeId) -> Disk:
-        """The disk that has a sealed volume, which is made if it is not there.  Raises BUSY for one
-        that is not sealed, and as `seal`.
+        """The disk that has a sealed volume, which is made if it is not there, and sealed if that
+        has not come here yet: who copies knows that it is.  Raises as `seal`.
         """
         if volume not in self._where:
             self._on_its_disk(volume, lambda store: store.seal(volume))
@@ -214,7 +214,7 @@ class Disks:
             why = disk.store.unreadable().get(volume, "it has just gone")
             raise FsError(Fault.CORRUPT, f"volume {volume} cannot be opened: {why}")
         if stats.reopens:
-            raise FsError(Fault.BUSY, f"volume {volume} is not sealed here")
+            disk.store.seal(volume)
         return disk
 
     def drop(self, volume: VolumeId) -> None:

@@ -35,7 +35,11 @@ class OpenVolumes:
         self._allot = allot
         self._give_back = give_back
         self._pool = Pool(count)
-        self._allotting: dict[int, trio.Lock] = {}
+        self._asking = trio.Lock()
+        self._answers = 0
+        """Of the leader."""
+        self._refused: dict[int, tuple[int, FsError]] = {}
+        """By copies: what it said last instead of giving volumes, after how many answers."""
 
     async def one(self, copies: int = 0) -> OpenVolume:
         """The one with least to do; `copies` 0: as many as the cluster gives.  Raises what `allot`
@@ -45,17 +49,31 @@ class OpenVolumes:
             found = self._pool.one(copies)
             if found is not None:
                 return found
-            async with self._allotting.setdefault(copies, trio.Lock()):
-                if self._pool.one(copies) is None:
-                    asked = self._pool.wanted(self._session(), copies, trio.current_time())
-                    self._pool.got(asked, await self._allot(asked))
+            answers = self._answers
+            async with self._asking:
+                if self._pool.one(copies) is not None:
+                    continue
+                number, refusal = self._refused.get(copies, (0, None))
+                if refusal is not None and number > answers:  # it was said while we waited
+                    raise FsError(refusal.fault, refusal.detail)
+                await self._ask(copies)
+
+    async def _ask(self, copies: int) -> None:
+        asked = self._pool.wanted(self._session(), copies, trio.current_time())
+        try:
+            self._pool.got(asked, await self._allot(asked))
+        except FsError as error:
+            self._refused[copies] = (self._answers + 1, error)
+            raise
+        finally:
+            self._answers += 1
+        self._refused.pop(copies, None)
 
     async def failed(self, volume: OpenVolume, nodes: Mapping[int, FsError]) -> None:
         """Some nodes did not take a slice: no more slices for it."""
-        for node, error in nodes.items():
+        for error in nodes.values():
             if error.fault is not Fault.VOLUME_CLOSED:
-                number = volume.record.number
-                log.warning("volume %d: node %d did not take a slice: %s", number, node, error)
+                log.warning("volume %d: a slice was not taken: %s", volume.record.number, error)
         back = self._pool.failed(volume, nodes, self._session(), trio.current_time())
         if back is not None:
             await self._give_back(back)

@@ -5,6 +5,7 @@ answer.
 """
 
 from collections.abc import Awaitable, Callable, Iterable, Sequence
+from copy import copy
 from typing import Any, Final, TypeVar
 
 import msgspec
@@ -28,8 +29,23 @@ class Orders:
     """`term`: of the leader that we are (NOT_LEADER); `link` connects to a node."""
 
     def __init__(self, term: Callable[[], int], link: Callable[[int], Awaitable[Any]]) -> None:
-        self._term = term
+        self.term = term
         self._link = link
+
+    def of_this_term(self) -> "Orders":
+        """For what was decided in this term, and is not to be done in a later one: then they raise
+        NOT_LEADER.
+        """
+        begun = self.term()
+
+        def term() -> int:
+            if self.term() != begun:
+                raise FsError(Fault.NOT_LEADER, f"it was decided in term {begun}, which is over")
+            return begun
+
+        found = copy(self)
+        found.term = term
+        return found
 
     async def each(
         self, nodes: Iterable[int], ask: Callable[[int], Awaitable[object]]
@@ -49,10 +65,10 @@ class Orders:
         return failed
 
     async def open(self, node: int, volume: VolumeId, epoch: int) -> None:
-        await self._call(node, Method.OPEN, Open(self._term(), volume, epoch), CALL_S)
+        await self._call(node, Method.OPEN, Open(self.term(), volume, epoch), CALL_S)
 
     async def seal(self, node: int, volume: VolumeId) -> VolumeReport:
-        body = await self._call(node, Method.SEAL, Seal(self._term(), volume), LONG_S)
+        body = await self._call(node, Method.SEAL, Seal(self.term(), volume), LONG_S)
         return _decoded(node, body, VolumeReport)
 
     async def listing(
@@ -76,14 +92,14 @@ class Orders:
         slices: tuple[SliceId, ...] = (),
     ) -> Copied:
         """One part of it."""
-        asked = Copy(self._term(), volume, source, after, bytes_max, slices)
+        asked = Copy(self.term(), volume, source, after, bytes_max, slices)
         return _decoded(node, await self._call(node, Method.COPY, asked, LONG_S), Copied)
 
     async def delete(self, node: int, slices: dict[VolumeId, list[SliceId]]) -> None:
-        await self._call(node, Method.DELETE, Delete(self._term(), slices), LONG_S)
+        await self._call(node, Method.DELETE, Delete(self.term(), slices), LONG_S)
 
     async def drop(self, node: int, volume: VolumeId) -> None:
-        await self._call(node, Method.DROP, Drop(self._term(), volume), LONG_S)
+        await self._call(node, Method.DROP, Drop(self.term(), volume), LONG_S)
 
     async def _call(self, node: int, method: int, asked: object, seconds: float) -> Body:
         try:

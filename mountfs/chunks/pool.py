@@ -25,6 +25,8 @@ class OpenVolume:
         self.record = record
         self.writing = 0
         """Slices on their way."""
+        self.taken = 0
+        """Slices that all its replicas have."""
 
 
 class Pool:
@@ -50,8 +52,14 @@ class Pool:
     def wanted(self, session: int, copies: int, now: float) -> Allot:
         """How to ask for more."""
         self._avoided = {node: until for node, until in self._avoided.items() if until > now}
+        held = (volume.record for found in self._open.values() for volume in found)
         return Allot(
-            session, copies, self._count, tuple(self._failed.items()), tuple(self._avoided)
+            session,
+            copies,
+            self._count,
+            tuple(self._failed.items()),
+            tuple(self._avoided),
+            tuple((record.number, record.epoch) for record in held),
         )
 
     def got(self, asked: Allot, records: Iterable[VolumeRecord]) -> None:
@@ -68,26 +76,31 @@ class Pool:
     def failed(
         self, volume: OpenVolume, nodes: Mapping[int, FsError], session: int, now: float
     ) -> Return | None:
-        """Some nodes did not take a slice: no more slices for it.
+        """Some nodes did not take a slice: no more slices for it, nor for others that they have.
 
         Returns what the leader is to be told at once, if all is well: the volume is full, or its
         nodes have begun anew.
         """
+        ill = [node for node, error in nodes.items() if error.fault is not Fault.VOLUME_CLOSED]
+        self._avoided.update(dict.fromkeys(ill, now + self._avoid_s))
+        for found in self._open.values():
+            found[:] = [one for one in found if one is volume or not _has(one, ill)]
         if not self._remove(volume):
             return None
         record = volume.record
-        ill = [node for node, error in nodes.items() if error.fault is not Fault.VOLUME_CLOSED]
-        if not ill:
-            return _returned(session, [record])
-        self._failed[record.number] = record.epoch
-        self._avoided.update(dict.fromkeys(ill, now + self._avoid_s))
-        return None
+        if ill:
+            self._failed[record.number] = record.epoch
+            return None
+        # One that has been used before and takes nothing more would be given out for ever.
+        full = (record.number,) if record.epoch > 1 and not volume.taken else ()
+        return Return(session, ((record.number, record.epoch),), full)
 
     def clear(self, session: int) -> Return | None:
         """We write no more.  Returns what the leader is to be told."""
         volumes = [volume.record for found in self._open.values() for volume in found]
         self._open.clear()
-        return _returned(session, volumes) if volumes else None
+        given = tuple((record.number, record.epoch) for record in volumes)
+        return Return(session, given) if given else None
 
     @property
     def avoided(self) -> Collection[int]:
@@ -101,5 +114,6 @@ class Pool:
         return False
 
 
-def _returned(session: int, records: Iterable[VolumeRecord]) -> Return:
-    return Return(session, tuple((record.number, record.epoch) for record in records))
+def _has(volume: OpenVolume, nodes: Collection[int]) -> bool:
+    """Whether any of the nodes has a copy."""
+    return not set(nodes).isdisjoint(volume.record.replicas)

@@ -135,6 +135,10 @@ class Allot(msgspec.Struct, frozen=True, array_like=True):
     """(volume, epoch): a node did not take a slice, or took too long.  They are sealed."""
     avoid: tuple[int, ...] = ()
     """Those nodes."""
+    held: tuple[tuple[VolumeId, int], ...] = ()
+    """(volume, epoch): what else the session writes to.  What it was given besides, it has given
+    up, or the answer was lost: it goes to others.
+    """
 
 
 ALLOT_MAX: Final = 16

@@ -15,11 +15,12 @@ from crc32c import crc32c
 from mountfs.buffers import Buffers
 from mountfs.chunks.base import Stored
 from mountfs.chunks.borrowing import Borrowing
-from mountfs.chunks.hedge import Hedges, Read
+from mountfs.chunks.hedge import Hedges
 from mountfs.chunks.needle import Buffer
 from mountfs.chunks.open_volumes import OpenVolumes
 from mountfs.chunks.pool import OpenVolume
 from mountfs.chunks.protocol import READ, READ_HEAD, SPACE, WRITE_HEAD, Method
+from mountfs.chunks.race import Race, now_ms
 from mountfs.chunks.volume_map import VolumeMap
 from mountfs.errors import Fault, FsError
 from mountfs.inline import leave
@@ -83,7 +84,9 @@ class RemoteChunks:
     # -- writing
 
     async def write(self, slice_id: SliceId, parts: Sequence[Buffer], copies: int = 0) -> Stored:
-        """Raises NO_SPACE when no node has room; TIMED_OUT if `soft`."""
+        """Raises NO_SPACE when no node has room; TIMED_OUT if `soft`; and what else the leader says
+        when it is asked for volumes.
+        """
         self.writes += 1
         await leave()
         crc = size = 0
@@ -103,7 +106,6 @@ class RemoteChunks:
                     if error.fault is not Fault.UNAVAILABLE:
                         raise
                     self.problem = str(error)
-                self.rewrites += 1
                 await pause()
         raise self._gave_up()
 
@@ -123,18 +125,33 @@ class RemoteChunks:
         finally:
             volume.writing -= 1
         if not failed:
+            volume.taken += 1
             return True
+        self.rewrites += 1
+        if any(error.fault is not Fault.VOLUME_CLOSED for error in failed.values()):
+            self.problem = "; ".join(map(str, failed.values()))
         await self._open.failed(volume, failed)
         return False
 
     async def _write_one(self, node: int, body: Parts, failed: dict[int, FsError]) -> None:
-        try:
-            answer = await self._attempt(node, Method.WRITE, body)
-        except FsError as error:
-            failed[node] = error
-        else:
-            if len(answer):
-                failed[node] = FsError(Fault.DEVICE, f"node {node} says what makes no sense")
+        """`failed` says why it has not taken it.  One that has too much to do is asked again, for
+        as long as an attempt may take.
+        """
+        until = trio.current_time() + ATTEMPT_S
+        pause = _Pause()
+        while True:
+            try:
+                answer = await self._attempt(node, Method.WRITE, body)
+            except FsError as error:
+                is_busy = error.fault is Fault.UNAVAILABLE and not isinstance(error, _NoAnswer)
+                if not is_busy or trio.current_time() > until:
+                    failed[node] = error
+                    return
+            else:
+                if len(answer):
+                    failed[node] = FsError(Fault.DEVICE, f"node {node} says what makes no sense")
+                return
+            await pause()
 
     async def _write_all(
         self, replicas: Sequence[int], body: Parts, failed: dict[int, FsError]
@@ -157,72 +174,64 @@ class RemoteChunks:
             async with trio.open_nursery() as nursery:
                 for node in replicas:
                     nursery.start_soon(write, node)
-        if not failed and waiting:
+        if not failed:
             took = trio.current_time() - begun
             for node in waiting:
-                failed[node] = FsError(
-                    Fault.UNAVAILABLE, f"node {node}: no answer within {took:.1f} s"
-                )
+                failed[node] = _NoAnswer(f"node {node}: no answer within {took:.1f} s")
 
     # -- reading
 
     async def read(self, volume: VolumeId, slice_id: SliceId, start: int, stop: int) -> memoryview:
-        """Raises CORRUPT when no replica has it whole; TIMED_OUT if `soft`."""
+        """Raises CORRUPT when no replica has it whole, or DEVICE; TIMED_OUT if `soft`."""
         self.reads += 1
+        data = await self.borrowing.read_soon(volume, slice_id, start, stop)
+        if data is not None:
+            return data
         await leave()
         wanted = Wanted(volume, slice_id, start, stop)
         with self._patience():
             pause = _Pause()
             while True:
                 try:
-                    nodes = self.volumes.now(volume)
-                    if nodes is None:
-                        nodes = await self.volumes.replicas(volume)
-                    if not nodes:
-                        raise FsError(
-                            Fault.CORRUPT, f"slice {slice_id:#x}: there is no volume {volume}"
-                        )
-                    data = await self._read_from(nodes, wanted)
+                    data = await self._read_once(wanted)
                 except FsError as error:
-                    self.volumes.forget(volume)
                     if error.fault is not Fault.UNAVAILABLE:
-                        # What was said may be of a copy that is no replica any more.
-                        if pause.count or nodes is None:
-                            raise
-                        if await self.volumes.replicas(volume) == nodes:
-                            raise
+                        raise
                     self.problem = str(error)
-                    await pause()
-                    continue
-                self.problem = ""
-                return data
+                else:
+                    self.problem = ""
+                    return data
+                await pause()
         raise self._gave_up()
 
+    async def _read_once(self, wanted: "Wanted") -> memoryview:
+        """Raises UNAVAILABLE when somebody who may have it does not answer."""
+        nodes = await self.volumes.replicas(wanted.volume)
+        while True:
+            try:
+                return await self._read_from(nodes, wanted)
+            except FsError as error:
+                self.volumes.forget(wanted.volume)
+                if error.fault is Fault.UNAVAILABLE:
+                    raise
+                # What was said may be of copies that are no replicas any more.
+                before, nodes = nodes, await self.volumes.replicas(wanted.volume)
+                if nodes == before:
+                    raise
+
     async def _read_from(self, nodes: Sequence[int], wanted: "Wanted") -> memoryview:
-        """Raises UNAVAILABLE when somebody who may have it does not answer; else what one said."""
+        """Raises as `Race.run`."""
+        if not nodes:
+            what = f"slice {wanted.slice_id:#x}: there is no volume {wanted.volume}"
+            raise FsError(Fault.CORRUPT, what)
         if len(nodes) > 1:  # so that reads spread, and those of a slice go to where it is in memory
             turn = wanted.slice_id % len(nodes)
             nodes = (*nodes[turn:], *nodes[:turn])
         near = self._near()
-        if any(near.get(node) == HERE for node in nodes):
-            data = self.borrowing.read_if_there(*wanted)
-            if data is not None:
-                return data
-        read = self.hedges.read(nodes, wanted.size, near, _now_ms())
-        race = _Race(self, read, wanted)
-        try:
-            if read.due is None and len(nodes) == 1:
-                await race.run_from(read.first)
-            else:
-                await race.run()
-        finally:
-            if race.data is None:
-                read.given_up(_now_ms())
-        if race.data is not None:
-            return race.data
-        raise race.failure()
+        read = self.hedges.read(nodes, wanted.size, near, now_ms())
+        return await Race(read, lambda node: self._fetch(node, wanted)).run()
 
-    async def fetch(self, node: int, wanted: "Wanted") -> memoryview:
+    async def _fetch(self, node: int, wanted: "Wanted") -> memoryview:
         """From one node.  Raises CORRUPT, UNAVAILABLE, and what it says."""
         if self._near().get(node) == HERE:
             found = await self.borrowing.read(node, *wanted)
@@ -290,16 +299,26 @@ class RemoteChunks:
             self._total, self._free = total, free
 
     async def _attempt(self, node: int, method: int, parts: Parts) -> Body:
-        """Raises UNAVAILABLE when there was no answer: it may have been done all the same."""
+        """Raises `_NoAnswer`, and what the node says."""
         try:
             with trio.fail_after(ATTEMPT_S):
-                return await (await self._link(node)).call(method, parts)
+                return await (await self._connected(node)).call(method, parts)
         except Disconnected as error:
-            raise FsError(Fault.UNAVAILABLE, f"node {node}: {error}") from error
+            raise _NoAnswer(f"node {node}: {error}") from error
         except trio.TooSlowError:
-            raise FsError(
-                Fault.UNAVAILABLE, f"node {node}: no answer within {ATTEMPT_S:g} s"
-            ) from None
+            raise _NoAnswer(f"node {node}: no answer within {ATTEMPT_S:g} s") from None
+        except _NoAnswer:
+            raise
+        except FsError as error:
+            raise FsError(error.fault, f"node {node}: {error}") from error
+
+    async def _connected(self, node: int) -> Link:
+        try:
+            return await self._link(node)
+        except FsError as error:
+            if error.fault in (Fault.UNAVAILABLE, Fault.BUSY):
+                raise _NoAnswer(f"node {node}: {error}") from error
+            raise
 
     def _patience(self) -> trio.CancelScope:
         return trio.move_on_after(self._soft_s if self._soft_s is not None else float("inf"))
@@ -321,64 +340,11 @@ class Wanted(NamedTuple):
         return self.stop - self.start
 
 
-class _Race:
-    """One read, at one replica or several: the first good answer wins, the others are cancelled,
-    also where they are.
-    """
+class _NoAnswer(FsError):
+    """Nobody knows whether it was done."""
 
-    def __init__(self, chunks: RemoteChunks, read: Read, wanted: "Wanted") -> None:
-        self._chunks = chunks
-        self._read = read
-        self._wanted = wanted
-        self._errors: dict[int, FsError] = {}
-        self._changed = trio.Event()
-        self._running = 0
-        self.data: memoryview | None = None
-
-    async def run(self) -> None:
-        read = self._read
-        async with trio.open_nursery() as nursery:
-            self._start(nursery, read.first)
-            while self._running and self.data is None:
-                due = read.due
-                with trio.move_on_at(due / 1000 if due is not None else float("inf")):
-                    await self._changed.wait()
-                    self._changed = trio.Event()
-                if self.data is None and due is not None and due <= _now_ms():
-                    more = read.hedge(_now_ms())
-                    if more is not None:
-                        self._start(nursery, more)
-            nursery.cancel_scope.cancel()
-
-    def _start(self, nursery: trio.Nursery, node: int) -> None:
-        self._running += 1
-        nursery.start_soon(self.run_from, node)
-
-    async def run_from(self, first: int) -> None:
-        """Ask one node, and if that fails the next one."""
-        node: int | None = first
-        try:
-            while node is not None:
-                try:
-                    data = await self._chunks.fetch(node, self._wanted)
-                except FsError as error:
-                    self._errors[node] = error
-                    node = self._read.failed(node, _now_ms())
-                else:
-                    if self.data is None:
-                        self._read.answered(node, _now_ms())
-                        self.data = data
-                    return
-        finally:
-            self._running -= 1
-            self._changed.set()
-
-    def failure(self) -> FsError:
-        """Nobody has answered."""
-        for error in self._errors.values():
-            if error.fault is Fault.UNAVAILABLE:
-                return error
-        return next(iter(self._errors.values()))
+    def __init__(self, detail: str) -> None:
+        super().__init__(Fault.UNAVAILABLE, detail)
 
 
 class _Pause:
@@ -393,7 +359,3 @@ class _Pause:
         if self.count > 1:
             await trio.sleep(self._wait_s)
             self._wait_s = min(2 * self._wait_s, RETRY_MAX_S)
-
-
-def _now_ms() -> float:
-    return trio.current_time() * 1000

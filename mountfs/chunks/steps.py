@@ -29,18 +29,22 @@ from mountfs.meta.ops.volumes import (
     SealVolume,
     SetReplicas,
     UsedSlices,
+    volume_of,
 )
 from mountfs.meta.tree import Tree
 from mountfs.types import MIB, SliceId, VolumeId
 
-PART_BYTES: Final = 64 * MIB
-"""Copied with one call: so often it is known how far a copy has come."""
+PART_BYTES: Final = 16 * MIB
+"""Copied with one call: so often it is known how far a copy has come; and so little that the call
+ends in time where a node copies slowly.
+"""
+Pace = Callable[[int], Awaitable[None]]
 CLOSED: Final = SliceId((1 << 64) - 1)
 
 
 class Steps:
     """`order` has a command agreed on; `tree` is the metadata as the leader sees it (NOT_LEADER);
-    `copied` is told how many bytes of a volume have been copied.
+    `copied` is told how many bytes of a volume have been copied, and `pace`, which may wait.
     """
 
     def __init__(
@@ -49,11 +53,13 @@ class Steps:
         order: Callable[[Command[Any]], Awaitable[Any]],
         tree: Callable[[], Tree],
         copied: Callable[[VolumeId, int], None],
+        pace: Pace | None = None,
     ) -> None:
         self._orders = orders
         self._order = order
         self._tree = tree
         self._copied = copied
+        self._pace = pace
 
     async def carry_out(self, task: Task) -> None:
         """Raises FsError, saying why it could not be done."""
@@ -67,10 +73,7 @@ class Steps:
                 if task.replicas != task.before:
                     await self._set_replicas(task)
             case Reconcile():
-                for target in task.among:
-                    for source in task.among:
-                        if source != target:
-                            await self._copy(task.volume, source, target)
+                await self._reconcile(task)
             case Repair():
                 await self._repair(task)
             case Shrink():
@@ -103,25 +106,53 @@ class Steps:
             self._tree()
             part = await self._orders.copy(target, volume, source, after, PART_BYTES)
             self._copied(volume, part.bytes)
+            if self._pace is not None:
+                await self._pace(part.bytes)
             if part.done:
                 return
-            if part.after <= after and not part.needles:
+            if part.after <= after:
                 raise FsError(Fault.DEVICE, f"node {target}: a copy that does not get on")
             after = part.after
 
+    async def _reconcile(self, task: Reconcile) -> None:
+        """What one cannot give another one may: a failure is told at the end."""
+        failure: FsError | None = None
+        for target in task.among:
+            for source in task.among:
+                if source == target:
+                    continue
+                try:
+                    await self._copy(task.volume, source, target)
+                except FsError as error:
+                    if error.fault is Fault.NOT_LEADER:
+                        raise
+                    failure = failure or error
+        if failure is not None:
+            raise failure
+
     async def _repair(self, task: Repair) -> None:
-        """Every slice that is known to be damaged, from the first source that has it whole."""
+        """Every slice that is known to be damaged, from the first source that has it whole.  Those
+        that nobody has whole keep no others from being repaired.
+        """
         await self._orders.seal(task.node, task.volume)
+        failure: FsError | None = None
         after = SliceId(0)
         while True:
             listed = await self._orders.listing(
                 task.node, task.volume, after, LIST_MAX, damaged=True
             )
             for slice_id, _ in listed:
-                await self._fetch_anew(task, slice_id)
+                try:
+                    await self._fetch_anew(task, slice_id)
+                except FsError as error:
+                    if error.fault is Fault.NOT_LEADER:
+                        raise
+                    failure = failure or error
                 after = slice_id
             if len(listed) < LIST_MAX:
-                return
+                break
+        if failure is not None:
+            raise failure
 
     async def _fetch_anew(self, task: Repair, slice_id: SliceId) -> None:
         failure: FsError | None = None
@@ -152,6 +183,9 @@ class Steps:
                     await self._copy(task.volume, stray, replica)
                 await self._require_all(task.volume, replica)
         for stray in task.strays:
+            record = volume_of(self._tree(), task.volume)
+            if (record.replicas if record else ()) != task.replicas or stray in task.replicas:
+                raise FsError(Fault.BUSY, "other nodes are to have it now")
             await self._orders.drop(stray, task.volume)
 
     async def _require_all(self, volume: VolumeId, node: int) -> None:

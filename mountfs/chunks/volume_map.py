@@ -29,6 +29,8 @@ class VolumeMap:
         self._known: OrderedDict[VolumeId, tuple[int, ...]] = OrderedDict()
         self._wanted: dict[VolumeId, None] = {}
         """For the next question."""
+        self._asked: set[VolumeId] = set()
+        """In the one that is not answered yet."""
         self._asking = trio.Lock()
 
     def now(self, volume: VolumeId) -> tuple[int, ...] | None:
@@ -42,26 +44,32 @@ class VolumeMap:
         found = self._known.get(volume)
         if found is not None:
             return found
-        self._wanted[volume] = None
         while True:
+            self._wanted[volume] = None
             async with self._asking:
                 found = self._known.get(volume)
                 if found is not None:
                     return found
-                asked = tuple(self._wanted)[:ASKED_MAX]
-                answer = await self._ask(asked)
-                for one in asked:
-                    self._wanted.pop(one, None)
-                missing = dict.fromkeys(asked)
-                for record in answer:
-                    missing.pop(record.number, None)
-                    self._keep(record.number, record.replicas)
-                for one in missing:
-                    self._keep(one, nodes_of(one, None))
+                self._wanted[volume] = None  # who came before may have asked, and forgotten it
+                await self._ask_for_wanted()
             found = self._known.get(volume)
             if found is not None:
                 return found
-            self._wanted[volume] = None
+
+    async def _ask_for_wanted(self) -> None:
+        asked = tuple(self._wanted)[:ASKED_MAX]
+        for one in asked:
+            del self._wanted[one]
+        self._asked = set(asked)
+        try:
+            answer = await self._ask(asked)
+        except BaseException:
+            self._wanted.update(dict.fromkeys(asked))
+            raise
+        found = {record.number: record for record in answer}
+        for one in asked:
+            if one in self._asked:  # or it was found to be elsewhere since
+                self._keep(one, nodes_of(one, found.get(one)))
 
     def learn(self, record: VolumeRecord) -> None:
         self._keep(record.number, record.replicas)
@@ -69,6 +77,7 @@ class VolumeMap:
     def forget(self, volume: VolumeId) -> None:
         """It may be elsewhere now."""
         self._known.pop(volume, None)
+        self._asked.discard(volume)
 
     def _keep(self, volume: VolumeId, replicas: tuple[int, ...]) -> None:
         self._known[volume] = replicas

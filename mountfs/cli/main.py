@@ -8,10 +8,13 @@ from typing import NoReturn
 
 from mountfs import __version__
 from mountfs.cli import (
+    balance,
     bench,
     cluster,
     doctor,
     fsck,
+    gc,
+    health,
     info,
     node,
     pki,
@@ -33,6 +36,9 @@ COMMANDS = (
     bench,
     cluster,
     node,
+    health,
+    gc,
+    balance,
     safemode,
     replication,
     pki,

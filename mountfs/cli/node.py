@@ -1,4 +1,4 @@
-"""mountfs node: run a node of a cluster; list, remove, hand over."""
+"""mountfs node: run a node of a cluster; list, drain, remove, hand over."""
 
 import argparse
 import gc
@@ -12,13 +12,15 @@ import msgspec
 import trio
 from rich.table import Table
 
-from mountfs.cli import cluster_calls, show
+from mountfs.cli import cluster_calls, node_leaving, show
+from mountfs.cli.health import what_leaves
 from mountfs.errors import Fault, FsError, unwrapped
+from mountfs.meta.reports import ASYNC, FSYNC
 
 if TYPE_CHECKING:
     from mountfs.cli.node_settings import Settings
 
-SUMMARY = "run a node of a cluster; list, remove, hand over"
+SUMMARY = "run a node of a cluster; list, drain, remove, hand over"
 DESCRIPTION = """\
 Run a node: a machine that has the metadata of a cluster, together with others, or keeps slices of
 its files, or both.  What a home that was mounted alone has, a node can serve: other machines join
@@ -34,7 +36,9 @@ examples:
                --location /rack-2/host-4               one that keeps slices only
   mountfs node list --at 10.0.0.1                              who there is, who leads, who lags
   mountfs node transfer-leader n2 --at 10.0.0.1                let n2 lead, before maintenance
-  mountfs node remove n3 --at 10.0.0.1                         n3 leaves, or has died for good
+  mountfs node drain n3 --at 10.0.0.1 --wait                   n3 stays, but keeps no slices
+  mountfs node remove n3 --at 10.0.0.1 --wait                  n3 leaves; others get what it keeps
+  mountfs node remove n3 --at 10.0.0.1 --force                 n3 is lost: it is not waited for
   mount.dfs 10.0.0.1,10.0.0.2,10.0.0.3: /mnt/data              mount what they have
 
 Two nodes are one voter and one that follows: an even number of voters tolerates no more failures
@@ -52,12 +56,15 @@ PORT: Final = 7410
 SESSION_TTL_S_MIN: Final = 2.0
 """An election must not look to mounts as if they were gone."""
 SESSION_TTL_S_MAX: Final = 3600.0
+COPY_RATE_MIN: Final = 2
+"""MB/s: slower, and the leader would not wait for a part of a volume."""
+COPY_RATE_MAX: Final = 100_000
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "action", nargs="?", default="run", choices=["run", "list", "remove", "transfer-leader"],
-        help="default: run",
+        "action", nargs="?", default="run",
+        choices=["run", "list", "drain", "remove", "transfer-leader"], help="default: run",
     )  # fmt: skip
     parser.add_argument("node", nargs="?", metavar="NODE", help="name or number, for an action")
     parser.add_argument("--home", type=Path, help="directory of what the node keeps")
@@ -79,6 +86,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--metrics", metavar="HOST:PORT", help="where Prometheus reads; or: off; default: PORT + 2"
     )
+    parser.add_argument(
+        "--copy-rate", type=float, default=100.0, metavar="MB/S",
+        help="what the node copies from others when volumes are repaired or moved, at most; 0: as "
+        "much as there is; default: 100",
+    )  # fmt: skip
+    parser.add_argument(
+        "--durability", choices=[FSYNC, ASYNC], default=FSYNC,
+        help="fsync: a slice is taken when it is on the disk; async: earlier, and it is there "
+        "within a second or so; default: fsync",
+    )  # fmt: skip
     parser.add_argument("--insecure", action="store_true", help="allow a network without TLS")
     cluster_calls.add_arguments(parser)
     parser.add_argument(
@@ -86,13 +103,31 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="a mount that is not heard of for so long loses its locks; the same on all nodes; "
         "default: 60",
     )  # fmt: skip
-    parser.add_argument("--force", action="store_true", help="remove, though it does harm")
+    parser.add_argument(
+        "--wait", action="store_true",
+        help="remove, drain: return when it is done; Ctrl-C ends the waiting, and nothing else",
+    )  # fmt: skip
+    parser.add_argument(
+        "--heal-after", type=float, default=300.0, metavar="SECONDS",
+        help="others get copies of what a node has that is silent for so long; the same on all "
+        "nodes that have the metadata; default: 300",
+    )  # fmt: skip
+    parser.add_argument("--undo", action="store_true", help="drain: it may have slices again")
+    parser.add_argument(
+        "--force", action="store_true", help="remove at once, though that costs the majority, or "
+        "copies of what it keeps; others get them from the copies that are left",
+    )  # fmt: skip
+    parser.add_argument(
+        "--yes", action="store_true", help="remove --force, though what it keeps is lost for ever"
+    )
     parser.add_argument("--json", action="store_true")
 
 
 def run(arguments: argparse.Namespace) -> int:
     if arguments.action == "run":
         return _run(arguments)
+    if arguments.yes and not arguments.force:
+        arguments.parser.error("--yes is for remove --force")
     if arguments.action != "list" and arguments.node is None:
         arguments.parser.error(f"{arguments.action} needs the name of a node")
     if arguments.action == "list":
@@ -102,18 +137,13 @@ def run(arguments: argparse.Namespace) -> int:
         else:
             _print_nodes(found)
         return show.EXIT_OK if all(node["alive"] for node in found) else show.EXIT_FAILED
-    method = {"remove": "Remove", "transfer-leader": "Transfer"}[arguments.action]
-    body = {"node": arguments.node, "force": arguments.force}
-    answer = cluster_calls.ask(arguments, method, body)
+    if arguments.action == "remove":
+        return node_leaving.remove(arguments)
+    if arguments.action == "drain":
+        return node_leaving.drain(arguments)
+    answer = cluster_calls.ask(arguments, "Transfer", {"node": arguments.node})
     if arguments.json:
         show.print_json(answer)
-    elif method == "Remove":
-        print(f"node {answer['name']} leaves; see: mountfs node list")
-        if "chunk" in answer["roles"]:
-            print(
-                "Contents of more than 4 KiB that lie on it cannot be read without it: keep its "
-                "home until you know that none is missing (mountfs info FILE says where bytes are)."
-            )
     else:
         print(f"node {answer['leader']} leads, after {answer['took_ms']} ms")
     return show.EXIT_OK
@@ -171,6 +201,7 @@ def _settings(arguments: argparse.Namespace) -> "Settings":
     from mountfs.cli.node_roles import ROLES
     from mountfs.cli.node_settings import Settings
     from mountfs.meta.ops.nodes import check_location
+    from mountfs.meta.patience import GRACE_S_MAX, GRACE_S_MIN
 
     if arguments.home is None or arguments.listen is None:
         arguments.parser.error("to run a node, name --home and --listen")
@@ -180,6 +211,12 @@ def _settings(arguments: argparse.Namespace) -> "Settings":
     if not SESSION_TTL_S_MIN <= arguments.session_ttl <= SESSION_TTL_S_MAX:
         arguments.parser.error(
             f"--session-ttl takes {SESSION_TTL_S_MIN:g} to {SESSION_TTL_S_MAX:g} seconds"
+        )
+    if not GRACE_S_MIN <= arguments.heal_after <= GRACE_S_MAX:
+        arguments.parser.error(f"--heal-after takes {GRACE_S_MIN:g} to {GRACE_S_MAX:g} seconds")
+    if arguments.copy_rate and not COPY_RATE_MIN <= arguments.copy_rate <= COPY_RATE_MAX:
+        arguments.parser.error(
+            f"--copy-rate takes {COPY_RATE_MIN} to {COPY_RATE_MAX:,} MB/s, or 0: no limit"
         )
     host, port = place(arguments.listen)
     location = arguments.location or f"/rack/{host}"
@@ -198,8 +235,11 @@ def _settings(arguments: argparse.Namespace) -> "Settings":
         roles=tuple(role for role in ROLES if role in (roles or ())),
         location=location,
         data=tuple(Path(one) for some in arguments.data for one in some.split(",") if one),
+        copy_bytes_per_s=arguments.copy_rate * 1e6,
+        durability=arguments.durability,
         join=tuple(addresses(arguments.join)) if arguments.join else (),
         tls=arguments.tls,
+        heal_after_s=arguments.heal_after,
         session_ttl_ms=round(arguments.session_ttl * 1000),
         metrics=_metrics(arguments.metrics, host, port),
         metrics_must=arguments.metrics is not None,
@@ -257,6 +297,8 @@ _TITLES: Final = (
 
 
 def _votes(node: dict[str, Any]) -> str:
-    if node["leaving"]:
-        return "leaving"
-    return node["role"] if "meta" in node["roles"] else ""
+    role = node["role"] if "meta" in node["roles"] else ""
+    if "chunk" not in node["roles"]:
+        return "leaving" if node["leaving"] else role
+    left = what_leaves(node)
+    return left if node["leaving"] else ", ".join(filter(None, [role, left]))

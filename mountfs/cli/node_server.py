@@ -66,10 +66,10 @@ async def _running(ground: Ground) -> AsyncIterator[Node]:
         ground.server.is_complete = True
         volumes = reporter = None
         if CHUNK in settings.roles:
-            volumes = stack.enter_context(
-                open_volumes(ground.home, trust, part.link, settings.data)
+            volumes = stack.enter_context(open_volumes(ground.home, trust, part.link, settings))
+            reporter = Reporter(
+                ground.place.number, volumes.gather, part.to_leader, settings.durability
             )
-            reporter = Reporter(ground.place.number, volumes.gather, part.to_leader)
             part.reports(reporter)
 
         async def handle(peer: Peer, method: int, body: Body) -> Parts | Later:
@@ -88,7 +88,7 @@ async def _running(ground: Ground) -> AsyncIterator[Node]:
             admit=part.admit,
         )
         space = None if volumes is None else volumes.disks.space
-        _serve_metrics(stack, ground, NodeMetrics(part.meta, space, reporter))
+        _serve_metrics(stack, ground, NodeMetrics(part.meta, space, reporter, part.overview))
         async with trio.open_nursery() as nursery:
             nursery.start_soon(service.serve, listeners)
             nursery.start_soon(part.run)

@@ -3,7 +3,11 @@
 from collections.abc import Callable
 from typing import Any, Final
 
+import msgspec
+
 from mountfs.errors import Fault, FsError
+from mountfs.meta import keys
+from mountfs.meta.assigned import Assigned
 from mountfs.meta.command import Command
 from mountfs.meta.fleet import Fleet
 from mountfs.meta.machine import MetaMachine
@@ -13,11 +17,13 @@ from mountfs.meta.ops.volumes import (
     AllotVolume,
     ForgetVolume,
     ListVolumes,
+    SetReplicas,
     UsedSlices,
+    volume_of,
 )
 from mountfs.meta.placement import Candidate
 from mountfs.meta.reports import Report, ReportReply
-from mountfs.types import VolumeId
+from mountfs.types import FIRST_REPLICATED, VolumeId
 
 CHUNK_ROLE: Final = "chunk"
 COPIES: Final = 3
@@ -34,6 +40,7 @@ class Chunkservers:
         self._machine = machine
         self._now = now
         self.fleet = Fleet()
+        self.assigned = Assigned()
         self._leads = False
 
     # -- leading
@@ -41,6 +48,7 @@ class Chunkservers:
     def began_to_lead(self) -> None:
         self._leads = True
         self.fleet.began_to_lead(self._now())
+        self.assigned.clear()
         tree = self._machine.replica.machine.tree
         after = VolumeId(0)
         while page := ListVolumes(PAGE, after).read(tree):
@@ -48,6 +56,7 @@ class Chunkservers:
             self.fleet.expect(
                 record.number for record in page if UsedSlices(record.number, 1).read(tree)
             )
+            self.assigned.take(page)
             after = page[-1].number
 
     def expect_less(self) -> None:
@@ -63,19 +72,27 @@ class Chunkservers:
         if self._leads:
             self._leads = False
             self.fleet.clear()
+            self.assigned.clear()
 
     def applied(self, command: Command[Any], reply: object) -> None:
         """A command was taken in."""
         if not self._leads or isinstance(reply, FsError):
             return
         if isinstance(command, AllotVolume) and not command.number:
-            self.fleet.expect((reply.number,))  # type: ignore[attr-defined]
-        elif isinstance(command, AdoptVolume):
-            self.fleet.expect((command.number,))
+            self._has_record(reply.number)  # type: ignore[attr-defined]
+        elif isinstance(command, AdoptVolume | SetReplicas):
+            self._has_record(command.number)
         elif isinstance(command, ForgetVolume):
             self.fleet.expect_no_more(command.number)
+            self.assigned.forget(command.number)
         elif isinstance(command, RemoveNode):
             self.fleet.forget_node(command.number)
+
+    def _has_record(self, number: VolumeId) -> None:
+        record = volume_of(self._machine.replica.machine.tree, number)
+        if record is not None:
+            self.fleet.expect((number,))
+            self.assigned.take((record,))
 
     # -- what is told and asked
 
@@ -83,7 +100,8 @@ class Chunkservers:
         """Raises NOT_FOUND for who is no chunkserver, and BUSY for the second that claims to be a
         node.
         """
-        if all(node.number != report.node for node in self.nodes()):
+        row = self._machine.replica.machine.tree.get(keys.node(report.node))
+        if row is None or CHUNK_ROLE not in msgspec.msgpack.decode(row, type=NodeRecord).roles:
             raise FsError(Fault.NOT_FOUND, f"node {report.node} is no chunkserver of this cluster")
         return self.fleet.hear(report, self._now())
 
@@ -95,7 +113,7 @@ class Chunkservers:
         """All of them, as placement sees them."""
         now = self._now()
         return [
-            self.fleet.candidate(node.number, node.location, node.leaving, now)
+            self.fleet.candidate(node.number, node.location, node.is_emptied, now)
             for node in self.nodes()
         ]
 
@@ -104,7 +122,25 @@ class Chunkservers:
 
     def copies(self) -> int:
         """What a cluster of so many nodes gives."""
-        return max(min(COPIES, sum(not node.leaving for node in self.nodes())), 1)
+        return max(min(COPIES, sum(not node.is_emptied for node in self.nodes())), 1)
+
+    def kept_by(self, node: int) -> int | None:
+        """How many volumes are to be taken elsewhere before the node may go.  None: it is there, or
+        may be, and has not told yet what it has.
+        """
+        view = self.fleet.view(node, self._now())
+        is_complete = self.fleet.is_complete(node)
+        if not is_complete and view.heard_ms_ago < self.fleet.config.silent_ms:
+            return None
+        return self.assigned.count(node) + len(self.unrecorded(node))
+
+    def unrecorded(self, node: int) -> list[VolumeId]:
+        """Volumes that a node has made when it was alone, and that have no record yet."""
+        return [
+            number
+            for number in self.fleet.of_node(node)
+            if number < FIRST_REPLICATED and number not in self.assigned
+        ]
 
     def volumes(self) -> tuple[int, int]:
         """(known, reported), for safe mode."""

@@ -11,7 +11,7 @@ import random
 import socket
 import ssl
 import time
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Collection, Sequence
 from contextlib import asynccontextmanager
 from typing import Final, TypeVar
 
@@ -334,30 +334,32 @@ class RemoteMeta:
 
     async def ask_leader(self, method: int, body: bytes) -> Body:
         """What else a leader answers, by what is built on the metadata.  It may act more than once.
-        Raises as `read`.
+        Raises as `read`, and UNAVAILABLE when the leader says that it cannot be done now.
         """
         if self._session.ended is not None:
             raise self._session.ended
-        return await self._ask(method, body)
+        return await self._ask(method, body, answers=(Fault.UNAVAILABLE,))
 
     def _over(self, error: FsError) -> None:
         if self._session.over(error):
             log.error("%s", error)
 
-    async def _ask(self, method: int, body: bytes) -> Body:
-        """The answer, however often it takes.  Raises what is an answer, TIMED_OUT if `soft`."""
+    async def _ask(self, method: int, body: bytes, answers: Collection[Fault] = ()) -> Body:
+        """The answer, however often it takes.  Raises what is an answer, as `answers` are besides
+        others; TIMED_OUT if `soft`.
+        """
         self.calls += 1
         await leave()
         soft_s = self._options.soft_s
         if soft_s is None:
-            return await self._ask_for_ever(method, body)
+            return await self._ask_for_ever(method, body, answers)
         with trio.move_on_after(soft_s):
-            return await self._ask_for_ever(method, body)
+            return await self._ask_for_ever(method, body, answers)
         raise FsError(
             Fault.TIMED_OUT, f"no answer from the cluster within {soft_s} s: {self.router.problem}"
         )
 
-    async def _ask_for_ever(self, method: int, body: bytes) -> Body:
+    async def _ask_for_ever(self, method: int, body: bytes, answers: Collection[Fault]) -> Body:
         link = self.router.leader_now()
         if link is not None:
             # Nearly always the first attempt is the last.
@@ -366,6 +368,8 @@ class RemoteMeta:
             except Disconnected:
                 self.router.forget(link)
             except FsError as error:
+                if error.fault in answers:
+                    raise
                 self._judge(error, link)
         backoff = Backoff()
         while True:
@@ -377,6 +381,8 @@ class RemoteMeta:
                 if link is not None:
                     self.router.forget(link)
             except FsError as error:
+                if error.fault in answers:
+                    raise
                 self._judge(error, link)
             await trio.sleep(backoff.pause_s(random.random()))
 

@@ -159,7 +159,10 @@ class Case:
         cluster: Cluster,
         config: HealingConfig,
         age: Age,
+        suspect: int = 0,
     ) -> None:
+        """`suspect`: a node that lacks slices which others have, whatever it reports; 0: none."""
+        self.suspect = suspect
         self.record = record
         self.reports = reports
         self.cluster = cluster
@@ -193,7 +196,7 @@ class Case:
         self.kept = [*self.good, *self.damaged, *self.away]
         """They stay, and count as copies."""
         self.open = [node for node in self.live if reports[node].epoch]
-        is_one = have_the_same([reports[node] for node in self.live])
+        is_one = not suspect and have_the_same([reports[node] for node in self.live])
         self.agrees = not self.open and is_one
         self.differ_ms = 0.0
         if record.sealed and not self.open and not is_one:
@@ -346,6 +349,8 @@ class Case:
         ):
             if nodes:
                 return f"node {nodes[0]} {what}"
+        if self.suspect:
+            return f"node {self.suspect} lacks slices that are in use"
         missing = self.record.copies - len(self.record.replicas)
         better = self.broken or (
             f"{missing} copies are missing" if missing > 0 and self._has_place() else ""

@@ -21,7 +21,7 @@ from mountfs.meta.diagnosis import (
 )
 from mountfs.meta.fleet import Fleet
 from mountfs.meta.healing_config import HealingConfig
-from mountfs.meta.healing_tasks import Adopt, Remove, Task
+from mountfs.meta.healing_tasks import Adopt, Reconcile, Remove, Task
 from mountfs.meta.health import Health, Rate, most_common
 from mountfs.meta.ops.volumes import VolumeRecord
 from mountfs.meta.placement import Lot
@@ -94,6 +94,8 @@ class Healer:
         self._pauses: dict[VolumeId, _Pause] = {}
         self._copied: dict[VolumeId, int] = {}
         """Of what is under way."""
+        self._suspects: dict[VolumeId, int] = {}
+        """Volumes of which a node was seen to lack something, whatever it reports."""
         self._running: tuple[Task, ...] = ()
         self._held_up = ""
         self._cluster: Cluster | None = None
@@ -129,6 +131,12 @@ class Healer:
         ]
         return [task for _, task in sorted(found, key=lambda one: one[0])]
 
+    def suspect(self, volume: VolumeId, node: int) -> None:
+        """The node was seen to lack slices of the volume that are in use: it is to get them from
+        the others, even if all report the same.
+        """
+        self._suspects[volume] = node
+
     def copied(self, volume: VolumeId, count: int) -> None:
         """A task under way has moved so many bytes more."""
         self._rate.add(count)
@@ -139,6 +147,8 @@ class Healer:
         does not help, is tried again after longer and longer times.
         """
         self._copied.pop(task.volume, None)
+        if isinstance(task, Reconcile) and not failure:
+            self._suspects.pop(task.volume, None)
         if task.volume not in self._findings:
             return
         same = (type(task), task.nodes)
@@ -215,11 +225,12 @@ class Healer:
         """Returns the case, if there is anything wrong; and keeps what was found."""
         number = record.number
         reports = self._fleet.reported(number)
-        if is_well(record, reports, cluster):
+        suspect = self._suspects.get(number, 0)
+        if not suspect and is_well(record, reports, cluster):
             self._forget(number)
             return None
         ages = _Ages(self._since.get(number), now)
-        case = Case(record, reports, cluster, self.config, ages.of)
+        case = Case(record, reports, cluster, self.config, ages.of, suspect)
         causes = frozenset(case.causes())
         first = next(case.steps(), None)
         if not causes and first is None and not ages.seen:
@@ -283,6 +294,7 @@ class Healer:
 
     def _forget(self, number: VolumeId) -> None:
         """It is as it should be, or nobody has it any more."""
+        self._suspects.pop(number, None)
         finding = self._findings.pop(number, None)
         if finding is None:
             return

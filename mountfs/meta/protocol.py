@@ -64,6 +64,7 @@ OPERATORS: Final = frozenset(
         "AdoptVolume",
         "AllotVolume",
         "CloseSlices",
+        "DrainNode",
         "EndSession",
         "ForgetVolume",
         "LeaveNode",

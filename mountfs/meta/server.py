@@ -25,7 +25,9 @@ from mountfs.meta.local import check_place
 from mountfs.meta.machine import MetaMachine
 from mountfs.meta.membership_policy import wanted
 from mountfs.meta.ops.nodes import (
+    CHUNK,
     AddNode,
+    DrainNode,
     LeaveNode,
     MoveNode,
     NodeRecord,
@@ -117,7 +119,7 @@ class MetaServer:
         links.unreachable = self.node.unreachable
         self.group = self.node.start(META_GROUP, self.machine)
         self.chunkservers = Chunkservers(self.machine, self.node.now)
-        self.safe_mode = SafeMode(self.chunkservers.volumes)
+        self.safe_mode = SafeMode(self.chunkservers.volumes, now=self.node.now)
         self.service = MetaService(
             self.node, self.group, self.machine, self.safe_mode, session_ttl_ms
         )
@@ -303,7 +305,8 @@ class MetaServer:
             for node in all_nodes(self.machine.replica.machine.tree)
             if node.number not in self._kept_out
         ]
-        change = wanted(membership, nodes, self._is_ready)
+        keeping = {node.number for node in nodes if self._keeps(node)}
+        change = wanted(membership, nodes, self._is_ready, keeping=keeping)
         if change is not None:
             voters, learners = change
             log.info("members become: voters %s, learners %s", voters, learners)
@@ -312,8 +315,14 @@ class MetaServer:
         if raft.log.membership_index > raft.log.committed:
             return
         for node in nodes:
-            if node.leaving and node.number not in membership.everyone:
+            if node.leaving and node.number not in {*membership.everyone, *keeping}:
                 await self.service.order(RemoveNode(node.number))
+
+    def _keeps(self, node: NodeRecord) -> bool:
+        """Whether it leaves, and has slices that are to be taken elsewhere first."""
+        if not node.leaving or node.lost or CHUNK not in node.roles:
+            return False
+        return self.chunkservers.kept_by(node.number) != 0
 
     def _is_ready(self, node: NodeId) -> bool:
         raft = self.group.raft
@@ -344,7 +353,7 @@ class MetaServer:
         return None if record is None else record.rpc
 
     def _applied(self, command: Command[Any], reply: object) -> None:
-        if isinstance(command, (AddNode, LeaveNode, MoveNode, RemoveNode)):
+        if isinstance(command, (AddNode, DrainNode, LeaveNode, MoveNode, RemoveNode)):
             self._learn_addresses()
         self.chunkservers.applied(command, reply)
 

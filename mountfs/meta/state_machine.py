@@ -27,7 +27,7 @@ from mountfs.meta.ops.lock import ReleaseLock, TakeLock
 from mountfs.meta.ops.make import Make
 from mountfs.meta.ops.make_root import MakeRoot
 from mountfs.meta.ops.mkdir import Mkdir
-from mountfs.meta.ops.nodes import AddNode, LeaveNode, MoveNode, RemoveNode
+from mountfs.meta.ops.nodes import AddNode, DrainNode, LeaveNode, MoveNode, RemoveNode
 from mountfs.meta.ops.reap import Reap
 from mountfs.meta.ops.rename import Rename
 from mountfs.meta.ops.rmdir import Rmdir
@@ -55,11 +55,11 @@ from mountfs.meta.tree import Tree
 R = TypeVar("R")
 
 COMMANDS: tuple[type[Command[Any]], ...] = (
-    AddNode, AdoptVolume, Allocate, AllotVolume, CloseSlices, CopyRange, Discard, EndSession,
-    ForgetVolume, LeaveNode, Link, Make, MakeRoot, Mkdir, MoveNode, OpenSession, Reap, Reclaimed,
-    ReleaseLock, RemoveNode, RemoveXattr, Rename, ReserveSlices, ReturnVolumes, Rewrite, Rmdir,
-    SealVolume, SetAttr, SetCopies, SetReplicas, SetXattr, Settle, Symlink, TakeLock, Tmpfile,
-    Touch, Unlink, Write,
+    AddNode, AdoptVolume, Allocate, AllotVolume, CloseSlices, CopyRange, Discard, DrainNode,
+    EndSession, ForgetVolume, LeaveNode, Link, Make, MakeRoot, Mkdir, MoveNode, OpenSession, Reap,
+    Reclaimed, ReleaseLock, RemoveNode, RemoveXattr, Rename, ReserveSlices, ReturnVolumes, Rewrite,
+    Rmdir, SealVolume, SetAttr, SetCopies, SetReplicas, SetXattr, Settle, Symlink, TakeLock,
+    Tmpfile, Touch, Unlink, Write,
 )  # fmt: skip
 """Everything that can be in the log.  A command that was ever written must stay readable."""
 

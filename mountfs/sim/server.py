@@ -467,7 +467,9 @@ class Server:
         if self._source is None or self._source.head.index < base:
             self._source = None
             head = self._stored_head
-            if head is not None and head.index >= base and self.machine.store is self.disk.store:
+            # A checkpoint may be in the store that we have not heard the end of.
+            settled = self.machine.store is self.disk.store and not self._checkpointing
+            if head is not None and head.index >= base and settled:
                 self._source = Source(head, self.disk.store)
         return self._source
 

@@ -7,6 +7,7 @@ from typing import Final
 
 from mountfs.meta.client import address_of
 from mountfs.meta.ops.nodes import NodeRecord
+from mountfs.meta.placement import rack_of
 
 HERE, NEAR, FAR = 0, 1, 2
 
@@ -17,7 +18,7 @@ class Near:
     """
 
     def __init__(self, rack: str = "") -> None:
-        self._rack = rack
+        self._rack = rack_of(f"{rack}/any")
         self._nodes: Sequence[NodeRecord] = ()
         self._found: Mapping[int, int] = {}
 
@@ -41,7 +42,7 @@ class Near:
 
 
 def _rack(node: NodeRecord) -> str:
-    return node.location.rpartition("/")[0]
+    return rack_of(node.location)
 
 
 def _is_here(door: str) -> bool:

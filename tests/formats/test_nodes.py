@@ -16,7 +16,7 @@ from mountfs.chunks.term_file import encode_term
 from mountfs.kv.memory import MemoryStore
 from mountfs.meta import protocol as meta
 from mountfs.meta.ops.mkdir import Mkdir
-from mountfs.meta.ops.nodes import AddNode, MoveNode, NodeRecord
+from mountfs.meta.ops.nodes import AddNode, LeaveNode, MoveNode, NodeRecord
 from mountfs.meta.ops.read import Lookup
 from mountfs.meta.protocol import (
     Cluster,
@@ -118,8 +118,10 @@ def test_a_membership_in_an_entry() -> None:
     assert decode_membership(golden) == MEMBERS
 
 
-NODE = NodeRecord(2, "n2", "h:1", "h:2", 5, "d2", ("meta", "chunk"), True, "/r/h")
-NODE_GOLDEN = "99 02 a26e32 a3683a31 a3683a32 05 a26432 92 a46d657461 a56368756e6b c3 a42f722f68"
+NODE = NodeRecord(2, "n2", "h:1", "h:2", 5, "d2", ("meta", "chunk"), True, "/r/h", True, False)
+NODE_GOLDEN = (
+    "9b 02 a26e32 a3683a31 a3683a32 05 a26432 92 a46d657461 a56368756e6b c3 a42f722f68 c3 c2"
+)
 OLD_NODE_GOLDEN = "98 02 a26e32 a3683a31 a3683a32 05 a26432 92 a46d657461 a56368756e6b c3"
 """From before nodes had locations."""
 
@@ -143,7 +145,7 @@ def test_records_and_answers(value: Any, golden: str) -> None:
 
 def test_a_node_that_has_never_said_where_it_is() -> None:
     found = msgspec.msgpack.decode(bytes.fromhex(OLD_NODE_GOLDEN), type=NodeRecord)
-    assert found == msgspec.structs.replace(NODE, location="")
+    assert found == msgspec.structs.replace(NODE, location="", draining=False)
 
 
 def test_commands_about_nodes_of_before_can_be_read() -> None:
@@ -151,6 +153,7 @@ def test_commands_about_nodes_of_before_can_be_read() -> None:
     for golden, command in (
         ("96 a86164645f6e6f6465" + place, AddNode("n2", "h:1", "h:2", "d2", ("meta",))),
         ("97 a96d6f76655f6e6f6465 02" + place, MoveNode(2, "n2", "h:1", "h:2", "d2", ("meta",))),
+        ("92 aa6c656176655f6e6f6465 02", LeaveNode(2)),
     ):
         assert msgspec.msgpack.decode(bytes.fromhex(golden), type=type(command)) == command
 
@@ -172,7 +175,7 @@ def test_the_numbers_of_methods() -> None:
     }  # fmt: skip
     assert {method.name: int(method) for method in chunks.Method} == {
         "WRITE": 100, "READ": 101, "DELETE": 102, "SPACE": 103, "OPEN": 104, "SEAL": 105,
-        "LIST": 106, "COPY": 107, "DROP": 108, "ALLOT": 20, "RETURN": 21,
+        "LIST": 106, "COPY": 107, "DROP": 108, "LEND": 109, "PLACE": 110, "ALLOT": 20, "RETURN": 21,
     }  # fmt: skip
 
 
@@ -201,8 +204,8 @@ ABOUT_VOLUMES: list[tuple[Any, str]] = [
     ),
     (chunks.Drop(TERM, VOLUME), "92 03 ce80000003"),
     (
-        chunks.Allot(7, 3, 2, ((VOLUME, 4),), (2,)),
-        "95 07 03 02 91 92 ce80000003 04 91 02",
+        chunks.Allot(7, 3, 2, ((VOLUME, 4),), (2,), ((VOLUME, 5),)),
+        "96 07 03 02 91 92 ce80000003 04 91 02 91 92 ce80000003 05",
     ),
     (chunks.Return(7, ((VOLUME, 4),), (VOLUME,)), "93 07 91 92 ce80000003 04 91 ce80000003"),
 ]

@@ -98,6 +98,21 @@ def test_who_may_be_removed_leaves_a_majority_that_answers(
             assert one not in now.voters or len(rest & alive) > len(rest) // 2
 
 
+@given(clusters(), st.sets(NUMBERS))
+def test_who_leaves_and_has_something_left_follows_and_does_not_vote(
+    cluster: tuple[Membership, list[NodeRecord], set[int]], keeping: set[int]
+) -> None:
+    now, nodes, ready = cluster
+    change = wanted(now, nodes, lambda one: one in ready, keeping=keeping)
+    without = wanted(now, nodes, lambda one: one in ready)
+    leaving = {one.number for one in nodes if one.leaving}
+    if change is not None:
+        voters, learners = change
+        assert voters == (now.voters if without is None else without[0])
+        assert set(learners) & leaving == keeping & leaving
+        assert not set(voters) & leaving
+
+
 def test_who_has_no_metadata_counts_for_nothing() -> None:
     slices_only = msgspec.structs.replace(node(4), roles=("chunk",))
     nodes = [node(1), node(2), slices_only]

@@ -52,6 +52,13 @@ def keeps_the_rule(
     for one, other in itertools.combinations(chosen, 2):
         if locations[one] and locations[one] == locations[other]:
             return False
+    return are_spread(chosen, locations, usable)
+
+
+def are_spread(
+    chosen: Collection[int], locations: Mapping[int, str], usable: Collection[int]
+) -> bool:
+    """The part of it that is about racks."""
     racks = {locations[one].rpartition("/")[0] for one in chosen}
     there = racks | {locations[one].rpartition("/")[0] for one in usable}
     return len(chosen) < 2 or len(racks) >= 2 or len(there) < 2
@@ -101,9 +108,9 @@ def test_a_choice_is_what_brute_force_allows(
     choices = allowed(candidates, having, avoid, best)
     assert tuple(sorted(chosen)) in choices
     able = [one.node for one in candidates if one.usable and one.node not in avoid]
-    legal = [one for one in choices if keeps_the_rule({*one, *having}, locations, able)]
-    if legal:
-        assert keeps_the_rule({*chosen, *having}, locations, able)
+    legal = [one for one in choices if are_spread({*one, *having}, locations, able)]
+    if legal:  # whatever hosts those share that have it already
+        assert are_spread({*chosen, *having}, locations, able)
     slow = {one.node for one in candidates if one.slow}
     fewest = min(len(slow & set(choice)) for choice in legal or choices)
     assert len(slow & set(chosen)) == fewest

@@ -42,10 +42,19 @@ class NodeRecord(msgspec.Struct, frozen=True, array_like=True):
     """/rack/host, or more parts, from the largest to the smallest: what fails together has the same
     beginning.  Empty: it has not said.
     """
+    draining: bool = False
+    """It is to keep no slices, but stays."""
+    lost: bool = False
+    """It leaves, and is gone for good: what it has is not waited for."""
 
     @property
     def has_metadata(self) -> bool:
         return META in self.roles
+
+    @property
+    def is_emptied(self) -> bool:
+        """Copies are taken elsewhere, and no new ones come."""
+        return self.leaving or self.draining
 
 
 class AddNode(Command[NodeRecord], frozen=True, tag="add_node"):
@@ -75,7 +84,7 @@ class AddNode(Command[NodeRecord], frozen=True, tag="add_node"):
                     Fault.EXISTS,
                     f"there is a node of the name {self.name} (number {node.number}, at "
                     f"{node.rpc}); if it has lost its disk, remove it first: "
-                    f"mountfs node remove {self.name}",
+                    f"mountfs node remove {self.name} --force",
                 )
             if self.rpc in (node.rpc, node.door) or self.door in (node.rpc, node.door):
                 raise FsError(
@@ -123,22 +132,38 @@ class MoveNode(Command[None], frozen=True, tag="move_node"):
         joined = stamp.time if before is None else before.joined
         record = NodeRecord(
             self.number, self.name, self.rpc, self.door, joined, self.disk, self.roles,
-            before is not None and before.leaving, self.location,
+            location=self.location,
         )  # fmt: skip
+        if before is not None:
+            record = msgspec.structs.replace(
+                record, leaving=before.leaving, draining=before.draining, lost=before.lost
+            )
         put_node(tree, record)
 
 
 class LeaveNode(Command[None], frozen=True, tag="leave_node"):
-    """A node is to leave: the leader sees to it, and then to `RemoveNode`."""
+    """A node is to leave: the leader sees to it, and then to `RemoveNode`.  What it keeps is taken
+    elsewhere first, unless it is `lost`.  Raises NOT_FOUND.
+    """
 
     number: int
+    lost: bool = False
 
     def apply(self, tree: Tree, stamp: Stamp) -> None:
-        for node in all_nodes(tree):
-            if node.number == self.number:
-                put_node(tree, msgspec.structs.replace(node, leaving=True))
-                return
-        raise FsError(Fault.NOT_FOUND, f"there is no node {self.number}")
+        node = _require_node(tree, self.number)
+        lost = node.lost or self.lost
+        put_node(tree, msgspec.structs.replace(node, leaving=True, lost=lost))
+
+
+class DrainNode(Command[None], frozen=True, tag="drain_node"):
+    """A node is to keep no slices, or may have some again.  It stays.  Raises NOT_FOUND."""
+
+    number: int
+    draining: bool
+
+    def apply(self, tree: Tree, stamp: Stamp) -> None:
+        node = _require_node(tree, self.number)
+        put_node(tree, msgspec.structs.replace(node, draining=self.draining))
 
 
 class RemoveNode(Command[None], frozen=True, tag="remove_node"):
@@ -183,6 +208,13 @@ def check_location(location: str) -> None:
 
 def all_nodes(tree: Tree) -> list[NodeRecord]:
     return [_decode(value) for _, value in tree.scan(keys.nodes())]
+
+
+def _require_node(tree: Tree, number: int) -> NodeRecord:
+    row = tree.get(keys.node(number))
+    if row is None:
+        raise FsError(Fault.NOT_FOUND, f"there is no node {number}")
+    return _decode(row)
 
 
 def put_node(tree: Tree, record: NodeRecord) -> None:

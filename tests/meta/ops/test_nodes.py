@@ -10,6 +10,7 @@ from mountfs.meta.ops.nodes import (
     CHUNK,
     META,
     AddNode,
+    DrainNode,
     LeaveNode,
     MoveNode,
     NodeRecord,
@@ -54,6 +55,25 @@ def test_a_node_that_moves_while_it_leaves_goes_on_leaving(machine: Any) -> None
     machine.do(MoveNode(node.number, "a", "y:1", "y:2", node.disk, node.roles), session=0)
     assert by_name(machine)["a"].leaving
     assert by_name(machine)["a"].rpc == "y:1"
+
+
+def test_a_node_is_drained_and_stays(machine: Any, fails: Any) -> None:
+    node = add(machine, "a")
+    machine.do(DrainNode(node.number, True), session=0)
+    machine.do(MoveNode(node.number, "a", "y:1", "y:2", node.disk, node.roles), session=0)
+    drained = by_name(machine)["a"]
+    assert (drained.draining, drained.is_emptied, drained.leaving) == (True, True, False)
+    machine.do(DrainNode(node.number, False), session=0)
+    assert not by_name(machine)["a"].is_emptied
+    with fails(Fault.NOT_FOUND):
+        machine.do(DrainNode(99, True), session=0)
+
+
+def test_one_that_is_lost_stays_so(machine: Any) -> None:
+    node = add(machine, "a")
+    machine.do(LeaveNode(node.number, lost=True), session=0)
+    machine.do(LeaveNode(node.number), session=0)
+    assert by_name(machine)["a"].lost
 
 
 @pytest.mark.parametrize("name", ["", "x" * 65, "a\nb"])
