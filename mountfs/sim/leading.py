@@ -19,6 +19,7 @@ from mountfs.errors import Fault, FsError
 from mountfs.meta.chunkservers import Chunkservers
 from mountfs.meta.command import Command
 from mountfs.meta.healing import Healer
+from mountfs.meta.ops.reap import Orphans
 from mountfs.meta.ops.slices import Tangles
 from mountfs.meta.ops.volumes import ListVolumes, VolumeRecord, volume_of
 from mountfs.meta.reports import Report
@@ -201,10 +202,10 @@ class Leading:
 
         as_server: Any = seen
         self.allotter = Allotter(as_server, self.orders, self._lot)
-        self.collector = Collector(
-            as_server, self.orders, lambda volume, node: None, grace_s=times.grace_us / 1e6
-        )
         self.healer = Healer(seen.chunkservers.fleet, scan, self._lot, HEALING)
+        self.collector = Collector(
+            as_server, self.orders, self.healer.suspect, grace_s=times.grace_us / 1e6
+        )
         self.repairs = Repairs(as_server, self.orders, self.healer)
         self.deletion = Deletion(as_server, self.orders)
         meta: Any = LeadersMeta(seen)
@@ -251,6 +252,10 @@ class Leading:
 
         async def handle() -> None:
             try:
+                # Who led before us may have opened the session, and we have not applied that yet.
+                known: Wait[Any] = Wait()
+                self._server.read(Orphans(0, 1), known.set)
+                await known
                 if method is Method.ALLOT:
                     allot = msgspec.msgpack.decode(body, type=Allot)
                     answer(msgspec.msgpack.encode(await self.allotter.allot(allot)))
