@@ -49,10 +49,14 @@ class Deletion:
         failed = await self._orders.each(
             by_node, lambda node: self._orders.delete(node, by_node[node])
         )
-        for node, error in failed.items():
-            if self.unreachable.get(node) != str(error):
-                log.warning("node %d keeps deleted slices for now: %s", node, error)
-        self.unreachable = {node: str(error) for node, error in failed.items()}
+        for node in by_node:
+            if node not in failed:
+                self.unreachable.pop(node, None)
+                continue
+            why = str(failed[node])
+            if self.unreachable.get(node) != why:
+                log.warning("node %d keeps deleted slices for now: %s", node, why)
+            self.unreachable[node] = why
         left = {one for node in failed for ids in by_node[node].values() for one in ids}
         # A slice is not garbage any more when no replica has it.
         gone = tuple(slice_id for slice_id, _, _ in found if slice_id not in left)

@@ -259,6 +259,8 @@ async def test_in_safe_mode_nothing_is_given_out_or_changed(tmp_path: Path) -> N
         await found.end_session(found.session)
         found.server.safe_mode._on = True
         found.server.safe_mode._volumes = lambda: (5, 0)
+        await fails(Fault.UNAVAILABLE, found.allot())
+        found.server.safe_mode._hold_until = 0
         await fails(Fault.READ_ONLY, found.allot())
         await found.allotter.step()
         assert found.record(record.number) == record

@@ -342,6 +342,7 @@ async def test_who_leads_no_more_orders_nothing_more(tmp_path: Path) -> None:
         try:
             after(found.nodes[record.replicas[1]], Method.LIST, 1, stop)
             await fails(Fault.NOT_LEADER, do(found, removal(record, stray)))
+            await fails(Fault.NOT_LEADER, found.leading.orders.drop(stray, record.number))
         finally:
             group.stopped = False
         assert found.have(record.number, names, stray)
@@ -451,3 +452,23 @@ async def test_a_volume_that_is_forgotten_leaves_nothing_behind(
                 lambda: all(record.number not in node.disks.volumes() for node in nodes)
             )
             nursery.cancel_scope.cancel()
+
+
+async def test_a_volume_that_is_written_to_is_sealed_before_it_is_made_whole(
+    tmp_path: Path, quick: None
+) -> None:
+    async with plane(tmp_path) as found:
+        (record,) = await found.allot()
+        names = await found.fill(record, await found.file("f"), COUNT)
+        found.nodes[record.replicas[1]].lose(record.number, names[3])
+        found.collector.grace_s = 0.1
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(found.repairs.run)
+            nursery.start_soon(found.collector.run)
+            await found.until(lambda: found.tree.counters.closed_slices > names[-1])
+            found.collector.hurry()
+            await found.until(lambda: found.have(record.number, names, *record.replicas))
+            nursery.cancel_scope.cancel()
+        assert found.record(record.number).sealed  # type: ignore[union-attr]
+        with pytest.raises(FsError):
+            await found.write(record, await found.name())

@@ -524,3 +524,23 @@ def nodes_of(found: Servers) -> list[Any]:
     if not leading:
         return []
     return list(leading[0].meta.service.cluster().nodes)
+
+
+async def test_what_the_leader_cannot_do_now_is_told_to_who_asks_for_more_than_metadata(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It knows best how long to wait, and has to say what it waits for."""
+    async with servers(tmp_path, 1) as found, found.mount() as meta:
+        service = found[1].meta.service
+        handle, refused = service.handle, [Fault.NOT_LEADER, Fault.UNAVAILABLE]
+
+        async def asked(peer: Any, method: int, body: Any) -> Any:
+            if method != 20:
+                return await handle(peer, method, body)
+            raise FsError(refused.pop(0), "as the test wants it")
+
+        monkeypatch.setattr(service, "handle", asked)
+        with trio.fail_after(END_S), pytest.raises(FsError) as caught:
+            await meta.ask_leader(20, b"")
+        assert caught.value.fault is Fault.UNAVAILABLE
+        assert not refused, "and a node that does not lead is no answer"
