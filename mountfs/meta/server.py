@@ -257,6 +257,8 @@ class MetaServer:
         if not self.group.is_leader or not self.group.raft.state.proven:
             return
         self.chunkservers.fleet.look(self.node.now())
+        if self.safe_mode.is_on:
+            self.chunkservers.expect_less()
         await self._introduce()
         await self._end_silent_sessions()
         await self._reap()
