@@ -2,7 +2,6 @@
 
 import argparse
 import contextlib
-import json
 import os
 import shutil
 import signal
@@ -80,11 +79,7 @@ def write(results: dict[str, Any], arguments: argparse.Namespace) -> None:
         stem += "-against"
     if arguments.only:
         stem += "-part"
-    arguments.out.mkdir(parents=True, exist_ok=True)
-    (arguments.out / f"{stem}.json").write_text(json.dumps(results, indent=1) + "\n")
-    page = report.text(results)
-    (arguments.out / f"{stem}.md").write_text(page + "\n")
-    print(f"\n{page}\n\nWritten: {arguments.out / stem}.json and .md")
+    report.save(arguments.out, stem, results, report.text(results))
 
 
 def _parse() -> argparse.Namespace:

@@ -15,6 +15,14 @@ NOISY_CPUS = 0.5
 """Mark a value when something else used more than this of the machine meanwhile."""
 
 
+def save(out: Path, stem: str, results: Results, page: str) -> None:
+    """As JSON and as a page; of a run that was stopped, what there is."""
+    out.mkdir(parents=True, exist_ok=True)
+    (out / f"{stem}.json").write_text(json.dumps(results, indent=1) + "\n")
+    (out / f"{stem}.md").write_text(page + "\n")
+    print(f"\n{page}\n\nWritten: {out / stem}.json and .md")
+
+
 def median(row: Results, name: str) -> float | None:
     """The median rate of a filesystem over the rounds of a row."""
     rates = [one["rate"] for one in row["measurements"].get(name, []) if one["rate"] is not None]

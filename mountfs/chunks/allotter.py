@@ -58,7 +58,7 @@ class Allotter:
 
     async def allot(self, asked: Allot) -> tuple[VolumeRecord, ...]:
         """Raises NOT_LEADER, NO_SPACE, READ_ONLY in safe mode, SESSION_ENDED, and UNAVAILABLE when
-        too few nodes are there.
+        too few nodes are there, or safe mode has only just begun.
         """
         server = self._server
         server.group.require_leader()

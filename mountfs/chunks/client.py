@@ -58,6 +58,18 @@ class LocalReads:
 
     async def read(self, volume: VolumeId, slice_id: SliceId, start: int, stop: int) -> memoryview:
         """Bytes `start` to `stop` of a slice, verified.  Raises CORRUPT or DEVICE."""
+        data = await self.read_soon(volume, slice_id, start, stop)
+        if data is not None:
+            return data
+        await leave()
+        return await trio.to_thread.run_sync(
+            self._source.read, volume, slice_id, start, stop, limiter=self._readers
+        )
+
+    async def read_soon(
+        self, volume: VolumeId, slice_id: SliceId, start: int, stop: int
+    ) -> memoryview | None:
+        """The same if it takes no thread, but memory or a quick disk."""
         size = stop - start
         self.reads += 1
         if size < THREADED_BYTES or not self._spare_cpu:
@@ -66,13 +78,8 @@ class LocalReads:
                 return data
         self.reads_waited += 1
         if size <= POLLED_BYTES and self._polls.worth_it():
-            data = await self._poll(volume, slice_id, start, stop)
-            if data is not None:
-                return data
-        await leave()
-        return await trio.to_thread.run_sync(
-            self._source.read, volume, slice_id, start, stop, limiter=self._readers
-        )
+            return await self._poll(volume, slice_id, start, stop)
+        return None
 
     async def _poll(
         self, volume: VolumeId, slice_id: SliceId, start: int, stop: int

@@ -95,7 +95,7 @@ class Collector:
 
     async def run(self) -> None:
         while True:
-            with trio.move_on_after(self._pause_s()):
+            with trio.move_on_after(self.pause_s):
                 await self._wake.wait()
             self._wake = trio.Event()
             try:
@@ -119,7 +119,13 @@ class Collector:
             await self._close_names()
             await self._look_at_next()
 
-    def _pause_s(self) -> float:
+    @property
+    def is_hurried(self) -> bool:
+        return self._hurried
+
+    @property
+    def pause_s(self) -> float:
+        """Between two volumes."""
         if self._hurried and not self._held_up:
             return 0.0
         volumes = max(self._server.chunkservers.volumes()[0], 1)

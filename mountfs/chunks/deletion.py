@@ -7,6 +7,7 @@ from typing import Final
 
 from mountfs.chunks.orders import Orders
 from mountfs.chunks.volume_map import nodes_of
+from mountfs.meta.ops.nodes import all_nodes
 from mountfs.meta.ops.slices import Garbage, Reclaimed
 from mountfs.meta.ops.volumes import GetVolumes
 from mountfs.meta.server import MetaServer
@@ -15,6 +16,10 @@ from mountfs.types import SliceId, VolumeId
 log = logging.getLogger(__name__)
 
 BATCH: Final = 4_096
+LOOK_S: Final = 5.0
+"""Between two steps."""
+PER_SECOND: Final = BATCH / LOOK_S
+"""Slices, at most."""
 
 
 class Deletion:
@@ -35,8 +40,11 @@ class Deletion:
         volumes = tuple({volume: None for _, volume, _ in found})
         records = {record.number: record for record in GetVolumes(volumes).read(tree)}
         by_node: dict[int, dict[VolumeId, list[SliceId]]] = {}
+        there = {node.number for node in all_nodes(tree)}
         for slice_id, volume, _ in found:
             for node in nodes_of(volume, records.get(volume)):
+                if there and node not in there:
+                    continue  # it was removed, and never comes back
                 by_node.setdefault(node, {}).setdefault(volume, []).append(slice_id)
         failed = await self._orders.each(
             by_node, lambda node: self._orders.delete(node, by_node[node])

@@ -9,6 +9,7 @@ import msgspec
 import trio
 
 from mountfs.chunks.allotter import LEADER, Allotter
+from mountfs.chunks.balancer import Balancer
 from mountfs.chunks.collector import Collector
 from mountfs.chunks.orders import Orders
 from mountfs.chunks.protocol import Allot, Method, Return
@@ -18,6 +19,7 @@ from mountfs.inline import leave
 from mountfs.meta.client import Router
 from mountfs.meta.healing import Healer
 from mountfs.meta.ops.volumes import ListVolumes, VolumeRecord
+from mountfs.meta.patience import patience
 from mountfs.meta.server import MetaServer
 from mountfs.types import VolumeId
 from mountfs.wire.connection import Body
@@ -49,6 +51,12 @@ class Leading:
         self.allotter = Allotter(server, self.orders, lot)
         self.collector = Collector(server, self.orders, healer.suspect)
         self.repairs = Repairs(server, self.orders, healer)
+        self.balancer = Balancer(server, self.repairs)
+
+    def be_patient(self, grace_s: float) -> None:
+        """How long a node may be silent; see `patience`."""
+        fleet, healer = self._server.chunkservers.fleet, self.repairs.healer
+        fleet.config, healer.config = patience(grace_s)
 
     async def handle(self, method: int, body: Body) -> bytes:
         """Answers ALLOT and RETURN.  Raises INVALID, and what they do."""
@@ -77,6 +85,7 @@ class Leading:
             nursery.start_soon(self.allotter.run)
             nursery.start_soon(self.collector.run)
             nursery.start_soon(self.repairs.run)
+            nursery.start_soon(self.balancer.run)
 
     def nodes(self) -> list[int]:
         """Who keeps slices."""

@@ -35,11 +35,22 @@ class OpenVolumes:
         self._allot = allot
         self._give_back = give_back
         self._pool = Pool(count)
-        self._asking = trio.Lock()
+        self._allotting = trio.Lock()
         self._answers = 0
         """Of the leader."""
         self._refused: dict[int, tuple[int, FsError]] = {}
-        """By copies: what it said last instead of giving volumes, after how many answers."""
+        """By copies: what it says instead of giving volumes, and how many answers there were
+        before.
+        """
+
+    @property
+    def opened(self) -> int:
+        """Volumes since the beginning."""
+        return self._pool.opened
+
+    @property
+    def avoided(self) -> Collection[int]:
+        return self._pool.avoided
 
     async def one(self, copies: int = 0) -> OpenVolume:
         """The one with least to do; `copies` 0: as many as the cluster gives.  Raises what `allot`
@@ -50,30 +61,33 @@ class OpenVolumes:
             if found is not None:
                 return found
             answers = self._answers
-            async with self._asking:
+            async with self._allotting:
                 if self._pool.one(copies) is not None:
                     continue
-                number, refusal = self._refused.get(copies, (0, None))
-                if refusal is not None and number > answers:  # it was said while we waited
+                number, refusal = self._refused.get(copies, (-1, None))
+                if refusal is not None and number >= answers:  # while we waited
                     raise FsError(refusal.fault, refusal.detail)
-                await self._ask(copies)
+                await self._more(copies)
 
-    async def _ask(self, copies: int) -> None:
+    async def _more(self, copies: int) -> None:
         asked = self._pool.wanted(self._session(), copies, trio.current_time())
         try:
             self._pool.got(asked, await self._allot(asked))
         except FsError as error:
-            self._refused[copies] = (self._answers + 1, error)
+            self._refused[copies] = (self._answers, error)
             raise
         finally:
             self._answers += 1
         self._refused.pop(copies, None)
 
     async def failed(self, volume: OpenVolume, nodes: Mapping[int, FsError]) -> None:
-        """Some nodes did not take a slice: no more slices for it."""
-        for error in nodes.values():
+        """Some nodes did not take a slice: no more slices for it, nor for others that they have."""
+        for node, error in nodes.items():
             if error.fault is not Fault.VOLUME_CLOSED:
-                log.warning("volume %d: a slice was not taken: %s", volume.record.number, error)
+                log.warning(
+                    "volume %d: node %d did not take a slice: %s",
+                    volume.record.number, node, error,
+                )  # fmt: skip
         back = self._pool.failed(volume, nodes, self._session(), trio.current_time())
         if back is not None:
             await self._give_back(back)
@@ -83,12 +97,3 @@ class OpenVolumes:
         back = self._pool.clear(self._session())
         if back is not None:
             await self._give_back(back)
-
-    @property
-    def avoided(self) -> Collection[int]:
-        return self._pool.avoided
-
-    @property
-    def opened(self) -> int:
-        """Volumes since the beginning."""
-        return self._pool.opened

@@ -2,6 +2,7 @@
 
 import msgspec
 
+from mountfs.chunks.balancer import Balancing
 from mountfs.chunks.leading import Leading
 from mountfs.meta.chunkservers import COPIES
 from mountfs.meta.diagnosis import Member
@@ -35,9 +36,12 @@ class Overview(msgspec.Struct, frozen=True):
     """What is to be added for as many copies as are wanted; "": nothing."""
     risk: str
     """What takes all copies at once if it fails; "": nothing that is known of."""
+    grace_ms: int
+    """A node that is silent for longer counts as lost."""
     repairs_done: int
     repairs_failed: int
     """Since this node leads."""
+    balancing: Balancing
 
 
 def look(server: MetaServer, leading: Leading) -> Overview:
@@ -50,15 +54,21 @@ def look(server: MetaServer, leading: Leading) -> Overview:
     return Overview(
         volumes=repairs.healer.health(),
         nodes=tuple(
-            _place(one, chunkservers.kept_by(one.number), chunkservers.fleet.view(one.number, now))
+            _place(
+                one,
+                chunkservers.kept_by(one.number) if one.is_emptied else None,
+                chunkservers.fleet.view(one.number, now),
+            )
             for one in nodes
         ),
         copies_wanted=COPIES,
         copies_possible=can.copies,
         lacking=can.lacking,
         risk=can.risk,
+        grace_ms=chunkservers.fleet.config.grace_ms,
         repairs_done=repairs.done,
         repairs_failed=repairs.failed,
+        balancing=msgspec.structs.replace(leading.balancer.state),
     )
 
 
@@ -70,6 +80,6 @@ def _place(record: NodeRecord, left: int | None, view: NodeView) -> Place:
         leaving=record.leaving,
         draining=record.draining,
         lost=record.lost,
-        volumes_left=left if record.is_emptied else None,
+        volumes_left=left,
         view=view,
     )

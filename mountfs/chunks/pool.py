@@ -52,14 +52,13 @@ class Pool:
     def wanted(self, session: int, copies: int, now: float) -> Allot:
         """How to ask for more."""
         self._avoided = {node: until for node, until in self._avoided.items() if until > now}
-        held = (volume.record for found in self._open.values() for volume in found)
         return Allot(
             session,
             copies,
             self._count,
             tuple(self._failed.items()),
             tuple(self._avoided),
-            tuple((record.number, record.epoch) for record in held),
+            self._held(),
         )
 
     def got(self, asked: Allot, records: Iterable[VolumeRecord]) -> None:
@@ -81,30 +80,35 @@ class Pool:
         Returns what the leader is to be told at once, if all is well: the volume is full, or its
         nodes have begun anew.
         """
-        ill = [node for node, error in nodes.items() if error.fault is not Fault.VOLUME_CLOSED]
-        self._avoided.update(dict.fromkeys(ill, now + self._avoid_s))
-        for found in self._open.values():
-            found[:] = [one for one in found if one is volume or not _has(one, ill)]
-        if not self._remove(volume):
-            return None
         record = volume.record
-        if ill:
+        ill = {node for node, error in nodes.items() if error.fault is not Fault.VOLUME_CLOSED}
+        self._avoided.update(dict.fromkeys(ill, now + self._avoid_s))
+        if self._remove(volume):
+            if not ill:
+                # One that was written to before and takes nothing more would be given out for ever.
+                full = (record.number,) if record.epoch > 1 and not volume.taken else ()
+                return Return(session, ((record.number, record.epoch),), full)
             self._failed[record.number] = record.epoch
-            return None
-        # One that has been used before and takes nothing more would be given out for ever.
-        full = (record.number,) if record.epoch > 1 and not volume.taken else ()
-        return Return(session, ((record.number, record.epoch),), full)
+        for found in self._open.values():
+            found[:] = [other for other in found if ill.isdisjoint(other.record.replicas)]
+        return None
 
     def clear(self, session: int) -> Return | None:
         """We write no more.  Returns what the leader is to be told."""
-        volumes = [volume.record for found in self._open.values() for volume in found]
+        held = self._held()
         self._open.clear()
-        given = tuple((record.number, record.epoch) for record in volumes)
-        return Return(session, given) if given else None
+        return Return(session, held) if held else None
 
     @property
     def avoided(self) -> Collection[int]:
         return self._avoided
+
+    def _held(self) -> tuple[tuple[VolumeId, int], ...]:
+        return tuple(
+            (volume.record.number, volume.record.epoch)
+            for found in self._open.values()
+            for volume in found
+        )
 
     def _remove(self, volume: OpenVolume) -> bool:
         for found in self._open.values():
@@ -112,8 +116,3 @@ class Pool:
                 found.remove(volume)
                 return True
         return False
-
-
-def _has(volume: OpenVolume, nodes: Collection[int]) -> bool:
-    """Whether any of the nodes has a copy."""
-    return not set(nodes).isdisjoint(volume.record.replicas)

@@ -185,6 +185,9 @@ class RemoteChunks:
     async def read(self, volume: VolumeId, slice_id: SliceId, start: int, stop: int) -> memoryview:
         """Raises CORRUPT when no replica has it whole, or DEVICE; TIMED_OUT if `soft`."""
         self.reads += 1
+        data = await self.borrowing.read_soon(volume, slice_id, start, stop)
+        if data is not None:
+            return data
         await leave()
         wanted = Wanted(volume, slice_id, start, stop)
         with self._patience():
@@ -226,10 +229,6 @@ class RemoteChunks:
             turn = wanted.slice_id % len(nodes)
             nodes = (*nodes[turn:], *nodes[:turn])
         near = self._near()
-        if any(near.get(node) == HERE for node in nodes):
-            data = self.borrowing.read_if_there(*wanted)
-            if data is not None:
-                return data
         read = self.hedges.read(nodes, wanted.size, near, now_ms())
         return await Race(read, lambda node: self._fetch(node, wanted)).run()
 

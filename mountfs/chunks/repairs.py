@@ -4,17 +4,18 @@ What each task takes is in `steps`; here it is begun, waited for, and told of.
 """
 
 import logging
+from collections.abc import Callable
 from typing import Any, Final
 
 import trio
 
 from mountfs.chunks.orders import Orders
-from mountfs.chunks.steps import Steps
+from mountfs.chunks.steps import Pace, Steps
 from mountfs.errors import Fault, FsError
 from mountfs.meta.command import Command
 from mountfs.meta.diagnosis import Member
 from mountfs.meta.healing import Healer
-from mountfs.meta.healing_tasks import Seal, Task
+from mountfs.meta.healing_tasks import CopyVolume, Seal, Task
 from mountfs.meta.server import MetaServer
 from mountfs.meta.tree import Tree
 from mountfs.types import VolumeId
@@ -27,12 +28,14 @@ EVERY_S: Final = 1.0
 class Repairs:
     def __init__(self, server: MetaServer, orders: Orders, healer: Healer) -> None:
         self._server = server
-        self.healer = healer
         self._orders = orders
+        self.healer = healer
         self._steps: Steps | None = None
         """Those of the term in which we lead; what was begun in another one ends with it."""
         self._term = 0
         self._running: dict[VolumeId, Task] = {}
+        self._guests: set[VolumeId] = set()
+        """Of those, which were not planned here."""
         self.done = 0
         self.failed = 0
 
@@ -48,7 +51,7 @@ class Repairs:
         async with trio.open_nursery() as nursery:
             while self.leads:
                 for task in self.begin():
-                    nursery.start_soon(self.carry_out, task)
+                    nursery.start_soon(self.attempt, task)
                 await trio.sleep(EVERY_S)
             nursery.cancel_scope.cancel()
 
@@ -68,13 +71,16 @@ class Repairs:
     def begin(self) -> list[Task]:
         """What is to be done now, by who `leads`: each is to be carried out."""
         if self._steps is None:
-            self._steps, self._term = self._steps_now(), self._server.group.raft.term
+            self._term = self._server.group.raft.term
+            self._steps = self._steps_now(self.healer.copied)
         tasks = self._plan()
         for task in tasks:
             self._running[task.volume] = task
         return tasks
 
-    def _steps_now(self) -> Steps:
+    def _steps_now(
+        self, copied: Callable[[VolumeId, int], None], pace: Pace | None = None
+    ) -> Steps:
         """For as long as we lead in this term: what was decided before another one led must not be
         done after that.
         """
@@ -89,7 +95,7 @@ class Repairs:
             orders.term()
             return await server.service.order(command)
 
-        return Steps(orders, order, tree, self.healer.copied)
+        return Steps(orders, order, tree, copied, pace)
 
     def _plan(self) -> list[Task]:
         server = self._server
@@ -109,7 +115,31 @@ class Repairs:
     def _now(self) -> float:
         return float(self._server.node.now())
 
-    async def carry_out(self, task: Task) -> str:
+    @property
+    def heals(self) -> bool:
+        """Bytes are being moved because something is wrong."""
+        return any(
+            task.moves_bytes and number not in self._guests
+            for number, task in self._running.items()
+        )
+
+    async def carry_out(self, task: CopyVolume, pace: Pace) -> None:
+        """One that was not planned here.  `pace` is told of bytes that were copied, and may wait.
+        Raises BUSY when something is done about the volume already, and what hinders it.
+        """
+        if task.volume in self._running:
+            raise FsError(Fault.BUSY, f"volume {task.volume} is being repaired")
+        steps = self._steps_now(lambda volume, count: None, pace)
+        self._running[task.volume] = task
+        self._guests.add(task.volume)
+        try:
+            await steps.carry_out(task)
+        finally:
+            self._guests.discard(task.volume)
+            if self._running.get(task.volume) is task:
+                del self._running[task.volume]
+
+    async def attempt(self, task: Task) -> str:
         """Returns why it has failed; "": it is done."""
         assert self._steps is not None
         failure = "it was given up"

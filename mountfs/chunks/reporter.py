@@ -13,7 +13,7 @@ import trio
 
 from mountfs.chunks.telling import Telling
 from mountfs.errors import FsError
-from mountfs.meta.reports import DiskReport, Report, ReportReply, VolumeReport
+from mountfs.meta.reports import FSYNC, DiskReport, Report, ReportReply, VolumeReport
 
 log = logging.getLogger(__name__)
 
@@ -55,11 +55,16 @@ class Reporter:
     """`gather` may wait for a disk: as long as it does, nothing is reported."""
 
     def __init__(
-        self, node: int, gather: Callable[[], Awaitable[Gathered]], leader: ToLeader
+        self,
+        node: int,
+        gather: Callable[[], Awaitable[Gathered]],
+        leader: ToLeader,
+        durability: str = FSYNC,
     ) -> None:
         self._gather = gather
         self._leader = leader
-        self._telling = Telling(node, int.from_bytes(os.urandom(7), "little"))
+        self.durability = durability
+        self._telling = Telling(node, int.from_bytes(os.urandom(7), "little"), durability)
         self.problem = "it has only just started"
         """Why the last report was not heard; empty: it was."""
         self.heard_at = -float("inf")

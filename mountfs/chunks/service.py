@@ -39,6 +39,7 @@ from mountfs.chunks.rewrite import DamagedNeedle
 from mountfs.chunks.throttle import Throttle
 from mountfs.errors import Fault, FsError
 from mountfs.inline import leave
+from mountfs.meta.reports import ASYNC, FSYNC
 from mountfs.types import SLICE_BYTES_MAX, SliceId, VolumeId
 from mountfs.wire.connection import Body
 from mountfs.wire.frames import Parts
@@ -55,6 +56,9 @@ ORDERS_MAX: Final = 64
 COPIES_MAX: Final = 4
 """Requests of a kind that may be under way; more are refused, and may be tried again."""
 
+SYNC_S: Final = 0.5
+"""So often what was taken without waiting for a disk is written to it."""
+
 T = TypeVar("T")
 
 
@@ -70,10 +74,13 @@ class ChunkService:
         link: Callable[[int], Awaitable[Source]],
         *,
         copy_bytes_per_s: float = 0.0,
+        durability: str = FSYNC,
     ) -> None:
         """`copy_bytes_per_s`: what COPY may bring in, all orders together; 0: as much as there is.
-        It can be changed later: `throttle.rate`.
+        It can be changed later: `throttle.rate`.  With the durability ASYNC a slice is taken before
+        it is on the disk, and `sync_behind` sees to it.
         """
+        self._syncs = durability != ASYNC
         self.throttle = Throttle(copy_bytes_per_s)
         self.fence = Fence(disks.read_term(), disks.keep_term)
         self._disks = disks
@@ -84,6 +91,17 @@ class ChunkService:
         self._writers = trio.CapacityLimiter(WRITERS)
         self._obeying = trio.CapacityLimiter(ORDERS)
         self._under_way = dict.fromkeys(Method, 0)
+
+    async def sync_behind(self) -> None:
+        """Until cancelled: what was taken is on the disks soon."""
+        while not self._syncs:
+            await trio.sleep(SYNC_S)
+            for disk in self._disks.disks:
+                if disk.store.unsynced:
+                    try:
+                        await disk.chunks.sync()
+                    except FsError as error:  # the volumes with it are reported
+                        log.error("%s: %s", disk.path, error)
 
     async def handle(self, peer: Any, method: int, body: Body) -> Parts:
         if method == Method.READ:
@@ -143,7 +161,8 @@ class ChunkService:
         else:
             await leave()
             await trio.to_thread.run_sync(_append, *args, limiter=self._writers)
-        await disk.chunks.sync()
+        if self._syncs:
+            await disk.chunks.sync()
         return b""
 
     async def _read(self, body: Body) -> Parts:

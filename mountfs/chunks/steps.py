@@ -34,14 +34,17 @@ from mountfs.meta.ops.volumes import (
 from mountfs.meta.tree import Tree
 from mountfs.types import MIB, SliceId, VolumeId
 
-PART_BYTES: Final = 64 * MIB
-"""Copied with one call: so often it is known how far a copy has come."""
+PART_BYTES: Final = 16 * MIB
+"""Copied with one call: so often it is known how far a copy has come; and so little that the call
+ends in time where a node copies slowly.
+"""
+Pace = Callable[[int], Awaitable[None]]
 CLOSED: Final = SliceId((1 << 64) - 1)
 
 
 class Steps:
     """`order` has a command agreed on; `tree` is the metadata as the leader sees it (NOT_LEADER);
-    `copied` is told how many bytes of a volume have been copied.
+    `copied` is told how many bytes of a volume have been copied, and `pace`, which may wait.
     """
 
     def __init__(
@@ -50,11 +53,13 @@ class Steps:
         order: Callable[[Command[Any]], Awaitable[Any]],
         tree: Callable[[], Tree],
         copied: Callable[[VolumeId, int], None],
+        pace: Pace | None = None,
     ) -> None:
         self._orders = orders
         self._order = order
         self._tree = tree
         self._copied = copied
+        self._pace = pace
 
     async def carry_out(self, task: Task) -> None:
         """Raises FsError, saying why it could not be done."""
@@ -101,6 +106,8 @@ class Steps:
             self._tree()
             part = await self._orders.copy(target, volume, source, after, PART_BYTES)
             self._copied(volume, part.bytes)
+            if self._pace is not None:
+                await self._pace(part.bytes)
             if part.done:
                 return
             if part.after <= after:

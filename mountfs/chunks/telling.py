@@ -6,15 +6,16 @@ not known what the leader has heard, the next one has all again.
 
 from collections.abc import Iterable
 
-from mountfs.meta.reports import DiskReport, Report, ReportReply, VolumeReport
+from mountfs.meta.reports import FSYNC, DiskReport, Report, ReportReply, VolumeReport
 from mountfs.types import VolumeId
 
 
 class Telling:
     """`incarnation` is another one whenever the node has started."""
 
-    def __init__(self, node: int, incarnation: int) -> None:
+    def __init__(self, node: int, incarnation: int, durability: str = FSYNC) -> None:
         self._node = node
+        self._durability = durability
         self._incarnation = incarnation
         self._sequence = 0
         self._leader = ""
@@ -50,6 +51,7 @@ class Telling:
             sequence=self._sequence,
             busy=busy,
             scrubbed=scrubbed,
+            durability=self._durability,
         )
 
     def answered(self, reply: ReportReply) -> None:

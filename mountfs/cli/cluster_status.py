@@ -10,6 +10,7 @@ from rich.text import Text
 
 from mountfs.cli import cluster_calls, health, show
 from mountfs.errors import unwrapped
+from mountfs.meta.reports import ASYNC
 
 
 class Report(msgspec.Struct):
@@ -138,10 +139,13 @@ def show_report(report: Report) -> None:
     for node in report.nodes:
         if node["problem"] is not None:
             console.print(Text(f"  node {node['name']} at {node['rpc']}: {node['problem']}"))
+        if node.get("durability") == ASYNC:
+            console.print(Text(f"  node {node['name']}: {TAKEN_EARLY}", style="yellow"))
         for what, why in (node.get("troubles") or {}).items():
             console.print(Text(f"  node {node['name']}: {what}: {why}", style="red"))
 
 
+TAKEN_EARLY = "it says that it has slices before they are on its disks (--durability async)"
 _TITLES = (
     "node", "role", "state", "term", "committed", "applied", "lag", "log", "sessions",
     "commit p50", "sync p50",

@@ -14,6 +14,7 @@ from rich.text import Text
 from mountfs.cli import cluster_calls, show
 from mountfs.errors import FsError
 from mountfs.meta.diagnosis import Cause
+from mountfs.meta.reports import ASYNC
 
 SUMMARY = "whether a cluster has all data, with as many copies as wanted; what is being repaired"
 DESCRIPTION = """\
@@ -38,13 +39,13 @@ the word is the worst of:
   safe mode     after a cold start: see mountfs safemode --help
 
 A volume is a set of pieces of files, up to 1 GiB, with a copy on each of several nodes.  A node
-that is silent is given 5 minutes to come back before what it has is copied from elsewhere.
+that is silent is given some time to come back before what it has is copied from elsewhere: five
+minutes, unless the nodes were started with another --heal-after.
 
 exit status: 0 healthy or tidying; 1 anything else, or nobody leads; 2 wrong call
 """
 WATCH_S: Final = 2.0
 SHOWN_MAX: Final = 10
-GRACE: Final = "after 5 minutes of silence others get what it has"
 _TIDY: Final = {one.value for one in (Cause.DRAINING, Cause.OVER, Cause.STRAY, Cause.UNKNOWN)}
 """What is wrong with volumes that have all copies, where they belong."""
 WELL: Final = ("healthy", "tidying")
@@ -74,7 +75,7 @@ def judge(told: dict[str, Any]) -> Verdict:
         worst = max(wrong, key=lambda cause: causes[cause])
         return Verdict("healing", f"{_volumes(causes[worst])}: {worst}")
     for node in told["nodes"]:
-        if (why := _trouble(node)) and not node["leaving"]:
+        if (why := _trouble(node, told["grace_ms"])) and not node["leaving"]:
             return Verdict("degraded", f"node {node['name']}: {why}")
     if not volumes["looked"]:
         return Verdict("looking", "not all volumes have been looked at since this leader began")
@@ -84,15 +85,16 @@ def judge(told: dict[str, Any]) -> Verdict:
     return Verdict("healthy", "")
 
 
-def _trouble(node: dict[str, Any]) -> str:
+def _trouble(node: dict[str, Any], grace_ms: int) -> str:
     """What is wrong with a node that keeps slices; empty: nothing."""
     view = node["view"]
     if view["standing"] == "silent":
-        return f"not heard of for {_seconds(view['heard_ms_ago'] / 1e3)}; {GRACE}"
+        grace = f"after {seconds(grace_ms / 1e3)} of silence others get what it has"
+        return f"not heard of for {seconds(view['heard_ms_ago'] / 1e3)}; {grace}"
     if view["standing"] == "dead":
-        return f"not heard of for {_seconds(view['heard_ms_ago'] / 1e3)}: it counts as lost"
+        return f"not heard of for {seconds(view['heard_ms_ago'] / 1e3)}: it counts as lost"
     if view["standing"] == "unsteady":
-        return "it comes and goes, and is not relied on until it has been there for a minute"
+        return "it comes and goes, and is not relied on until it has been there for a while"
     if view["troubles"]:
         return str(view["troubles"][0])
     return "full" if view["full"] else ""
@@ -109,6 +111,12 @@ def in_a_line(told: dict[str, Any]) -> str:
 def warnings(told: dict[str, Any]) -> list[str]:
     """What is to be known, though nothing is wrong."""
     found = [told["lacking"], told["risk"]]
+    early = [one["name"] for one in told["nodes"] if one["view"].get("durability") == ASYNC]
+    if early:
+        found.append(
+            f"what is written is not waited for on the disks of {', '.join(early)} (--durability "
+            "async): if all nodes with a copy lose power at once, the last of it is lost"
+        )
     return [one for one in found if one]
 
 
@@ -181,7 +189,7 @@ def shown(told: dict[str, Any]) -> Group:
     for title, lines in (
         ("under way", list(volumes["under_way"])),
         ("stuck", [f"{_volumes(count)}: {why}" for why, count in volumes["stuck"].items()]),
-        ("trouble", [*_all_troubles(told["nodes"])]),
+        ("trouble", _all_troubles(told)),
     ):
         parts += [Text(f"  {title}: {line}") for line in lines[:SHOWN_MAX]]
         if len(lines) > SHOWN_MAX:
@@ -198,7 +206,22 @@ def _facts(told: dict[str, Any]) -> list[tuple[str, str]]:
     ]
     if progress := _progress(volumes):
         found.append(("to copy", progress))
+    if balancing := balancing_in_a_line(told["balancing"]):
+        found.append(("balancing", balancing))
     return found
+
+
+def balancing_in_a_line(state: dict[str, Any]) -> str:
+    """How far it is; empty: it was never begun."""
+    if not state["active"] and not state["why"]:
+        return ""
+    found = f"{_volumes(state['moved'])} moved ({show.size(state['moved_bytes'])})"
+    if state["failed"]:
+        found += f", {state['failed']:,} not, the last because {state['failure']}"
+    if not state["active"]:
+        return f"{found}; it has ended: {state['why']}"
+    found += f", about {show.size(state['left_bytes'])} left"
+    return f"{found}; it waits for {state['waits_for']}" if state["waits_for"] else found
 
 
 def _progress(volumes: dict[str, Any]) -> str:
@@ -209,7 +232,7 @@ def _progress(volumes: dict[str, Any]) -> str:
         return found
     return (
         f"{found} at {show.size(volumes['bytes_per_second'])}/s, "
-        f"about {_seconds(volumes['seconds_left'])} left"
+        f"about {seconds(volumes['seconds_left'])} left"
     )
 
 
@@ -261,13 +284,13 @@ def _counts(title: str, counts: dict[str, int]) -> Table:
     return table
 
 
-def _all_troubles(nodes: list[dict[str, Any]]) -> list[str]:
+def _all_troubles(told_of: dict[str, Any]) -> list[str]:
     found = []
-    for node in nodes:
+    for node in told_of["nodes"]:
         view = node["view"]
         told = list(view["troubles"])
         if view["standing"] != "alive":
-            told.insert(0, _trouble(node))
+            told.insert(0, _trouble(node, told_of["grace_ms"]))
         found += [f"node {node['name']}: {one}" for one in told]
     return found
 
@@ -276,9 +299,9 @@ def _volumes(count: int) -> str:
     return show.count_of(count, "volume")
 
 
-def _seconds(seconds: float) -> str:
+def seconds(seconds: float) -> str:
     """
-    >>> _seconds(0.4), _seconds(75), _seconds(7_260)
+    >>> seconds(0.4), seconds(75), seconds(7_260)
     ('1 s', '1 min 15 s', '2 h 1 min')
     """
     whole = max(round(seconds), 1)

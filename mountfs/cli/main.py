@@ -8,10 +8,12 @@ from typing import NoReturn
 
 from mountfs import __version__
 from mountfs.cli import (
+    balance,
     bench,
     cluster,
     doctor,
     fsck,
+    gc,
     health,
     info,
     node,
@@ -35,6 +37,8 @@ COMMANDS = (
     cluster,
     node,
     health,
+    gc,
+    balance,
     safemode,
     replication,
     pki,

@@ -15,6 +15,7 @@ from rich.table import Table
 from mountfs.cli import cluster_calls, node_leaving, show
 from mountfs.cli.health import what_leaves
 from mountfs.errors import Fault, FsError, unwrapped
+from mountfs.meta.reports import ASYNC, FSYNC
 
 if TYPE_CHECKING:
     from mountfs.cli.node_settings import Settings
@@ -55,6 +56,9 @@ PORT: Final = 7410
 SESSION_TTL_S_MIN: Final = 2.0
 """An election must not look to mounts as if they were gone."""
 SESSION_TTL_S_MAX: Final = 3600.0
+COPY_RATE_MIN: Final = 2
+"""MB/s: slower, and the leader would not wait for a part of a volume."""
+COPY_RATE_MAX: Final = 100_000
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -82,6 +86,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--metrics", metavar="HOST:PORT", help="where Prometheus reads; or: off; default: PORT + 2"
     )
+    parser.add_argument(
+        "--copy-rate", type=float, default=100.0, metavar="MB/S",
+        help="what the node copies from others when volumes are repaired or moved, at most; 0: as "
+        "much as there is; default: 100",
+    )  # fmt: skip
+    parser.add_argument(
+        "--durability", choices=[FSYNC, ASYNC], default=FSYNC,
+        help="fsync: a slice is taken when it is on the disk; async: earlier, and it is there "
+        "within a second or so; default: fsync",
+    )  # fmt: skip
     parser.add_argument("--insecure", action="store_true", help="allow a network without TLS")
     cluster_calls.add_arguments(parser)
     parser.add_argument(
@@ -92,6 +106,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--wait", action="store_true",
         help="remove, drain: return when it is done; Ctrl-C ends the waiting, and nothing else",
+    )  # fmt: skip
+    parser.add_argument(
+        "--heal-after", type=float, default=300.0, metavar="SECONDS",
+        help="others get copies of what a node has that is silent for so long; the same on all "
+        "nodes that have the metadata; default: 300",
     )  # fmt: skip
     parser.add_argument("--undo", action="store_true", help="drain: it may have slices again")
     parser.add_argument(
@@ -182,6 +201,7 @@ def _settings(arguments: argparse.Namespace) -> "Settings":
     from mountfs.cli.node_roles import ROLES
     from mountfs.cli.node_settings import Settings
     from mountfs.meta.ops.nodes import check_location
+    from mountfs.meta.patience import GRACE_S_MAX, GRACE_S_MIN
 
     if arguments.home is None or arguments.listen is None:
         arguments.parser.error("to run a node, name --home and --listen")
@@ -191,6 +211,12 @@ def _settings(arguments: argparse.Namespace) -> "Settings":
     if not SESSION_TTL_S_MIN <= arguments.session_ttl <= SESSION_TTL_S_MAX:
         arguments.parser.error(
             f"--session-ttl takes {SESSION_TTL_S_MIN:g} to {SESSION_TTL_S_MAX:g} seconds"
+        )
+    if not GRACE_S_MIN <= arguments.heal_after <= GRACE_S_MAX:
+        arguments.parser.error(f"--heal-after takes {GRACE_S_MIN:g} to {GRACE_S_MAX:g} seconds")
+    if arguments.copy_rate and not COPY_RATE_MIN <= arguments.copy_rate <= COPY_RATE_MAX:
+        arguments.parser.error(
+            f"--copy-rate takes {COPY_RATE_MIN} to {COPY_RATE_MAX:,} MB/s, or 0: no limit"
         )
     host, port = place(arguments.listen)
     location = arguments.location or f"/rack/{host}"
@@ -209,8 +235,11 @@ def _settings(arguments: argparse.Namespace) -> "Settings":
         roles=tuple(role for role in ROLES if role in (roles or ())),
         location=location,
         data=tuple(Path(one) for some in arguments.data for one in some.split(",") if one),
+        copy_bytes_per_s=arguments.copy_rate * 1e6,
+        durability=arguments.durability,
         join=tuple(addresses(arguments.join)) if arguments.join else (),
         tls=arguments.tls,
+        heal_after_s=arguments.heal_after,
         session_ttl_ms=round(arguments.session_ttl * 1000),
         metrics=_metrics(arguments.metrics, host, port),
         metrics_must=arguments.metrics is not None,

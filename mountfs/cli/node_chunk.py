@@ -17,8 +17,10 @@ from mountfs.chunks.lending import Lender
 from mountfs.chunks.reporter import Gathered
 from mountfs.chunks.scrub import PERIOD_S, Scrub
 from mountfs.chunks.service import ChunkService
+from mountfs.cli.node_settings import Settings
 from mountfs.cli.trust import Trust
 from mountfs.errors import FsError
+from mountfs.meta.reports import FSYNC
 from mountfs.types import VolumeId
 from mountfs.vfs.home import Home
 
@@ -38,9 +40,13 @@ class Volumes:
         may_order: Callable[[Any], None],
         link: Callable[[int], Awaitable[Source]],
         scrub_s: float = PERIOD_S,
+        copy_bytes_per_s: float = 0.0,
+        durability: str = FSYNC,
     ) -> None:
         self.disks = disks
-        self.service = ChunkService(disks, may_order, link)
+        self.service = ChunkService(
+            disks, may_order, link, copy_bytes_per_s=copy_bytes_per_s, durability=durability
+        )
         self.lender = self.service.lender = Lender(self._file_of)
         self.scrubs = [Scrub(disk.store, disk.path, period_s=scrub_s) for disk in disks.disks]
         self._gatherers = trio.CapacityLimiter(1)
@@ -49,6 +55,7 @@ class Volumes:
         """Until cancelled."""
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self._compact)
+            nursery.start_soon(self.service.sync_behind)
             nursery.start_soon(self.lender.run)
             for scrub in self.scrubs:
                 nursery.start_soon(scrub.run)
@@ -91,17 +98,21 @@ def open_volumes(
     home: Home,
     trust: Trust,
     link: Callable[[int], Awaitable[Source]],
-    data: tuple[Path, ...] = (),
+    settings: Settings,
 ) -> Iterator[Volumes]:
-    """`link` connects to another node; `data`: directories for volumes beside the home.  Raises
-    BAD_HOME for one that is not this node's.
-    """
+    """`link` connects to another node.  Raises BAD_HOME for a directory that is not this node's."""
     owner = Owner(home.id, home.format.node, home.cluster)
-    disks = Disks([home.chunks, *data], owner)
+    disks = Disks([home.chunks, *settings.data], owner)
     try:
         for what, told in disks.troubles().items():
             log.warning("%s: %s", what, told)
-        volumes = Volumes(disks, trust.require_node, link)
+        volumes = Volumes(
+            disks,
+            trust.require_node,
+            link,
+            copy_bytes_per_s=settings.copy_bytes_per_s,
+            durability=settings.durability,
+        )
         with contextlib.closing(volumes.lender):
             yield volumes
     finally:

@@ -46,7 +46,10 @@ class WithMeta:
         self._admin = admin
         self._links = links
         self._leading = leading
-        self.chunk_admin = ChunkAdmin(admin, meta, leading)
+        self._reclaimer = Reclaimer(
+            meta, leading.nodes, leading.link, leading.allotter, leading.orders
+        )
+        self.chunk_admin = ChunkAdmin(admin, meta, leading, self._reclaimer.deletion)
         self.meta = meta
         self.link = leading.link
         self.to_leader = ByGroup(meta, ground.client)
@@ -58,7 +61,10 @@ class WithMeta:
 
     def reports(self, reporter: Reporter) -> None:
         """What this node keeps is told by it."""
-        self._admin.more = lambda: {"reports": reporter.problem or "heard"}
+        self._admin.more = lambda: {
+            "reports": reporter.problem or "heard",
+            "durability": reporter.durability,
+        }
 
     def overview(self) -> Overview | None:
         """Of the bytes of the cluster; None: this node does not lead.  For threads, too."""
@@ -76,12 +82,10 @@ class WithMeta:
     async def run(self) -> None:
         """Until cancelled.  Raises BAD_HOME when this node was removed."""
         ground, meta = self._ground, self.meta
-        leading = self._leading
-        reclaimer = Reclaimer(meta, leading.nodes, leading.link, leading.allotter, leading.orders)
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(leading.run)
+            nursery.start_soon(self._leading.run)
             nursery.start_soon(self.chunk_admin.run)
-            nursery.start_soon(reclaimer.run)
+            nursery.start_soon(self._reclaimer.run)
             nursery.start_soon(watch_standing, meta, ground.client, read_seeds(ground.home.path))
             nursery.start_soon(introduce, meta, ground.client)
 
@@ -119,6 +123,7 @@ async def with_meta(ground: Ground) -> AsyncIterator[WithMeta]:
         async with trio.open_nursery() as nursery:
             own = (ground.settings.host, ground.settings.port + 1)
             leading = Leading(meta, Router(nursery, [own], options))
+            leading.be_patient(ground.settings.heal_after_s)
             yield WithMeta(ground, meta, links, admin, leading)
             nursery.cancel_scope.cancel()
 

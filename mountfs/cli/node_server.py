@@ -66,10 +66,10 @@ async def _running(ground: Ground) -> AsyncIterator[Node]:
         ground.server.is_complete = True
         volumes = reporter = None
         if CHUNK in settings.roles:
-            volumes = stack.enter_context(
-                open_volumes(ground.home, trust, part.link, settings.data)
+            volumes = stack.enter_context(open_volumes(ground.home, trust, part.link, settings))
+            reporter = Reporter(
+                ground.place.number, volumes.gather, part.to_leader, settings.durability
             )
-            reporter = Reporter(ground.place.number, volumes.gather, part.to_leader)
             part.reports(reporter)
 
         async def handle(peer: Peer, method: int, body: Body) -> Parts | Later:

@@ -21,6 +21,7 @@ from mountfs.meta import admin
 from mountfs.meta.client import Address, Router, address_of
 from mountfs.meta.ops.nodes import NodeRecord
 from mountfs.meta.protocol import Cluster, Method
+from mountfs.meta.reports import FSYNC
 from mountfs.meta.to_leader import ByAsking
 from mountfs.rpc.server import Call, Handler
 from mountfs.wire.connection import Body, Disconnected
@@ -55,6 +56,7 @@ class WithoutMeta:
         self.to_leader = ByAsking(self.router, ground.client, ground.place.disk)
         self._trouble: Callable[[], str] = lambda: ""
         """What keeps this node from its work; empty: nothing."""
+        self._durability = FSYNC
         self._problem = ""
         for method in admin.METHODS | admin.MORE:
             ground.server.register(admin.SERVICE, method, self._answer(method))
@@ -62,6 +64,7 @@ class WithoutMeta:
     def reports(self, reporter: Reporter) -> None:
         """What this node keeps is told by it."""
         self._trouble = lambda: reporter.problem
+        self._durability = reporter.durability
 
     def overview(self) -> None:
         """It never leads."""
@@ -109,6 +112,7 @@ class WithoutMeta:
             "role": "no member",
             "roles": place.roles,
             "location": place.location,
+            "durability": self._durability,
             "leader": self.router.leader_number,
             "leader_rpc": None if leader is None else leader.rpc,
             "nodes": [

@@ -18,6 +18,7 @@ from mountfs.meta.ops.volumes import (
     ForgetVolume,
     ListVolumes,
     SetReplicas,
+    UsedSlices,
     volume_of,
 )
 from mountfs.meta.placement import Candidate
@@ -49,7 +50,10 @@ class Chunkservers:
         tree = self._machine.replica.machine.tree
         after = VolumeId(0)
         while page := ListVolumes(PAGE, after).read(tree):
-            self.fleet.expect(record.number for record in page)
+            # One with nothing in it may be nowhere: its leader went before it was opened.
+            self.fleet.expect(
+                record.number for record in page if UsedSlices(record.number, 1).read(tree)
+            )
             self.assigned.take(page)
             after = page[-1].number
 

@@ -21,7 +21,7 @@ import msgspec
 
 from mountfs.errors import Fault, FsError
 from mountfs.meta.placement import Candidate
-from mountfs.meta.reports import DiskReport, Report, ReportReply, VolumeReport
+from mountfs.meta.reports import FSYNC, DiskReport, Report, ReportReply, VolumeReport
 from mountfs.types import MIB, VolumeId
 
 SLEPT: Final = 2
@@ -66,6 +66,7 @@ class _Node:
         "complete",
         "disks",
         "displaced",
+        "durability",
         "former",
         "heard",
         "incarnation",
@@ -89,6 +90,7 @@ class _Node:
         self.disks: tuple[DiskReport, ...] = ()
         self.busy = 0.0
         self.scrubbed = 0.0
+        self.durability = FSYNC
         self.heard = at
         self.up_since = at
         """Heard without a gap since."""
@@ -121,6 +123,7 @@ class NodeView(msgspec.Struct, frozen=True):
     full: bool
     troubles: tuple[str, ...]
     """What is wrong with it, in sentences."""
+    durability: str = FSYNC
 
 
 class Fleet:
@@ -171,6 +174,7 @@ class Fleet:
         node.sequence = report.sequence
         node.complete = report.whole or contiguous
         node.disks, node.busy, node.scrubbed = report.disks, report.busy, report.scrubbed
+        node.durability = report.durability
         self._take(report, node)
         return ReportReply(not node.complete)
 
@@ -241,7 +245,7 @@ class Fleet:
         return NodeView(
             node, standing.value, self._clock - found.heard, one.total_bytes, one.free_bytes,
             len(found.volumes), found.writing, found.busy, found.scrubbed, one.slow, one.full,
-            tuple(self._troubles(node, found)),
+            tuple(self._troubles(node, found)), found.durability,
         )  # fmt: skip
 
     def _troubles(self, number: int, node: _Node) -> Iterator[str]:

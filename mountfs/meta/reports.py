@@ -13,6 +13,12 @@ SPREAD: Final = 0x9E37_79B9_7F4A_7C15
 """An odd number: neighbours among names do not cancel each other."""
 
 
+FSYNC: Final = "fsync"
+"""It is on the disk."""
+ASYNC: Final = "async"
+"""It will be, a moment later: a loss of power loses it."""
+
+
 class VolumeReport(msgspec.Struct, frozen=True, array_like=True):
     """A volume that a node has."""
 
@@ -70,6 +76,8 @@ class Report(msgspec.Struct, frozen=True):
     """Share of the time, 0 to 1, in which it was at work since the report before."""
     scrubbed: float = 0.0
     """How much of what it has was verified in the round under way, 0 to 1."""
+    durability: str = FSYNC
+    """What it means that it has taken a slice: FSYNC, or ASYNC."""
 
 
 class ReportReply(msgspec.Struct, frozen=True):

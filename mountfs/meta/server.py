@@ -119,7 +119,7 @@ class MetaServer:
         links.unreachable = self.node.unreachable
         self.group = self.node.start(META_GROUP, self.machine)
         self.chunkservers = Chunkservers(self.machine, self.node.now)
-        self.safe_mode = SafeMode(self.chunkservers.volumes)
+        self.safe_mode = SafeMode(self.chunkservers.volumes, now=self.node.now)
         self.service = MetaService(
             self.node, self.group, self.machine, self.safe_mode, session_ttl_ms
         )

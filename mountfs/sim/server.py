@@ -58,6 +58,8 @@ class Server:
         self.checkpoint_entries = 200
         self.on_leader: Callable[[], None] = lambda: None
         """Called when this server begins or ceases to lead."""
+        self.on_boot: Callable[[], None] = lambda: None
+        """Called when its process has started."""
         self.send_snapshot: Callable[[NodeId], None]
         self.raft: Raft
         self.machine: Machine
@@ -111,6 +113,7 @@ class Server:
             now=self.clock(),
         )
         self._world.note(f"{self.node} boots at {log.last_index} applied {self.machine.applied}")
+        self.on_boot()
         self._guarded(self._pump)
         if self.up:
             self._tick_later(self.life)
@@ -464,7 +467,9 @@ class Server:
         if self._source is None or self._source.head.index < base:
             self._source = None
             head = self._stored_head
-            if head is not None and head.index >= base and self.machine.store is self.disk.store:
+            # A checkpoint may be in the store that we have not heard the end of.
+            settled = self.machine.store is self.disk.store and not self._checkpointing
+            if head is not None and head.index >= base and settled:
                 self._source = Source(head, self.disk.store)
         return self._source
 

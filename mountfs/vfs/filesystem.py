@@ -64,6 +64,8 @@ _REAPS_MAX = 64
 _KNOWN_MAX = 65_536
 
 
+SLICES_AT_ONCE: Final = 16
+"""Of a file, on their way to other machines."""
 ROOT_S: Final = 2.0
 """So long the attributes of the root may take before those that we know are good enough."""
 
@@ -122,6 +124,7 @@ class Filesystem:
             owed=owed,
             reclaim=reclaim or self.reap,
             own_copies=own_copies,
+            slices_at_once=SLICES_AT_ONCE if shared else 1,
         )
         self.locks = LockTable(meta)
         self._files: dict[Ino, File] = {}

@@ -10,7 +10,7 @@ import trio
 
 from mountfs.chunks.allotter import LEADER, Allotter
 from mountfs.chunks.config import HedgeConfig
-from mountfs.chunks.deletion import Deletion
+from mountfs.chunks.deletion import LOOK_S, Deletion
 from mountfs.chunks.hedge import Hedges
 from mountfs.chunks.open_volumes import OpenVolumes
 from mountfs.chunks.orders import Orders
@@ -28,7 +28,6 @@ log = logging.getLogger(__name__)
 
 R = TypeVar("R")
 
-LOOK_S: Final = 5.0
 CALL_S: Final = 30.0
 
 

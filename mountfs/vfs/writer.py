@@ -6,7 +6,7 @@ waits for it gets the error.
 """
 
 import logging
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterable
 
 import trio
 
@@ -58,8 +58,13 @@ class Writer:
         owed: Callable[[], int],
         reclaim: Callable[[], Awaitable[None]],
         own_copies: Callable[[], bool] = lambda: False,
+        slices_at_once: int = 1,
     ) -> None:
-        """`own_copies` says whether some files are to have another number of copies."""
+        """`own_copies` says whether some files are to have another number of copies;
+        `slices_at_once`, of one file, are on their way: more than one is good where each waits for
+        a network.
+        """
+        self._slices_at_once = slices_at_once
         self._own_copies = own_copies
         self._meta = meta
         self._chunks = chunks
@@ -188,19 +193,13 @@ class Writer:
         self, file: File, runs: list[Run], inline: bool, drop_privileges: bool
     ) -> None:
         written: list[tuple[SliceId, VolumeId, int]] = []
-        records = []
         try:
-            for run in runs:
-                if inline:
-                    data = bytes(run.joined())
-                    records.append(ops.Run(run.start, run.size, 0, data=data))
-                    continue
-                slice_id = await self._slice_id()
-                volume, crc = await self._chunks.write(
-                    slice_id, run.parts, await self._copies(file)
-                )
-                written.append((slice_id, volume, run.size))
-                records.append(ops.Run(run.start, run.size, crc, slice_id, volume))
+            if inline:
+                records = [
+                    ops.Run(run.start, run.size, 0, data=bytes(run.joined())) for run in runs
+                ]
+            else:
+                records = await self._store(file, runs, written)
             command = ops.Write(file.ino, tuple(records), file.mtime, drop_privileges)
             _, piece = await self._meta.propose(command)
         except FsError as error:
@@ -209,6 +208,30 @@ class Writer:
                 await self._discard(written)
             raise
         _show(file, records, piece)
+
+    async def _store(
+        self, file: File, runs: list[Run], written: list[tuple[SliceId, VolumeId, int]]
+    ) -> list[ops.Run]:
+        """Make a slice of each run; those that are stored are in `written`, also when others could
+        not be.
+        """
+        copies = await self._copies(file)
+        records: dict[int, ops.Run] = {}
+
+        async def store(number: int) -> None:
+            run = runs[number]
+            slice_id = await self._slice_id()
+            volume, crc = await self._chunks.write(slice_id, run.parts, copies)
+            written.append((slice_id, volume, run.size))
+            records[number] = ops.Run(run.start, run.size, crc, slice_id, volume)
+
+        if self._slices_at_once == 1 or len(runs) == 1:
+            for number in range(len(runs)):
+                await store(number)
+        else:
+            await leave()
+            await each_of(range(len(runs)), store, self._slices_at_once)
+        return [records[number] for number in range(len(runs))]
 
     async def _copies(self, file: File) -> int:
         """How many copies of its bytes there are to be; 0: as many as usual."""
@@ -243,6 +266,30 @@ class Writer:
             else:
                 await self._flush(oldest, oldest.dirty.take(bytes_max=LANDING_BYTES), False)
                 await trio.lowlevel.checkpoint()
+
+
+async def each_of(
+    numbers: Iterable[int], work: Callable[[int], Awaitable[None]], at_once: int
+) -> None:
+    """Do `work` for each, for some at a time.  When one fails the others are cancelled, and what it
+    has said is raised.
+    """
+    left = iter(numbers)
+    failed: list[FsError] = []
+
+    async def some() -> None:
+        try:
+            for number in left:
+                await work(number)
+        except FsError as error:
+            failed.append(error)
+            nursery.cancel_scope.cancel()
+
+    async with trio.open_nursery() as nursery:
+        for _ in range(at_once):
+            nursery.start_soon(some)
+    if failed:
+        raise failed[0]
 
 
 def _show(file: File, runs: list[ops.Run], piece: SliceId) -> None:

@@ -91,7 +91,7 @@ async def test_a_slice_is_read_from_the_file_and_the_server_is_asked_once(tmp_pa
             for start, stop in ((0, 100 * KIB), (5, 6), (40 * KIB, 90 * KIB)):
                 found = await mine.read(NODE, VOLUME, name, start, stop)
                 assert found == data[start:stop]
-                assert mine.read_if_there(VOLUME, name, start, stop) == data[start:stop]
+                assert await mine.read_soon(VOLUME, name, start, stop) == data[start:stop]
         assert server.calls == [Method.LEND, *[Method.PLACE] * len(server.slices)]
         assert server.lender.lent == 1
         assert mine.reads == 6 * len(server.slices)
@@ -99,7 +99,17 @@ async def test_a_slice_is_read_from_the_file_and_the_server_is_asked_once(tmp_pa
 
 async def test_nothing_is_known_before_it_was_asked_for(tmp_path: Path) -> None:
     async with lending_server(tmp_path) as (_, mine):
-        assert mine.read_if_there(VOLUME, SliceId(1), 0, 5) is None
+        assert await mine.read_soon(VOLUME, SliceId(1), 0, 5) is None
+
+
+async def test_of_several_nodes_here_one_lends(tmp_path: Path) -> None:
+    async with lending_server(tmp_path) as (server, mine):
+        assert await mine.read(NODE, VOLUME, SliceId(1), 0, 5) is not None
+        # That the second node has it, too, says nobody: what is lent already is read.
+        assert await mine.read(NODE + 1, VOLUME, SliceId(1), 5, 9) == server.slices[SliceId(1)][5:9]
+        assert await mine.read(NODE, VOLUME, SliceId(1), 0, 5) is not None
+        assert server.lender.lent == 1
+        assert server.calls == [Method.LEND, Method.PLACE]
 
 
 async def test_what_is_not_there_is_left_to_the_server(tmp_path: Path) -> None:
@@ -151,7 +161,7 @@ async def test_a_file_is_borrowed_anew_after_a_while(
     async with lending_server(tmp_path) as (server, mine):
         assert await mine.read(NODE, VOLUME, SliceId(8), 0, 9) is not None
         monkeypatch.setattr(borrowing, "AGE_S", -1.0)
-        assert mine.read_if_there(VOLUME, SliceId(8), 0, 9) is None
+        assert await mine.read_soon(VOLUME, SliceId(8), 0, 9) is None
         assert await mine.read(NODE, VOLUME, SliceId(8), 0, 9) is not None
         assert server.lender.lent == 2
         assert server.calls.count(Method.PLACE) == 1, "it lies where it was"

@@ -36,7 +36,7 @@ from mountfs.chunks.throttle import Throttle
 from mountfs.errors import Fault, FsError
 from mountfs.kv.base import Store
 from mountfs.kv.memory import MemoryStore
-from mountfs.meta.reports import VolumeReport
+from mountfs.meta.reports import ASYNC, VolumeReport
 from mountfs.types import FIRST_REPLICATED, KIB, MIB, SLICE_BYTES_MAX, SliceId, VolumeId
 from mountfs.wire.connection import Disconnected
 
@@ -195,6 +195,33 @@ async def test_what_is_answered_is_on_disk(
     synced.clear()
     await server.write(1, data=bytes(size))
     assert len(synced) == 1
+
+
+async def test_what_is_taken_early_is_on_disk_soon(
+    server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    synced = trio.Event()
+    real = os.fdatasync
+    token = trio.lowlevel.current_trio_token()
+
+    def sync(fd: int) -> None:
+        real(fd)
+        token.run_sync_soon(synced.set)
+
+    server.service = ChunkService(server.disks, server.may_order, server.link, durability=ASYNC)
+    await server.open_volume()
+    monkeypatch.setattr(os, "fdatasync", sync)
+    monkeypatch.setattr(service_module, "SYNC_S", 0.01)
+    await server.write(1)
+    assert server.disks.disks[0].store.unsynced
+    assert await server.read(1) == payload(1)
+    with trio.fail_after(END_S):
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(server.service.sync_behind)
+            await synced.wait()
+            while server.disks.disks[0].store.unsynced:  # noqa: ASYNC110  nobody tells
+                await trio.sleep(0.005)
+            nursery.cancel_scope.cancel()
 
 
 async def test_many_writes_share_the_trips_to_the_disk(

@@ -1,7 +1,7 @@
 """What a leader is told of volumes: all at first, then what has changed, and all when in doubt."""
 
 from mountfs.chunks.telling import Telling
-from mountfs.meta.reports import Report, ReportReply, VolumeReport
+from mountfs.meta.reports import ASYNC, FSYNC, Report, ReportReply, VolumeReport
 from mountfs.types import VolumeId
 
 HEARD = ReportReply(wants_whole=False)
@@ -42,6 +42,11 @@ def test_the_first_report_is_whole_and_later_ones_have_what_has_changed() -> Non
     assert set(leader.known.values()) == {volume(1), volume(3, needles=2), volume(4)}
     third = telling.next("n1", (), [volume(1), volume(3, needles=2), volume(4)])
     assert (third.whole, third.volumes, third.gone) == (False, (), ())
+
+
+def test_a_report_says_what_it_means_that_a_slice_was_taken() -> None:
+    assert Telling(NODE, INCARNATION).next("n1", (), []).durability == FSYNC
+    assert Telling(NODE, INCARNATION, ASYNC).next("n1", (), []).durability == ASYNC
 
 
 def test_another_leader_is_told_all() -> None:

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from mountfs.cli import cluster_calls
-from mountfs.cli.health import in_a_line, judge, shown
+from mountfs.cli.health import in_a_line, judge, shown, warnings
 from mountfs.cli.node_leaving import drained, removed
 from mountfs.cli.show import out
 from mountfs.meta.diagnosis import Cause
@@ -33,6 +33,7 @@ def told(*nodes: dict[str, Any], **volumes: Any) -> dict[str, Any]:
     return {
         "volumes": {**said, **volumes},
         "nodes": list(nodes) or [node("n1"), node("n2"), node("n3")],
+        "balancing": {"active": False, "why": ""},
         "copies_wanted": 3, "copies_possible": 3, "lacking": "", "risk": "",
     }  # fmt: skip
 
@@ -77,6 +78,13 @@ def test_a_node_that_is_not_well_is_named(view: dict[str, Any], why: str) -> Non
     assert verdict.word == "degraded"
     assert verdict.why.startswith("node n2: ")
     assert why in verdict.why
+
+
+def test_who_takes_slices_before_they_are_on_disk_is_named() -> None:
+    found = told(node("n1"), node("n2", view={"durability": "async"}))
+    assert judge(found).word == "healthy"
+    (warning,) = warnings(found)
+    assert "on the disks of n2 (--durability async)" in warning
 
 
 def test_one_that_leaves_may_be_gone() -> None:

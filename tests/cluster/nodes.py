@@ -189,9 +189,9 @@ class Nodes:
         self.members[name] = found
         return found
 
-    def found(self, name: str, *, home: Path | None = None) -> Member:
+    def found(self, name: str, *, home: Path | None = None, location: str = "") -> Member:
         """The first node of the cluster."""
-        first = self.member(name, home=home)
+        first = self.member(name, home=home, location=location)
         if not first.home.exists():
             done = self.run(*MOUNTFS, "cluster", "init", str(first.home), *self.identity(name))
             assert done.returncode == 0, done.stderr
@@ -202,12 +202,17 @@ class Nodes:
 
     def join(self, *names: str, **options: Any) -> list[Member]:
         """More nodes, all at once.  They may not be voters yet when this returns."""
+        joining = self.begin_join(*names, **options)
+        for member in joining:
+            member.wait_until_up()
+        return joining
+
+    def begin_join(self, *names: str, **options: Any) -> list[Member]:
+        """The same, without waiting for them."""
         known = ",".join(member.rpc for member in self.members.values() if member.runs)
         joining = [self.member(name, **options) for name in names]
         for member in joining:
             member.start("--join", known)
-        for member in joining:
-            member.wait_until_up()
         return joining
 
     def restart(self, *members: Member) -> None:

@@ -76,6 +76,16 @@ def test_health_tells_of_nodes_and_volumes(cluster: Nodes) -> None:
     assert "bytes" in run(cluster, "status").stdout
 
 
+def test_a_node_that_does_not_wait_for_its_disk_is_named(cluster: Nodes) -> None:
+    member = cluster["c1"]
+    assert member.end() == 0
+    member.start("--durability", "async", "--copy-rate", "50")
+    member.wait_until_up()
+    until(lambda: "disks of c1" in str(told(cluster).get("warnings")), SOON_S, cluster.said)
+    assert "(--durability async)" in run(cluster, "status").stdout
+    read_all(cluster)
+
+
 def test_the_leader_gives_the_figures_to_prometheus(cluster: Nodes) -> None:
     leader = cluster.wait_for_leader()
 
@@ -89,38 +99,39 @@ def test_the_leader_gives_the_figures_to_prometheus(cluster: Nodes) -> None:
 
 
 def test_a_node_is_drained_and_stays(cluster: Nodes) -> None:
-    done = cluster.ask("drain", "n3", "--wait")
+    done = cluster.ask("drain", "c1", "--wait")
     assert done.returncode == 0, done.stderr
     assert "keeps no slices any more" in done.stdout
-    drained = node(cluster, "n3")
+    drained = node(cluster, "c1")
     assert drained["draining"]
-    assert (drained["volumes_left"], drained["role"]) == (0, "voter")
+    assert drained["volumes_left"] == 0
     assert "draining, 0 volumes left" in cluster.ask("list").stdout
     read_all(cluster)
-    assert cluster.ask("drain", "n3", "--undo").returncode == 0
-    assert not node(cluster, "n3")["draining"]
+    assert cluster.ask("drain", "c1", "--undo").returncode == 0
+    assert not node(cluster, "c1")["draining"]
 
 
-def test_one_that_leaves_takes_nothing_with_it(cluster: Nodes) -> None:
-    member = cluster["c1"]
-    done = cluster.ask("remove", "c1", "--wait")
+def test_one_that_leaves_takes_nothing_with_it_even_if_it_leads(cluster: Nodes) -> None:
+    leaver = cluster.wait_for_leader()
+    done = cluster.ask("remove", leaver.name, "--wait")
     assert done.returncode == 0, done.stderr
     assert "has left the cluster" in done.stdout
-    assert "c1" not in {one["name"] for one in cluster.listed()}
-    until(lambda: not member.runs, SOON_S, member.said)
-    del cluster.members["c1"]
+    assert leaver.name not in {one["name"] for one in cluster.listed()}
+    until(lambda: not leaver.runs, SOON_S, leaver.said)
+    assert "was removed from its cluster" in leaver.said()
+    del cluster.members[leaver.name]
     read_all(cluster)
     until(lambda: told(cluster)["word"] in ("healthy", "tidying"), SOON_S, cluster.said)
 
 
 def test_a_node_that_is_lost_is_given_up_at_once(cluster: Nodes) -> None:
-    lost = next(one for one in cluster.followers() if told_of(cluster, one.name)["volumes"])
-    lost.kill()
-    done = cluster.ask("remove", lost.name, "--force")
+    assert told_of(cluster, "c1")["volumes"] > 0
+    cluster["c1"].kill()
+    done = cluster.ask("remove", "c1", "--force")
     assert done.returncode == 0, done.stderr
-    assert "is given up" in done.stdout
+    assert "node c1 is given up" in done.stdout
     until(lambda: len(cluster.listed()) == 2, SOON_S, cluster.said)
-    del cluster.members[lost.name]
+    del cluster.members["c1"]
     read_all(cluster)
     found = told(cluster)
     assert found["copies_possible"] == 2
@@ -140,3 +151,25 @@ def test_the_last_but_one_has_nowhere_to_put_what_it_keeps(cluster: Nodes) -> No
         done = cluster.ask(*words)
         assert done.returncode == 1
         assert "add a node first" in done.stderr
+
+
+def test_what_is_thrown_away_is_seen(cluster: Nodes) -> None:
+    point = cluster.mounts[0].point
+
+    def debt(*words: str) -> Any:
+        done = run(cluster, "gc", "--json", *words)
+        assert done.returncode == 0, done.stderr
+        return json.loads(done.stdout)
+
+    until(lambda: debt("--now")["orphans"]["rounds"] > 0, SOON_S, lambda: str(debt()))
+    before = sum(one["dead_bytes"] for one in debt()["dead"])
+    (point / "f0").unlink()
+    until(
+        lambda: (
+            not debt()["deleted"]["slices"]
+            and sum(one["dead_bytes"] for one in debt()["dead"]) > before
+        ),
+        SOON_S,
+        lambda: str(debt()),
+    )
+    assert "orphans" in run(cluster, "gc").stdout

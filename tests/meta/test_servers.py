@@ -10,7 +10,7 @@ from servers import CLUSTER, CONFIG, END_S, Servers, faults, servers
 
 from mountfs.errors import Fault, FsError
 from mountfs.kv.leveldb import LevelStore
-from mountfs.meta import client
+from mountfs.meta import client, safe_mode
 from mountfs.meta.client import RemoteMeta
 from mountfs.meta.machine import MetaMachine
 from mountfs.meta.ops.mkdir import Mkdir
@@ -470,7 +470,10 @@ async def test_a_checkpoint_that_a_snapshot_has_overtaken_is_no_error(
 # -- safe mode
 
 
-async def test_in_safe_mode_there_are_reads_but_no_writes(tmp_path: Path) -> None:
+async def test_in_safe_mode_there_are_reads_but_no_writes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(safe_mode, "HOLD_MS", 0)
     reported = 0
     async with servers(tmp_path, 1) as found, found.mount() as meta:
         await mkdir(meta, "a")
@@ -494,6 +497,26 @@ async def test_in_safe_mode_there_are_reads_but_no_writes(tmp_path: Path) -> Non
         await mkdir(meta, "b")
         answer = await found.ask("SafeMode")
         assert not answer["on"]
+
+
+async def test_safe_mode_that_has_just_begun_is_waited_for(tmp_path: Path) -> None:
+    asked = 0
+
+    def volumes() -> tuple[int, int]:
+        nonlocal asked
+        asked += 1
+        return 10, 0 if asked < 20 else 10  # reports come while somebody waits
+
+    async with servers(tmp_path, 1) as found, found.mount() as meta:
+        found.on_start = lambda server: setattr(server.safe_mode, "_volumes", volumes)
+        await found.kill(1)
+        await found.start(1)
+        await found.leader()
+        found[1].meta.safe_mode.began_to_lead()
+        assert found[1].meta.safe_mode.is_on
+        await mkdir(meta, "a")
+        assert not found[1].meta.safe_mode.is_on
+        assert await names(meta) == {"a"}
 
 
 def nodes_of(found: Servers) -> list[Any]:

@@ -7,6 +7,7 @@ from unittest import mock
 
 import pytest
 import trio
+import trio.testing
 
 from mountfs.errors import Fault, FsError
 from mountfs.meta.ops.setattr import SetAttr
@@ -14,7 +15,7 @@ from mountfs.meta.ops.slices import Garbage
 from mountfs.meta.ops.volumes import CloseSlices
 from mountfs.meta.ops.write import Write
 from mountfs.types import KIB, ROOT, SLICE_BYTES_MAX, SUPERUSER, SliceId
-from mountfs.vfs import writer
+from mountfs.vfs import filesystem, writer
 from mountfs.vfs.filesystem import Filesystem
 from mountfs.vfs.handles import Handle
 
@@ -226,3 +227,56 @@ async def test_slices_are_only_given_back_when_it_is_known_that_no_file_has_them
             await fs.flush(handle, 0)
     assert len(await meta.read(Garbage(100))) == (fault is not Fault.TIMED_OUT)
     await fs.flush(handle, 0)
+
+
+async def test_of_slices_that_wait_for_a_network_several_are_on_their_way(
+    meta: Any, chunks: Any
+) -> None:
+    on_their_way = most = 0
+    write_one = chunks.write
+
+    async def write_slowly(*args: Any) -> Any:
+        nonlocal on_their_way, most
+        on_their_way += 1
+        most = max(most, on_their_way)
+        await trio.testing.wait_all_tasks_blocked()
+        on_their_way -= 1
+        return await write_one(*args)
+
+    async def durable() -> None:
+        meta.sync_log()
+
+    fs = Filesystem(meta, chunks, durable=durable, shared=True)
+    handle = await opened(fs)
+    data = bytearray(64 * 3 * 4096)
+    with mock.patch.object(chunks, "write", write_slowly):
+        for at in range(64):  # with holes between them: so many slices
+            page = os.urandom(4096)
+            data[3 * at * 4096 : (3 * at + 1) * 4096] = page
+            await fs.write(handle, 3 * at * 4096, memoryview(page))
+        await fs.flush(handle, 0)
+    assert most == filesystem.SLICES_AT_ONCE
+    assert len(chunks.slices) == 64
+    read = bytes(await fs.read(handle, 0, len(data)))
+    assert read == data[: len(read)]
+
+
+async def test_when_one_of_several_slices_fails_the_flush_does_and_all_stays_dirty(
+    meta: Any, chunks: Any
+) -> None:
+    async def durable() -> None:
+        meta.sync_log()
+
+    fs = Filesystem(meta, chunks, durable=durable, shared=True)
+    handle = await opened(fs)
+    for at in range(64):
+        await fs.write(handle, 3 * at * 4096, memoryview(bytes([at]) * 4096))
+    chunks.slices_max = 40
+    with pytest.raises(FsError):
+        await fs.flush(handle, 0)
+    assert fs.writer.dirty_bytes == handle.file.dirty.bytes == 64 * 4096
+    chunks.slices_max = 1000
+    await fs.flush(handle, 0)
+    assert fs.writer.dirty_bytes == 0
+    for at in range(64):
+        assert bytes(await fs.read(handle, 3 * at * 4096, 4096)) == bytes([at]) * 4096

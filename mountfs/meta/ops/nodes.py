@@ -84,7 +84,7 @@ class AddNode(Command[NodeRecord], frozen=True, tag="add_node"):
                     Fault.EXISTS,
                     f"there is a node of the name {self.name} (number {node.number}, at "
                     f"{node.rpc}); if it has lost its disk, remove it first: "
-                    f"mountfs node remove {self.name}",
+                    f"mountfs node remove {self.name} --force",
                 )
             if self.rpc in (node.rpc, node.door) or self.door in (node.rpc, node.door):
                 raise FsError(
