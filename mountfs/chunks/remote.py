@@ -100,6 +100,7 @@ class RemoteChunks:
                     volume = await self._open.one(copies)
                     if await self._write_to(volume, slice_id, crc, parts):
                         self._free = max(self._free - size, 0)  # until we have asked again
+                        self.volumes.learn(volume.record)
                         self.problem = ""
                         return Stored(volume.record.number, crc)
                 except FsError as error:

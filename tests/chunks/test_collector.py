@@ -36,7 +36,7 @@ class Looking:
         self.found.heard()
         self.collector.hurry()
         with trio.fail_after(30):
-            while self.collector._hurried:
+            while self.collector.is_hurried:
                 await self.collector.step()
 
     async def after_the_grace(self) -> None:
