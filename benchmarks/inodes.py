@@ -71,14 +71,15 @@ class Nodes:
         self._stacks: dict[int, ExitStack] = {}
         stack.callback(self._end)
 
-    def start(self, number: int) -> None:
+    def start(self, number: int, *more: str) -> None:
+        """`more` of its command line."""
         port = (
             self.ports.setdefault(number, clusters.free_ports())
             if (number not in self.ports)
             else self.ports[number]
         )
         first = None if number == 1 else f"127.0.0.1:{self.ports[1]}"
-        argv = clusters.node_command(self.scratch, number, port, first)
+        argv = [*clusters.node_command(self.scratch, number, port, first), *more]
         stack = self._stacks[number] = ExitStack()
         process = stack.enter_context(serving(argv, self.scratch / f"n{number}.log"))
         self.pids[number] = process.pid

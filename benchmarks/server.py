@@ -230,13 +230,13 @@ async def _allot(port: int, allotted: Allotted) -> bytes:
             for kind in KINDS:
                 for client in range(CLIENTS):
                     count = -(-kind.stored_max * kind.size // CLIENTS // VOLUME_FILL)
-                    records = await _volumes(meta, count)
+                    records = await volumes_of(meta, count)
                     allotted[client, kind.name, number] = Volumes(records, name)
                     name += kind.stored_max
         return (await meta.router.leader()).peer.cluster
 
 
-async def _volumes(meta: Any, count: int) -> tuple[VolumeRecord, ...]:
+async def volumes_of(meta: Any, count: int) -> tuple[VolumeRecord, ...]:
     with trio.fail_after(START_S):
         while True:
             try:
@@ -273,7 +273,7 @@ def _put(
         head = WRITE_HEAD.pack(name, crc, record.number, record.epoch)
         await link.call(Method.WRITE, [head, payload])
 
-    tally = trio.run(_calls, door, cluster, put, range(kind.stored_max // CLIENTS), seconds)
+    tally = trio.run(calls, door, cluster, put, range(kind.stored_max // CLIENTS), seconds)
     _note_stored(scratch, client, kind, round_number, tally.operations)
     return tally
 
@@ -297,10 +297,10 @@ def _get(
         if len(answer) != READ_HEAD.size + kind.size:
             raise OSError(f"{len(answer)} bytes came")
 
-    return trio.run(_calls, door, cluster, get, order, seconds)
+    return trio.run(calls, door, cluster, get, order, seconds)
 
 
-async def _calls(
+async def calls(
     door: tuple[str, int],
     cluster: bytes,
     call: Callable[[Client, int], Awaitable[None]],
@@ -416,7 +416,7 @@ Names = dict[tuple[int, str, int], list[str]]
 
 def _assigned(assign: str, kind: Kind) -> list[str]:
     """Names for as many files as are stored; those of one answer differ by a number behind them."""
-    names = []
+    names: list[str] = []
     share = kind.stored_max // CLIENTS
     each = min(VOLUME_FILL // kind.size // 8, share)
     while len(names) < share:

@@ -100,6 +100,7 @@ class RemoteChunks:
                     volume = await self._open.one(copies)
                     if await self._write_to(volume, slice_id, crc, parts):
                         self._free = max(self._free - size, 0)  # until we have asked again
+                        self.volumes.learn(volume.record)
                         self.problem = ""
                         return Stored(volume.record.number, crc)
                 except FsError as error:
@@ -126,6 +127,8 @@ class RemoteChunks:
             volume.writing -= 1
         if not failed:
             volume.taken += 1
+            if self.volumes.now(record.number) is None:
+                self.volumes.learn(record)
             return True
         self.rewrites += 1
         if any(error.fault is not Fault.VOLUME_CLOSED for error in failed.values()):

@@ -29,6 +29,8 @@ CHUNK_ROLE: Final = "chunk"
 COPIES: Final = 3
 """Of a volume, in a cluster of so many nodes or more, unless somebody says otherwise."""
 PAGE: Final = 1_000
+MISSING_MAX: Final = 1_000
+"""So many volumes that are missing are looked at in one go."""
 
 
 class Chunkservers:
@@ -43,7 +45,8 @@ class Chunkservers:
 
     # -- leading
 
-    def began_to_lead(self) -> None:
+    def began_to_lead(self, *, cold: bool = False) -> None:
+        """`cold`: after a cold start, when it is waited for all that is expected."""
         self._leads = True
         self.fleet.began_to_lead(self._now())
         self.assigned.clear()
@@ -52,10 +55,21 @@ class Chunkservers:
         while page := ListVolumes(PAGE, after).read(tree):
             # One with nothing in it may be nowhere: its leader went before it was opened.
             self.fleet.expect(
-                record.number for record in page if UsedSlices(record.number, 1).read(tree)
+                record.number
+                for record in page
+                if not cold or UsedSlices(record.number, 1).read(tree)
             )
             self.assigned.take(page)
             after = page[-1].number
+
+    def expect_less(self) -> None:
+        """In safe mode, now and then: what is missing may not be needed.  When we began to lead we
+        may not have known all that was done before.
+        """
+        tree = self._machine.replica.machine.tree
+        for number in self.fleet.missing(MISSING_MAX):
+            if not UsedSlices(number, 1).read(tree):
+                self.fleet.expect_no_more(number)
 
     def lead_no_more(self) -> None:
         if self._leads:

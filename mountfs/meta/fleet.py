@@ -286,6 +286,12 @@ class Fleet:
             self._known.remove(volume)
             self._reported -= volume in self._holders
 
+    def missing(self, limit: int) -> list[VolumeId]:
+        """Up to `limit` volumes that the metadata has records of and nobody has reported."""
+        if self._reported == len(self._known):
+            return []
+        return sorted(self._known - self._holders.keys())[:limit]
+
     def count(self) -> tuple[int, int]:
         """(volumes that the metadata has records of, how many of them were reported by anybody):
         for safe mode.

@@ -243,7 +243,7 @@ class MetaServer:
             self.damaged.set()
             return
         if group.is_leader:
-            self.chunkservers.began_to_lead()
+            self.chunkservers.began_to_lead(cold=self.safe_mode.is_cold_start)
             self.safe_mode.began_to_lead()
             self.service.began_to_lead()
         else:
@@ -257,6 +257,8 @@ class MetaServer:
         if not self.group.is_leader or not self.group.raft.state.proven:
             return
         self.chunkservers.fleet.look(self.node.now())
+        if self.safe_mode.is_on:
+            self.chunkservers.expect_less()
         await self._introduce()
         await self._end_silent_sessions()
         await self._reap()

@@ -78,7 +78,9 @@ class BytesRun(FileRun):
             for node, location in formatted.keepers.items()
         }
         wires.servers = self.ledger.servers = self.servers
+        slices_max = random.choice((6, 40))
         for server in self.servers.values():
+            server.slices_max = slices_max
             server.sync_us = int(random.choice((0.3, 2, 10)) * MS)
             server.read_us = int(random.choice((0.2, 0.5, 5)) * MS)
         self.doors = Doors(world, self.metas)
@@ -126,8 +128,12 @@ class BytesRun(FileRun):
         super()._start()
 
     def run(self) -> Result:
-        with _quiet():
-            return super().run()
+        try:
+            with _quiet():
+                return super().run()
+        finally:
+            for end in self.world.last:
+                end()
 
     # -- the end
 

@@ -77,7 +77,7 @@ class Chunks:
                 volume = await self._one(copies)
                 if await self._write_to(volume, slice_id, crc, data):
                     number = volume.record.number
-                    self._ledger.stored[number, slice_id] = data
+                    self._ledger.has_stored(number, slice_id, data)
                     return Stored(number, crc)
             except FsError as error:
                 if error.fault is not Fault.UNAVAILABLE:
@@ -111,6 +111,7 @@ class Chunks:
         finally:
             volume.writing -= 1
         if not failed:
+            volume.taken += 1
             return True
         back = self._pool.failed(volume, failed, self._session(), self._world.now / S)
         if back is not None:
@@ -149,34 +150,41 @@ class Chunks:
     # -- reading
 
     async def read(self, volume: VolumeId, slice_id: SliceId, start: int, stop: int) -> memoryview:
-        """Raises CORRUPT when no replica has it whole."""
+        """Raises Unreadable when no replica has it whole."""
         body = READ.pack(volume, slice_id, start, stop)
-        attempts = 0
         while True:
-            known = self._known.get(volume)
-            nodes = known
-            if nodes is None:
-                nodes = self._known[volume] = await self._where(volume)
-            if not nodes:
-                del self._known[volume]
-                raise FsError(Fault.CORRUPT, f"there is no volume {volume}")
+            nodes = await self._replicas(volume)
             try:
-                return memoryview(await self._read_from(nodes, slice_id, body, stop - start))
+                while True:
+                    try:
+                        return memoryview(
+                            await self._read_from(nodes, slice_id, body, stop - start)
+                        )
+                    except FsError as error:
+                        self._known.pop(volume, None)
+                        if error.fault is Fault.UNAVAILABLE:
+                            raise
+                        # What was said may be of copies that are no replicas any more.
+                        before, nodes = nodes, await self._replicas(volume)
+                        if nodes == before:
+                            raise Unreadable(volume, slice_id, error) from error
             except FsError as error:
-                self._known.pop(volume, None)
                 if error.fault is not Fault.UNAVAILABLE:
-                    if attempts or known is None:
-                        raise Unreadable(volume, slice_id, error) from error
-                    now = self._known[volume] = await self._where(volume)
-                    if now == nodes:
-                        raise Unreadable(volume, slice_id, error) from error
-            attempts += 1
+                    raise
             await self._tasks.sleep(PAUSE_US)
+
+    async def _replicas(self, volume: VolumeId) -> Sequence[int]:
+        known = self._known.get(volume)
+        if known is None:
+            known = self._known[volume] = await self._where(volume)
+        return known
 
     async def _read_from(
         self, nodes: Sequence[int], slice_id: SliceId, body: bytes, size: int
     ) -> bytes:
         """Of whoever answers first, and well."""
+        if not nodes:
+            raise FsError(Fault.CORRUPT, "there is no such volume")
         turn = slice_id % len(nodes)
         near: Mapping[int, int] = {}
         read = self.hedges.read([*nodes[turn:], *nodes[:turn]], size, near, self._now_ms())

@@ -38,8 +38,6 @@ from mountfs.types import SliceId, VolumeId
 T = TypeVar("T")
 Answer = Callable[[Any], None]
 
-VOLUME_SLICES = 40
-"""A volume with so many is full."""
 HEADER_BYTES = 64
 """About, of a needle."""
 DISK_BYTES = 1 << 40
@@ -58,6 +56,8 @@ class Volume:
         """Of those that are kept, the ones with bits that have flipped."""
         self.bad: dict[SliceId, str] = {}
         """Of these, the ones of which that is known."""
+        self.copied: set[SliceId] = set()
+        """Of those that are kept, the ones that did not come from who wrote them."""
         self.epoch = 0
         """In which it takes slices; 0: in none."""
         self.last_epoch = 0
@@ -77,6 +77,7 @@ class Volume:
         for place in (self.kept, self.fresh, self.bad):
             place.pop(slice_id, None)
         self.rotten.discard(slice_id)
+        self.copied.discard(slice_id)
 
     def sync(self) -> None:
         self.kept.update(self.fresh)
@@ -100,6 +101,7 @@ class Volume:
         """As it lies on the disk."""
         found = Volume(self.number)
         found.kept, found.rotten = dict(self.kept), set(self.rotten)
+        found.copied = set(self.kept)
         found.last_epoch = self.last_epoch
         return found
 
@@ -125,12 +127,12 @@ class ChunkServer:
         self.sync_us = 2 * MS
         self.read_us = MS // 2
         self.full = False
+        self.slices_max = 40
+        """A volume with so many is full."""
         self.tasks = Tasks(world, self._when_running)
         self._obeyed_at = 0
         """When the last order is done."""
         self._leader = 0
-        self.copied = 0
-        """Slices that came from other nodes."""
 
     # -- coming and going
 
@@ -260,12 +262,13 @@ class ChunkServer:
         data = body[WRITE_HEAD.size :]
         assert crc32c(data) == crc, slice_id
         volume = self._open_in(VolumeId(number), epoch)
+        self._ledger.takes(self, volume.number, epoch)
         known = volume.get(slice_id)
         if known is not None and slice_id not in volume.bad:
             if known != data:
                 raise FsError(Fault.CORRUPT, f"slice {slice_id:#x} has other bytes here")
         else:
-            if len(volume.kept) + len(volume.fresh) >= VOLUME_SLICES:
+            if len(volume.kept) + len(volume.fresh) >= self.slices_max:
                 raise FsError(Fault.VOLUME_CLOSED, f"volume {number} is full")
             if self.full:
                 raise FsError(Fault.NO_SPACE, f"{self.name}: the disk is full")
@@ -322,12 +325,14 @@ class ChunkServer:
         elif not volume.last_epoch or volume.last_epoch > order.epoch or volume.bad:
             raise FsError(Fault.BUSY, f"{self.name}: volume {order.volume} is not to be opened")
         volume.epoch = volume.last_epoch = order.epoch
+        self._ledger.opened(self, order.volume, order.epoch)
         return b""
 
     def _seal(self, order: Seal) -> bytes:
         volume = self.volumes.setdefault(order.volume, Volume(order.volume))
         volume.epoch = volume.last_epoch = 0
         volume.sync()
+        self._ledger.opened(self, order.volume, 0)
         return msgspec.msgpack.encode(volume.report())
 
     def _delete(self, order: Delete) -> bytes:
@@ -427,7 +432,7 @@ class ChunkServer:
         if self.full:
             raise FsError(Fault.NO_SPACE, f"{self.name}: the disk is full")
         volume.put(slice_id, data)
-        self.copied += 1
+        volume.copied.add(slice_id)
 
     # -- what it does by itself
 

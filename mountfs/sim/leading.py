@@ -19,6 +19,7 @@ from mountfs.errors import Fault, FsError
 from mountfs.meta.chunkservers import Chunkservers
 from mountfs.meta.command import Command
 from mountfs.meta.healing import Healer
+from mountfs.meta.ops.reap import Orphans
 from mountfs.meta.ops.slices import Tangles
 from mountfs.meta.ops.volumes import ListVolumes, VolumeRecord, volume_of
 from mountfs.meta.reports import Report
@@ -189,17 +190,22 @@ class Leading:
         self._tasks = tasks = Tasks(world, self._gate)
         self.seen = seen = _Seen(server, self._order)
         name = f"n{server.node}"
-        self.orders = _Orders(lambda: seen.raft.term, self._wires, tasks, name, times)
+
+        def term() -> int:
+            seen.require_leader()
+            return int(seen.raft.term)
+
+        self.orders = _Orders(term, self._wires, tasks, name, times)
 
         def scan(after: VolumeId, limit: int) -> tuple[VolumeRecord, ...]:
             return ListVolumes(limit, after).read(seen.replica.machine.tree)
 
         as_server: Any = seen
         self.allotter = Allotter(as_server, self.orders, self._lot)
-        self.collector = Collector(
-            as_server, self.orders, lambda volume, node: None, grace_s=times.grace_us / 1e6
-        )
         self.healer = Healer(seen.chunkservers.fleet, scan, self._lot, HEALING)
+        self.collector = Collector(
+            as_server, self.orders, self.healer.suspect, grace_s=times.grace_us / 1e6
+        )
         self.repairs = Repairs(as_server, self.orders, self.healer)
         self.deletion = Deletion(as_server, self.orders)
         meta: Any = LeadersMeta(seen)
@@ -224,7 +230,7 @@ class Leading:
         """It has begun to lead, or does not lead any more."""
         seen = self.seen
         if seen.is_leader:
-            seen.chunkservers.began_to_lead()
+            seen.chunkservers.began_to_lead(cold=seen.safe_mode.is_cold_start)
             seen.safe_mode.began_to_lead()
         else:
             seen.chunkservers.lead_no_more()
@@ -246,6 +252,10 @@ class Leading:
 
         async def handle() -> None:
             try:
+                # Who led before us may have opened the session, and we have not applied that yet.
+                known: Wait[Any] = Wait()
+                self._server.read(Orphans(0, 1), known.set)
+                await known
                 if method is Method.ALLOT:
                     allot = msgspec.msgpack.decode(body, type=Allot)
                     answer(msgspec.msgpack.encode(await self.allotter.allot(allot)))
@@ -272,21 +282,19 @@ class Leading:
                 seen.safe_mode.heard_a_leader()
             if self.leads:
                 seen.chunkservers.fleet.look(seen.now())
+                if seen.safe_mode.is_on:
+                    seen.chunkservers.expect_less()
 
     async def _repair(self) -> None:
-        under_way: list[Tasks] = []
+        under_way = Tasks(self._world, self._gate)
         while True:
             await self._tasks.sleep(self._times.repair_us)
             if self.repairs.leads:
-                mine = Tasks(self._world, self._gate)
-                under_way.append(mine)
                 for task in self.repairs.begin():
                     self._world.note(f"n{self._server.node} begins with {task}")
-                    mine.start(self._carry_out(task))
-            elif under_way:
-                for one in under_way:
-                    one.end()
-                under_way.clear()
+                    under_way.start(self._carry_out(task))
+            else:
+                under_way.end()
                 self.repairs.let_go()
 
     async def _carry_out(self, task: Any) -> None:

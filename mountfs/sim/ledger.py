@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from mountfs.errors import FsError
 from mountfs.meta import keys
-from mountfs.meta.ops.slices import Garbage, Rewrite
+from mountfs.meta.ops.slices import Garbage, Reclaimed, Rewrite
 from mountfs.meta.ops.volumes import ListVolumes, UsedSlices, VolumeRecord, volume_of
 from mountfs.meta.ops.write import Write
 from mountfs.meta.placement import broken_rule
@@ -35,6 +35,9 @@ class Ledger:
         """Copies that a fault has taken away, or set back: and the next name of a slice then."""
         self.stored: dict[tuple[VolumeId, SliceId], bytes] = {}
         """What mounts were told that all replicas have."""
+        self._place: dict[SliceId, VolumeId] = {}
+        self._opened: dict[tuple[int, VolumeId], tuple[int, int]] = {}
+        """Which copies take slices: in which life of the server, in which epoch."""
         self.referenced = 0
         self.deletions = 0
         self.drops = 0
@@ -64,6 +67,9 @@ class Ledger:
             for run in command.runs:
                 if run.volume:
                     self._is_referred_to(run.volume, run.slice_id)
+        elif isinstance(command, Reclaimed):
+            for slice_id in command.slices:
+                self.reclaimed(slice_id)
         elif isinstance(command, Rewrite):
             for piece in command.added:
                 if piece.volume:
@@ -73,7 +79,8 @@ class Ledger:
         self.referenced += 1
         record = volume_of(self.tree, volume)
         if record is None:
-            raise Broken("bytes", f"slice {slice_id:#x} is referred to, but not volume {volume}")
+            what = f"slice {slice_id:#x} is in use, but there is no volume {volume}"
+            raise Broken("acknowledged by all", what)
         for node in record.replicas:
             if not self._has(node, volume, slice_id):
                 raise Broken(
@@ -89,6 +96,36 @@ class Ledger:
             return True
         return slice_id < self._lost.get((node, volume), 0)
 
+    def opened(self, server: "ChunkServer", volume: VolumeId, epoch: int) -> None:
+        """By order.  Epoch 0: it is sealed."""
+        self._opened[server.node, volume] = (server.life, epoch)
+
+    def takes(self, server: "ChunkServer", volume: VolumeId, epoch: int) -> None:
+        """A server takes a slice that somebody writes in this epoch."""
+        if self._opened.get((server.node, volume)) != (server.life, epoch):
+            raise Broken(
+                "slices are taken only where a leader says so",
+                f"{server.name} takes one for volume {volume} in epoch {epoch}",
+            )
+
+    def reclaimed(self, slice_id: SliceId) -> None:
+        """It is said to be deleted everywhere.  (But where it was copied to meanwhile.)"""
+        volume = self._place.get(slice_id)
+        record = volume_of(self.tree, volume) if volume is not None else None
+        for node in record.replicas if record is not None else ():
+            assert volume is not None
+            copy = self.servers[node].volumes.get(volume)
+            if copy is not None and slice_id in copy.kept and slice_id not in copy.copied:
+                raise Broken(
+                    "garbage is known until it is deleted",
+                    f"node {node} still has slice {slice_id:#x} of volume {volume}",
+                )
+
+    def has_stored(self, volume: VolumeId, slice_id: SliceId, data: bytes) -> None:
+        """A mount is told that all replicas have it."""
+        self.stored[volume, slice_id] = data
+        self._place[slice_id] = volume
+
     def deleted(self, name: str, volume: VolumeId, slice_id: SliceId) -> None:
         """A server has deleted a slice by order."""
         self.deletions += 1
@@ -101,12 +138,15 @@ class Ledger:
         """A server has dropped its copy of a volume by order."""
         self.drops += 1
         record = volume_of(self.tree, volume)
+        replicas = record.replicas if record is not None else ()
         for slice_id in self._used(volume):
-            if record is None or not self._whole(record.replicas, volume, slice_id):
+            left = self._whole(replicas, volume, slice_id)
+            lack = [node for node in replicas if not self._has(node, volume, slice_id)]
+            if not left or lack:
                 raise Broken(
                     "nothing in use is deleted",
-                    f"{name} drops volume {volume}, and no replica has slice {slice_id:#x} any "
-                    f"more: {record}",
+                    f"{name} drops volume {volume}; slice {slice_id:#x} is on {left} then, and not "
+                    f"on {lack}: {record}",
                 )
 
     def _used(self, volume: VolumeId) -> Iterable[SliceId]:

@@ -54,6 +54,7 @@ class Tasks:
         self._gate = gate
         self._running: dict[int, Coroutine[Any, Any, Any]] = {}
         self._count = 0
+        world.last.append(self.end)
 
     def start(self, work: Coroutine[Any, Any, None]) -> None:
         """Nobody waits for it: it must not fail."""

@@ -10,7 +10,7 @@ from mountfs.sim.world import MS
 class Times(msgspec.Struct, frozen=True, kw_only=True):
     """Microseconds."""
 
-    report_us: int = 200 * MS
+    report_us: int = 250 * MS
     scrub_us: int = 300 * MS
     """From one volume of a disk to the next."""
     attempt_us: int = 500 * MS
@@ -24,7 +24,7 @@ class Times(msgspec.Struct, frozen=True, kw_only=True):
     repair_us: int = 200 * MS
     tidy_us: int = 400 * MS
     delete_us: int = 300 * MS
-    collect_us: int = 60 * MS
+    collect_us: int = 80 * MS
     grace_us: int = 1_500 * MS
     """A slice that no file refers to is left alone for so long."""
     reserved_us: int = 1_000 * MS

@@ -36,7 +36,7 @@ class Looking:
         self.found.heard()
         self.collector.hurry()
         with trio.fail_after(30):
-            while self.collector._hurried:
+            while self.collector.is_hurried:
                 await self.collector.step()
 
     async def after_the_grace(self) -> None:
@@ -238,7 +238,7 @@ async def test_in_safe_mode_nothing_is_done_and_nobody_runs_in_circles(tmp_path:
         looking.collector.hurry()
         for _ in range(5):
             await looking.collector.step()
-            assert looking.collector._pause_s() > 0
+            assert looking.collector.pause_s > 0
         assert found.tree.counters.closed_slices == 0
 
 

@@ -68,16 +68,21 @@ async def test_as_many_copies_as_there_are_nodes_but_no_more_than_usual(tmp_path
 
 async def test_volumes_that_are_known_are_counted_for_safe_mode(tmp_path: Path) -> None:
     async with plane(tmp_path, reporting=False) as found:
-        records = await found.allot(count=3)
+        records = await found.allot(count=4)
         chunkservers = found.server.chunkservers
-        assert chunkservers.volumes() == (3, 0)
+        assert chunkservers.volumes() == (4, 0)
         found.heard()
-        assert chunkservers.volumes() == (3, 3)
+        assert chunkservers.volumes() == (4, 4)
         await found.order(SealVolume(records[0].number))
         await found.order(ForgetVolume(records[0].number))
-        assert chunkservers.volumes() == (2, 2)
+        assert chunkservers.volumes() == (3, 3)
+        ino = await found.file("f")
+        for record in records[1:3]:  # the last one is empty, and may be nowhere
+            await found.fill(record, ino, 1)
         chunkservers.lead_no_more()
         assert chunkservers.volumes() == (0, 0)
+        chunkservers.began_to_lead(cold=True)
+        assert chunkservers.volumes() == (0, 0), "nothing is in them: they need not be anywhere"
         chunkservers.began_to_lead()
         assert chunkservers.volumes() == (2, 0)
         found.heard()

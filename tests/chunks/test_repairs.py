@@ -56,7 +56,7 @@ async def sealed(found: Plane, *, copies: int = 3) -> tuple[VolumeRecord, list[S
 
 async def do(found: Plane, task: Any) -> None:
     with trio.fail_after(30):
-        await found.repairs._steps_now().carry_out(task)
+        await found.repairs._steps_now(found.healer.copied).carry_out(task)
 
 
 def other(found: Plane, record: VolumeRecord) -> int:
