@@ -8,13 +8,13 @@ import signal
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 from benchmarks import report
-from benchmarks.filesystems import FILESYSTEMS, Mounted, choose
+from benchmarks.filesystems import CLUSTERS, DEFAULT, FILESYSTEMS, Mounted, choose
 from benchmarks.measure import (
     Outcome,
     cpu_s,
@@ -28,6 +28,7 @@ from benchmarks.measure import (
     wait_until_quiet,
 )
 from benchmarks.processes import CannotStart
+from benchmarks.targets import CLUSTER_ROWS
 from benchmarks.workloads import (
     FULL,
     PARTS,
@@ -48,7 +49,9 @@ QUIET_S = 10.0
 def main() -> None:
     arguments = _parse()
     sizes = QUICK if arguments.quick else FULL
-    names = ["mountfs", *(name for name in arguments.peers.split(",") if name)]
+    names = [name for name in arguments.peers.split(",") if name]
+    if not arguments.clusters:
+        names.insert(0, "mountfs")
     try:
         choose(names)
     except ValueError as error:
@@ -57,7 +60,8 @@ def main() -> None:
         part for part in PARTS if any(_wanted(part, step, arguments.only) for step in part.rows())
     ]
     if not parts:
-        sys.exit(f"scripts/bench: no row has {arguments.only} in its name; see --list")
+        wanted = " or ".join(arguments.only)
+        sys.exit(f"scripts/bench: no row has {wanted} in its name; see --list")
     if arguments.list:
         for part in parts:
             for step in part.rows():
@@ -74,10 +78,12 @@ def main() -> None:
 
 def write(results: dict[str, Any], arguments: argparse.Namespace) -> None:
     """As JSON and as a table; of a run that was stopped, what there is."""
-    stem = "bench-quick" if arguments.quick else "bench"
+    stem = "clusters" if arguments.clusters else "bench"
+    if arguments.quick:
+        stem += "-quick"
     if arguments.against:
         stem += "-against"
-    if arguments.only:
+    if arguments.only and not arguments.clusters:
         stem += "-part"
     report.save(arguments.out, stem, results, report.text(results))
 
@@ -93,8 +99,13 @@ def _parse() -> argparse.Namespace:
         help="rows with one of these comma-separated words in their name, and all they stand on",
     )  # fmt: skip
     parser.add_argument(
-        "--peers", default=",".join(list(FILESYSTEMS)[1:]), metavar="NAMES",
-        help=f"what to compare with, of {','.join(list(FILESYSTEMS)[1:])}; default: all",
+        "--peers", default="", metavar="NAMES",
+        help=f"what to compare with, of {','.join(list(FILESYSTEMS)[1:])}; "
+        f"default: {','.join(DEFAULT)}, or with --clusters: {','.join(CLUSTERS)}",
+    )  # fmt: skip
+    parser.add_argument(
+        "--clusters", action="store_true",
+        help="three nodes, beside clusters of others with as many copies; the rows they compare in",
     )  # fmt: skip
     parser.add_argument(
         "--against", type=Path, metavar="CHECKOUT",
@@ -111,6 +122,10 @@ def _parse() -> argparse.Namespace:
     )  # fmt: skip
     parser.add_argument("--list", action="store_true", help="name the rows and stop")
     found = parser.parse_args()
+    found.peers = found.peers or ",".join(CLUSTERS if found.clusters else DEFAULT)
+    found.only = [word for word in found.only.split(",") if word]
+    if found.clusters:
+        found.only = found.only or CLUSTER_ROWS
     if found.against is not None:
         found.against = found.against.resolve()
         if not (found.against / "mountfs").is_dir():
@@ -118,10 +133,8 @@ def _parse() -> argparse.Namespace:
     return found
 
 
-def _wanted(part: Part, step: Step, only: str) -> bool:
-    return not only or any(
-        word in (part.name, step.name) or word in step.name for word in only.split(",")
-    )
+def _wanted(part: Part, step: Step, only: Sequence[str]) -> bool:
+    return not only or any(word in (part.name, step.name) or word in step.name for word in only)
 
 
 @contextlib.contextmanager
@@ -183,8 +196,9 @@ def run(
             except CannotStart as reason:
                 results["not_measured"][name] = str(reason)
                 print(f"not measured: {name}: {reason}", flush=True)
-        if "mountfs" in results["not_measured"]:
-            sys.exit("scripts/bench: mountfs does not start")
+        for name in ("mountfs", "mountfs-cluster"):
+            if name in results["not_measured"]:
+                sys.exit(f"scripts/bench: {name} does not start")
         idle_s = 3.0 if arguments.quick else 10.0
         started = {one.name: _at_rest(one, results) for one in up}
         _idle(up, idle_s, results)
@@ -228,7 +242,7 @@ def _play(
     archive: Archive,
     round_number: int,
     results: dict[str, Any],
-    only: str,
+    only: Sequence[str],
 ) -> None:
     """One scene on every filesystem, step by step, so that all meet the same noise."""
     scenes: dict[str, Scene] = {}

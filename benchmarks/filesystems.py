@@ -440,6 +440,11 @@ GLUSTER_PORT = 24007
 """Bricks ask for no other."""
 
 
+DEFAULT = ("mountfs-cluster", "plain", "juicefs", "seaweedfs")
+CLUSTERS = (
+    "plain", "mountfs-cluster", "mountfs-cluster-1", "seaweedfs-3", "seaweedfs-3-fsync",
+    "seaweedfs-1", "gluster",
+)  # fmt: skip
 FILESYSTEMS: dict[str, Start] = {
     "mountfs": mountfs,
     "mountfs-cluster": partial(mountfs_cluster, 3),

@@ -35,6 +35,7 @@ from mountfs.meta.ops.read import (
     GetPiece,
     Lookup,
     NextChunk,
+    Opening,
     ReadDir,
     Readlink,
     Usage,
@@ -54,8 +55,8 @@ LIMIT_MAX: Final = 100_000
 
 QUERIES: Final[tuple[type[Query[Any]], ...]] = (
     Birth, ChunkRows, CountRows, Describe, Garbage, GetAttr, GetCopies, GetLayout, GetPiece,
-    GetVolumes, GetXattr, ListVolumes, ListXattr, Lookup, NextChunk, Nodes, Orphans, ReadDir,
-    Readlink, Sessions, Tangles, TestLock, Usage, UsedSlices,
+    GetVolumes, GetXattr, ListVolumes, ListXattr, Lookup, NextChunk, Nodes, Opening, Orphans,
+    ReadDir, Readlink, Sessions, Tangles, TestLock, Usage, UsedSlices,
 )  # fmt: skip
 
 OPERATORS: Final = frozenset(
