@@ -52,7 +52,7 @@ class _Seen:
         self.group = self.machine = self.node = self.service = self
         self.chunkservers = Chunkservers(self, self.now)  # type: ignore[arg-type]
         self.chunkservers.fleet.config = FLEET
-        self.safe_mode = SafeMode(self.chunkservers.volumes)
+        self.safe_mode = SafeMode(self.chunkservers.volumes, now=self.now)
 
     # of the machine
 
