@@ -146,6 +146,9 @@ class BytesRun(FileRun):
     def _calm(self) -> None:
         super()._calm()
         self.bytes_faults.make_well()
+        for meta in self.metas.values():
+            assert meta.leading is not None
+            meta.leading.hurry()
 
     def _wait_for_calm(self) -> None:
         super()._wait_for_calm()
