@@ -5,9 +5,11 @@ be (`Ledger.may_lose`).
 """
 
 from collections.abc import Iterable
+from functools import partial
 from random import Random
 from typing import TYPE_CHECKING
 
+from mountfs.meta.ops.nodes import DrainNode, all_nodes
 from mountfs.sim.chunkserver import ChunkServer, Volume
 from mountfs.sim.world import MS, S
 from mountfs.types import SliceId, VolumeId
@@ -16,6 +18,9 @@ if TYPE_CHECKING:
     from mountfs.sim.bytes_run import BytesRun
 
 WELL_US = MS
+TELL_US = 300 * MS
+COPIES = 3
+"""Of every volume, in clusters of so many nodes."""
 
 
 class BytesFaults:
@@ -23,6 +28,7 @@ class BytesFaults:
         self._run = run
         self._images: dict[int, dict[VolumeId, Volume]] = {}
         """Of disks, as they once were."""
+        self._draining: set[int] = set()
 
     def _any(self, random: Random) -> ChunkServer:
         return random.choice([server for _, server in sorted(self._run.servers.items())])
@@ -167,18 +173,56 @@ class BytesFaults:
         server.volumes = image
         return f"{what}, and is as it was before"
 
+    # -- people
+
+    def drain(self, random: Random) -> str:
+        """A node is to keep nothing, if there are enough others; or may have some again."""
+        run = self._run
+        node = random.choice(sorted(run.servers))
+        if node not in self._draining:
+            staying = {run.keepers[one] for one in run.servers if one not in self._draining}
+            if len(staying) <= COPIES:
+                return ""
+            self._draining.add(node)
+        else:
+            self._draining.discard(node)
+        self._tell()
+        return (
+            f"c{node} {'is to keep nothing' if node in self._draining else 'may have slices again'}"
+        )
+
+    def _tell(self) -> None:
+        """Whoever leads, until it is so."""
+        run = self._run
+        tree = run.ledger.tree
+        known = {one.number for one in all_nodes(tree) if one.draining}
+        leader = run.cluster.leader()
+        if leader is not None and leader.runs:
+            meta = run.metas[leader.node]
+            for node in sorted(known ^ self._draining):
+                order = DrainNode(node, node in self._draining)
+                leader.when_running("operator", partial(meta.order, order, _ignore))
+        if known != self._draining:
+            run.world.after(TELL_US, self._tell)
+
     # -- the end
 
     def make_well(self) -> None:
         run = self._run
         wires = run.wires
         self._heal()
+        self._draining.clear()
+        self._tell()
         wires.breaking = wires.straggling = 0.0
         for server in run.servers.values():
             server.full = False
             server.sync_us = server.read_us = WELL_US
             if not server.up:
                 server.boot()
+
+
+def _ignore(reply: object) -> None:
+    """They look whether it is so."""
 
 
 def _gone(now: Volume, before: Volume | None) -> Iterable[SliceId]:

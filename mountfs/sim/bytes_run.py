@@ -44,7 +44,13 @@ class BytesRun(FileRun):
         servers = [own.crash, own.crash, own.crash_for_long, own.pause, own.crash_all]
         network = [own.cut_off, own.cut_off_rack, own.slow_down]
         leaders = [faults.crash_leader, faults.pause_leader, faults.cut_off_leader]
-        others = [faults.crash_all, faults.transfer, self._stop_mount, self._cut_off_mount]
+        others = [
+            faults.crash_all,
+            faults.transfer,
+            self._stop_mount,
+            self._cut_off_mount,
+            own.drain,
+        ]
         kinds = random.sample([*disks, *servers, *network, *leaders, *others], random.randint(2, 7))
         likely = random.choice((0.0, 0.0, 0.02))
         heal = [faults.heal, own.heal]
@@ -140,6 +146,9 @@ class BytesRun(FileRun):
     def _calm(self) -> None:
         super()._calm()
         self.bytes_faults.make_well()
+        for meta in self.metas.values():
+            assert meta.leading is not None
+            meta.leading.hurry()
 
     def _wait_for_calm(self) -> None:
         super()._wait_for_calm()

@@ -150,6 +150,7 @@ class ChunkServer:
         """Of what was not synced, a beginning is on the disk."""
         assert self.up
         self.up = False
+        self.stopped_until = 0
         self._world.note(f"{self.name} crashes")
         self.tasks.end()
         for volume in self.volumes.values():

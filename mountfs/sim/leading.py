@@ -37,6 +37,7 @@ from mountfs.vfs.compactor import Compactor
 from mountfs.vfs.reader import Reader
 
 LOOK_US = 100 * MS
+HURRIED_US = 15 * MS
 TANGLES = 4
 """Chunks that are compacted at a time."""
 
@@ -52,7 +53,7 @@ class _Seen:
         self.group = self.machine = self.node = self.service = self
         self.chunkservers = Chunkservers(self, self.now)  # type: ignore[arg-type]
         self.chunkservers.fleet.config = FLEET
-        self.safe_mode = SafeMode(self.chunkservers.volumes)
+        self.safe_mode = SafeMode(self.chunkservers.volumes, now=self.now)
 
     # of the machine
 
@@ -176,6 +177,7 @@ class Leading:
         self._lot: Random = world.stream(f"lot {server.node}")
         self.carried_out: dict[str, int] = {}
         """How often which task of the healer has gone well."""
+        self._collect_us = times.collect_us
         self._tasks = Tasks(world, self._gate)
         self._begin()
         server.on_boot = self._begin
@@ -223,6 +225,10 @@ class Leading:
 
     async def _where(self, volume: VolumeId) -> Sequence[int]:
         return nodes_of(volume, volume_of(self.seen.replica.machine.tree, volume))
+
+    def hurry(self) -> None:
+        """Look for garbage as fast as can be: the run ends when there is none."""
+        self._collect_us = HURRIED_US
 
     # -- what it is told
 
@@ -311,7 +317,7 @@ class Leading:
 
     async def _collect(self) -> None:
         while True:
-            await self._tasks.sleep(self._times.collect_us)
+            await self._tasks.sleep(self._collect_us)
             await self._try(self.collector.step())
 
     async def _delete(self) -> None:

@@ -121,6 +121,7 @@ class Server:
     def crash(self) -> None:
         assert self.up
         self.up = False
+        self.stopped_until = 0
         self._world.note(f"{self.node} crashes")
         self.disk.crash()
         self._checks.forget(self.node)

@@ -104,6 +104,19 @@ async def test_seal_reaches_all_who_are_there_and_is_done_when_all_know(tmp_path
         )
 
 
+async def test_who_was_away_when_it_was_sealed_is_told_before_it_gets_anything(
+    tmp_path: Path,
+) -> None:
+    async with plane(tmp_path) as found:
+        (record,) = await found.allot(copies=3)
+        names = await found.fill(record, await found.file("f"), COUNT)
+        lacking = found.nodes[record.replicas[0]]
+        lacking.disks.delete({record.number: names[:3]})
+        await found.order(SealVolume(record.number))
+        await do(found, Reconcile(volume=record.number, why="a test", among=record.replicas))
+        assert found.have(record.number, names, *record.replicas)
+
+
 @pytest.mark.parametrize("dies", ["source", "target"])
 async def test_a_copy_that_breaks_off_changes_nothing_and_is_gone_on_with(
     tmp_path: Path, dies: str
