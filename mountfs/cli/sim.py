@@ -28,8 +28,9 @@ SUMMARY = "simulate a cluster under seeds, faults and all, and check what it pro
 DESCRIPTION = """\
 Run the metadata's servers and chunkservers, their disks and network, their clients and what befalls
 them in one process, in simulated time, with all chance from one seed: the real consensus, state
-machine, sessions, retries and healing.  Machines crash, stop, lose each other and their disks; after every step it is
-checked that what the cluster promises still holds.  Nothing outside of the process is touched.
+machine, sessions, retries and healing.  Machines crash, stop, lose each other and their disks;
+after every step it is checked that what the cluster promises still holds.  Nothing outside of the
+process is touched.
 """
 EPILOG = """\
 examples:

@@ -45,26 +45,20 @@ class Chunkservers:
 
     # -- leading
 
-    def began_to_lead(self, *, cold: bool = False) -> None:
-        """`cold`: after a cold start, when it is waited for all that is expected."""
+    def began_to_lead(self) -> None:
         self._leads = True
         self.fleet.began_to_lead(self._now())
         self.assigned.clear()
         tree = self._machine.replica.machine.tree
         after = VolumeId(0)
         while page := ListVolumes(PAGE, after).read(tree):
-            # One with nothing in it may be nowhere: its leader went before it was opened.
-            self.fleet.expect(
-                record.number
-                for record in page
-                if not cold or UsedSlices(record.number, 1).read(tree)
-            )
+            self.fleet.expect(record.number for record in page)
             self.assigned.take(page)
             after = page[-1].number
 
     def expect_less(self) -> None:
-        """In safe mode, now and then: what is missing may not be needed.  When we began to lead we
-        may not have known all that was done before.
+        """In safe mode, now and then: what is missing may not be needed.  One with nothing in it may
+        be nowhere: its leader went before it was opened.
         """
         tree = self._machine.replica.machine.tree
         for number in self.fleet.missing(MISSING_MAX):

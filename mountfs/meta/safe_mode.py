@@ -69,11 +69,6 @@ class SafeMode:
         self._why = "" if self._on else "this node took over from another"
         self._look()
 
-    @property
-    def is_cold_start(self) -> bool:
-        """Nobody has been heard to lead since this node began."""
-        return not self._heard_a_leader
-
     def leave(self) -> None:
         """An operator says that it is enough."""
         if self._on:

@@ -243,7 +243,7 @@ class MetaServer:
             self.damaged.set()
             return
         if group.is_leader:
-            self.chunkservers.began_to_lead(cold=self.safe_mode.is_cold_start)
+            self.chunkservers.began_to_lead()
             self.safe_mode.began_to_lead()
             self.service.began_to_lead()
         else:

@@ -236,7 +236,7 @@ class Leading:
         """It has begun to lead, or does not lead any more."""
         seen = self.seen
         if seen.is_leader:
-            seen.chunkservers.began_to_lead(cold=seen.safe_mode.is_cold_start)
+            seen.chunkservers.began_to_lead()
             seen.safe_mode.began_to_lead()
         else:
             seen.chunkservers.lead_no_more()
