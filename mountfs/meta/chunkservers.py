@@ -57,8 +57,8 @@ class Chunkservers:
             after = page[-1].number
 
     def expect_less(self) -> None:
-        """In safe mode, now and then: what is missing may not be needed.  One with nothing in it may
-        be nowhere: its leader went before it was opened.
+        """In safe mode, now and then: what is missing may not be needed.  One with nothing in it
+        may be nowhere: its leader went before it was opened.
         """
         tree = self._machine.replica.machine.tree
         for number in self.fleet.missing(MISSING_MAX):

@@ -34,6 +34,7 @@ def test_a_volume_with_nothing_in_it_is_not_waited_for(machine: Any, servers: Ch
     machine.do(AllotVolume(5, 3, (1, 2, 3)))
     fill(machine, "a")
     servers.began_to_lead()
+    servers.expect_less()
     assert servers.volumes() == (1, 0)
 
 
