@@ -257,7 +257,8 @@ async def test_in_safe_mode_nothing_is_given_out_or_changed(tmp_path: Path) -> N
     async with plane(tmp_path) as found:
         (record,) = await found.allot()
         await found.end_session(found.session)
-        found.server.safe_mode._on, found.server.safe_mode._hold_until = True, 0
+        found.server.safe_mode._on = True
+        found.server.safe_mode._hold_until = 1 << 60
         found.server.safe_mode._volumes = lambda: (5, 0)
         await fails(Fault.UNAVAILABLE, found.allot())
         found.server.safe_mode._hold_until = 0
