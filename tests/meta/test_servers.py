@@ -451,6 +451,8 @@ async def test_a_checkpoint_that_a_snapshot_has_overtaken_is_no_error(
     async with servers(tmp_path, 1) as found, found.mount() as mount:
         await mkdir(mount, "a")
         meta = found[1].meta
+        # What the leader orders by itself must not come while the states are exchanged.
+        await found.until(lambda: meta.service.node_of(meta.place.number) is not None)
         old = meta.machine.replica
         other = MetaMachine(
             tmp_path, SnapshotHead(LogIndex(0), Term(0), Membership(())), open_store
