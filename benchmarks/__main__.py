@@ -2,20 +2,19 @@
 
 import argparse
 import contextlib
-import json
 import os
 import shutil
 import signal
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 from benchmarks import report
-from benchmarks.filesystems import FILESYSTEMS, Mounted, choose
+from benchmarks.filesystems import CLUSTERS, DEFAULT, FILESYSTEMS, Mounted, choose
 from benchmarks.measure import (
     Outcome,
     cpu_s,
@@ -29,6 +28,7 @@ from benchmarks.measure import (
     wait_until_quiet,
 )
 from benchmarks.processes import CannotStart
+from benchmarks.targets import CLUSTER_ROWS
 from benchmarks.workloads import (
     FULL,
     PARTS,
@@ -49,7 +49,9 @@ QUIET_S = 10.0
 def main() -> None:
     arguments = _parse()
     sizes = QUICK if arguments.quick else FULL
-    names = ["mountfs", *(name for name in arguments.peers.split(",") if name)]
+    names = [name for name in arguments.peers.split(",") if name]
+    if not arguments.clusters:
+        names.insert(0, "mountfs")
     try:
         choose(names)
     except ValueError as error:
@@ -58,7 +60,8 @@ def main() -> None:
         part for part in PARTS if any(_wanted(part, step, arguments.only) for step in part.rows())
     ]
     if not parts:
-        sys.exit(f"scripts/bench: no row has {arguments.only} in its name; see --list")
+        wanted = " or ".join(arguments.only)
+        sys.exit(f"scripts/bench: no row has {wanted} in its name; see --list")
     if arguments.list:
         for part in parts:
             for step in part.rows():
@@ -75,16 +78,14 @@ def main() -> None:
 
 def write(results: dict[str, Any], arguments: argparse.Namespace) -> None:
     """As JSON and as a table; of a run that was stopped, what there is."""
-    stem = "bench-quick" if arguments.quick else "bench"
+    stem = "clusters" if arguments.clusters else "bench"
+    if arguments.quick:
+        stem += "-quick"
     if arguments.against:
         stem += "-against"
-    if arguments.only:
+    if arguments.only and not arguments.clusters:
         stem += "-part"
-    arguments.out.mkdir(parents=True, exist_ok=True)
-    (arguments.out / f"{stem}.json").write_text(json.dumps(results, indent=1) + "\n")
-    page = report.text(results)
-    (arguments.out / f"{stem}.md").write_text(page + "\n")
-    print(f"\n{page}\n\nWritten: {arguments.out / stem}.json and .md")
+    report.save(arguments.out, stem, results, report.text(results))
 
 
 def _parse() -> argparse.Namespace:
@@ -98,8 +99,13 @@ def _parse() -> argparse.Namespace:
         help="rows with one of these comma-separated words in their name, and all they stand on",
     )  # fmt: skip
     parser.add_argument(
-        "--peers", default=",".join(list(FILESYSTEMS)[1:]), metavar="NAMES",
-        help=f"what to compare with, of {','.join(list(FILESYSTEMS)[1:])}; default: all",
+        "--peers", default="", metavar="NAMES",
+        help=f"what to compare with, of {','.join(list(FILESYSTEMS)[1:])}; "
+        f"default: {','.join(DEFAULT)}, or with --clusters: {','.join(CLUSTERS)}",
+    )  # fmt: skip
+    parser.add_argument(
+        "--clusters", action="store_true",
+        help="three nodes, beside clusters of others with as many copies; the rows they compare in",
     )  # fmt: skip
     parser.add_argument(
         "--against", type=Path, metavar="CHECKOUT",
@@ -116,6 +122,10 @@ def _parse() -> argparse.Namespace:
     )  # fmt: skip
     parser.add_argument("--list", action="store_true", help="name the rows and stop")
     found = parser.parse_args()
+    found.peers = found.peers or ",".join(CLUSTERS if found.clusters else DEFAULT)
+    found.only = [word for word in found.only.split(",") if word]
+    if found.clusters:
+        found.only = found.only or CLUSTER_ROWS
     if found.against is not None:
         found.against = found.against.resolve()
         if not (found.against / "mountfs").is_dir():
@@ -123,10 +133,8 @@ def _parse() -> argparse.Namespace:
     return found
 
 
-def _wanted(part: Part, step: Step, only: str) -> bool:
-    return not only or any(
-        word in (part.name, step.name) or word in step.name for word in only.split(",")
-    )
+def _wanted(part: Part, step: Step, only: Sequence[str]) -> bool:
+    return not only or any(word in (part.name, step.name) or word in step.name for word in only)
 
 
 @contextlib.contextmanager
@@ -188,8 +196,9 @@ def run(
             except CannotStart as reason:
                 results["not_measured"][name] = str(reason)
                 print(f"not measured: {name}: {reason}", flush=True)
-        if "mountfs" in results["not_measured"]:
-            sys.exit("scripts/bench: mountfs does not start")
+        for name in ("mountfs", "mountfs-cluster"):
+            if name in results["not_measured"]:
+                sys.exit(f"scripts/bench: {name} does not start")
         idle_s = 3.0 if arguments.quick else 10.0
         started = {one.name: _at_rest(one, results) for one in up}
         _idle(up, idle_s, results)
@@ -233,7 +242,7 @@ def _play(
     archive: Archive,
     round_number: int,
     results: dict[str, Any],
-    only: str,
+    only: Sequence[str],
 ) -> None:
     """One scene on every filesystem, step by step, so that all meet the same noise."""
     scenes: dict[str, Scene] = {}

@@ -94,7 +94,8 @@ def node_command(
 ) -> list[str]:
     return [
         *program, "--home", str(scratch / f"n{number}"), "--name", f"n{number}",
-        "--listen", f"127.0.0.1:{port}", *(["--join", join] if join else []),
+        "--listen", f"127.0.0.1:{port}", "--location", f"/rack/n{number}",
+        *(["--join", join] if join else []),
     ]  # fmt: skip
 
 

@@ -16,6 +16,7 @@ from functools import partial
 from pathlib import Path
 
 from benchmarks import clusters
+from benchmarks.clusters import NODES
 from benchmarks.measure import now, with_children
 from benchmarks.processes import (
     START_S,
@@ -29,10 +30,12 @@ from benchmarks.processes import (
     run,
     serving,
     start_time,
+    taken,
     version,
     wait_for,
 )
 
+MOUNTFS = (sys.executable, "-m", "mountfs.cli.main")
 STOP_S = 120
 """For an unmounted daemon to write what it holds and end."""
 
@@ -111,7 +114,8 @@ def mountfs_before(checkout: Path, scratch: Path) -> Iterator[Mounted]:
 
 
 @contextmanager
-def mountfs_cluster(scratch: Path) -> Iterator[Mounted]:
+def mountfs_cluster(copies: int, scratch: Path) -> Iterator[Mounted]:
+    """`copies` of the bytes of every file, on so many of three nodes."""
     from mountfs.cli.places import mount_directory
 
     point = scratch / "mount"
@@ -120,13 +124,15 @@ def mountfs_cluster(scratch: Path) -> Iterator[Mounted]:
         stack.callback(shutil.rmtree, own, ignore_errors=True)
         source = f"{','.join(cluster.at)}:"
         pid = stack.enter_context(_mounted(source, own, point))
+        if copies != NODES:
+            run([*MOUNTFS, "replication", "set", str(point), str(copies)])
         yield Mounted(
-            name="mountfs-cluster",
+            name="mountfs-cluster" if copies == NODES else f"mountfs-cluster-{copies}",
             top=point,
             version=cluster.version,
             durability="three nodes on this machine and disk. Every returned change of names is "
-            "synced (fdatasync) on two of them. A returned fsync is on the disk, contents above "
-            "4 KiB in one copy.",
+            "synced (fdatasync) on two of them. When close or fsync returns, contents are synced "
+            f"in {copies} of 3 volumes, or (up to 4 KiB; with fsync up to 64 KiB) with the names.",
             fsync_reaches_disk=True,
             roots=[pid, *cluster.roots],
         )
@@ -262,12 +268,194 @@ def seaweedfs(scratch: Path) -> Iterator[Mounted]:
         )
 
 
+@contextmanager
+def seaweedfs_cluster(copies: int, scratch: Path, *, fsync: bool = False) -> Iterator[Mounted]:
+    """Master, three volume servers, filer and mount, a process each; `copies` of all bytes."""
+    program = find("weed")
+    data, logs, point = _directories(scratch, "master", "mount")
+    replication = f"00{copies - 1}"
+    master, filer = free_port(), free_port()
+    at = ["-ip=127.0.0.1", "-ip.bind=127.0.0.1"]
+    with ExitStack() as stack:
+
+        def serve(name: str, *argv: str) -> subprocess.Popen[bytes]:
+            return stack.enter_context(serving([program, *argv], logs / f"{name}.log"))
+
+        roots = [
+            serve(
+                "master", "master", *at, f"-port={master}", f"-mdir={data / 'master'}",
+                "-peers=none", "-telemetry=false", f"-defaultReplication={replication}",
+                "-volumeSizeLimitMB=1024",
+            )
+        ]  # fmt: skip
+        wait_for(
+            lambda: answers(f"http://127.0.0.1:{master}/cluster/status"), "weed master", roots[0]
+        )
+        for number in range(1, NODES + 1):
+            directory = data / f"v{number}"
+            directory.mkdir()
+            # One rack: 002 is two more copies on other servers of the same rack.
+            roots.append(
+                serve(
+                    f"volume{number}", "volume", *at, f"-port={free_port()}", f"-dir={directory}",
+                    "-max=100", f"-master=127.0.0.1:{master}", "-dataCenter=dc", "-rack=rack",
+                    "-preStopSeconds=0",
+                )
+            )  # fmt: skip
+        roots.append(
+            serve(
+                "filer", "filer", *at, f"-port={filer}", f"-master=127.0.0.1:{master}",
+                f"-defaultStoreDir={data}", f"-localSocket={data}/filer.sock",
+                f"-defaultReplicaPlacement={replication}",
+            )
+        )  # fmt: skip
+        wait_for(lambda: answers(f"http://127.0.0.1:{filer}/"), "weed filer", roots[-1])
+        assign = f"http://127.0.0.1:{master}/dir/assign?replication={replication}"
+        wait_for(lambda: b"fid" in get(assign), "weed volume", roots[1])
+        if fsync:
+            _weed_shell(program, master, filer, "fs.configure -locationPrefix=/ -fsync -apply")
+        daemon = serve(
+            "mount", "mount", f"-filer=127.0.0.1:{filer}", f"-dir={point}",
+            f"-cacheDir={data}/cache", f"-localSocket={data}/mount.sock",
+            f"-replication={replication}",
+        )  # fmt: skip
+        stack.callback(_unmount, point)
+        wait_for(lambda: _is_mount(point), "weed mount", daemon)
+        promise = (
+            "volume servers sync before they answer (fs.configure -fsync); the filer does not"
+            if fsync
+            else "fsync does not sync: it means that the servers have the data, in memory"
+        )
+        yield Mounted(
+            name=f"seaweedfs-{copies}" + ("-fsync" if fsync else ""),
+            top=point,
+            version=version([program, "version"]),
+            durability=f"replication {replication}: {copies} of 3 volume servers have the bytes, "
+            f"one filer (LevelDB) the names. {promise}.",
+            fsync_reaches_disk=fsync,
+            roots=[*(server.pid for server in roots), daemon.pid],
+        )
+
+
+def _weed_shell(program: str, master: int, filer: int, command: str) -> None:
+    done = subprocess.run(
+        [program, "shell", f"-master=127.0.0.1:{master}", f"-filer=127.0.0.1:{filer}"],
+        input=f"lock\n{command}\nunlock\n", capture_output=True, text=True, timeout=START_S,
+    )  # fmt: skip
+    if done.returncode or "error" in done.stdout.lower():
+        raise CannotStart(f"weed shell, {command}: {(done.stderr or done.stdout).strip()[-300:]}")
+
+
+@contextmanager
+def gluster(scratch: Path) -> Iterator[Mounted]:
+    """Three bricks on this machine with a copy each, mounted by its own client.
+
+    What ends by itself when the volume is stopped is ended by the pids that glusterd has noted if
+    it does not.
+    """
+    program, control, client = find("glusterd"), find("gluster"), find("glusterfs")
+    data, logs, point = _directories(scratch, "state", "mount")
+    run_directory, door = data / "run", data / "glusterd.socket"
+    run_directory.mkdir()
+    bricks = [data / f"brick{number}" for number in range(1, NODES + 1)]
+    for brick in bricks:
+        brick.mkdir()
+    try:
+        os.setxattr(data, "trusted.bench", b"1")
+    except OSError as error:
+        raise CannotStart(
+            f"bricks need attributes of the class trusted: {error.strerror}"
+        ) from None
+    if taken(GLUSTER_PORT, GLUSTER_HOST):
+        raise CannotStart(f"port {GLUSTER_PORT} of {GLUSTER_HOST} is taken")
+    options = {
+        "working-directory": data / "state",
+        "run-directory": run_directory,
+        "transport-type": "socket",
+        "transport.address-family": "inet",
+        "transport.socket.bind-address": GLUSTER_HOST,
+        "transport.socket.listen-port": GLUSTER_PORT,
+        "glusterd-sockfile": door,
+    }
+    lines = [f"    option {name} {value}" for name, value in options.items()]
+    volfile = data / "glusterd.vol"
+    volfile.write_text(
+        "\n".join(["volume management", "    type mgmt/glusterd", *lines, "end-volume", ""])
+    )
+
+    def asking(*argv: str) -> list[str]:
+        return [control, "--mode=script", f"--glusterd-sock={door}", "volume", *argv]
+
+    def noted() -> list[int]:
+        """The processes that glusterd has started."""
+        return [int(path.read_text()) for path in run_directory.rglob("*.pid")]
+
+    def end_noted() -> None:
+        for pid in noted():
+            end(pid)
+
+    with ExitStack() as stack:
+        stack.callback(end_noted)
+        server = stack.enter_context(
+            serving(
+                [
+                    program, "--no-daemon", f"--volfile={volfile}",
+                    f"--log-file={logs}/glusterd.log", f"--pid-file={data}/glusterd.pid",
+                ],
+                logs / "glusterd.out",
+            )
+        )  # fmt: skip
+        wait_for(lambda: taken(GLUSTER_PORT, GLUSTER_HOST) and door.exists(), "glusterd", server)
+        # "force": bricks on the disk of the system, and all of them on one machine.
+        at = [f"{GLUSTER_HOST}:{brick}" for brick in bricks]
+        run(asking("create", "bench", "replica", str(NODES), *at, "force"))
+        run(asking("start", "bench"))
+        stack.callback(subprocess.run, asking("stop", "bench", "force"), capture_output=True)
+        daemon = stack.enter_context(
+            serving(
+                [
+                    client, "--no-daemon", f"--volfile-server={GLUSTER_HOST}",
+                    "--volfile-id=bench", f"--log-file={logs}/mount.log", str(point),
+                ],
+                logs / "mount.out",
+            )
+        )  # fmt: skip
+        stack.callback(_unmount, point)
+        wait_for(lambda: _is_mount(point), "the mount of GlusterFS", daemon, logs / "mount.log")
+        yield Mounted(
+            name="gluster",
+            top=point,
+            version=version([control, "--version"]),
+            durability="replica 3: three bricks on this machine and disk have each file as a file. "
+            "A returned fsync is on the disk, in all of them. Other changes are in the memory of "
+            "all three.",
+            fsync_reaches_disk=True,
+            roots=[server.pid, daemon.pid, *noted()],
+        )
+
+
+GLUSTER_HOST = "127.0.0.2"
+"""It takes no bricks of 127.0.0.1."""
+GLUSTER_PORT = 24007
+"""Bricks ask for no other."""
+
+
+DEFAULT = ("mountfs-cluster", "plain", "juicefs", "seaweedfs")
+CLUSTERS = (
+    "plain", "mountfs-cluster", "mountfs-cluster-1", "seaweedfs-3", "seaweedfs-3-fsync",
+    "seaweedfs-1", "gluster",
+)  # fmt: skip
 FILESYSTEMS: dict[str, Start] = {
     "mountfs": mountfs,
-    "mountfs-cluster": mountfs_cluster,
+    "mountfs-cluster": partial(mountfs_cluster, 3),
+    "mountfs-cluster-1": partial(mountfs_cluster, 1),
     "plain": plain,
     "juicefs": juicefs,
     "seaweedfs": seaweedfs,
+    "seaweedfs-3": partial(seaweedfs_cluster, 3),
+    "seaweedfs-3-fsync": partial(seaweedfs_cluster, 3, fsync=True),
+    "seaweedfs-1": partial(seaweedfs_cluster, 1),
+    "gluster": gluster,
 }
 
 

@@ -21,7 +21,7 @@ import trio
 from benchmarks.__main__ import ending_in_order, scratch_directory
 from benchmarks.measure import cpu_s, machine, memory_mib, now
 from benchmarks.processes import START_S, free_port
-from benchmarks.report import columns
+from benchmarks.report import columns, save
 from mountfs.kv.journal import Journal
 from mountfs.raft.config import Config
 from mountfs.raft.driver import Group, Node
@@ -63,10 +63,7 @@ def main() -> None:
             run(results, scratch, arguments)
     finally:
         if results["rows"]:
-            arguments.out.mkdir(parents=True, exist_ok=True)
-            (arguments.out / "groups.json").write_text(json.dumps(results, indent=1) + "\n")
-            (arguments.out / "groups.md").write_text(text(results) + "\n")
-            print(f"\n{text(results)}\n\nWritten: {arguments.out / 'groups'}.json and .md")
+            save(arguments.out, "groups", results, text(results))
 
 
 # --- a node ---------------------------------------------------------------------------------------

@@ -5,7 +5,6 @@ have all of it, and how long a node takes to be back after an orderly stop and a
 """
 
 import argparse
-import json
 import os
 import random
 import signal
@@ -23,7 +22,7 @@ from benchmarks import clusters
 from benchmarks.__main__ import ending_in_order, scratch_directory
 from benchmarks.measure import cpu_s, machine, memory_mib, now
 from benchmarks.processes import accepts, serving
-from benchmarks.report import columns
+from benchmarks.report import columns, save
 from mountfs.errors import Fault, FsError
 from mountfs.meta import admin
 from mountfs.meta.client import Options, RemoteMeta, remote_meta
@@ -59,10 +58,7 @@ def main() -> None:
             run(results, scratch, arguments)
     finally:
         if results["rows"]:
-            arguments.out.mkdir(parents=True, exist_ok=True)
-            (arguments.out / "inodes.json").write_text(json.dumps(results, indent=1) + "\n")
-            (arguments.out / "inodes.md").write_text(text(results) + "\n")
-            print(f"\n{text(results)}\n\nWritten: {arguments.out / 'inodes'}.json and .md")
+            save(arguments.out, "inodes", results, text(results))
 
 
 class Nodes:
@@ -75,14 +71,15 @@ class Nodes:
         self._stacks: dict[int, ExitStack] = {}
         stack.callback(self._end)
 
-    def start(self, number: int) -> None:
+    def start(self, number: int, *more: str) -> None:
+        """`more` of its command line."""
         port = (
             self.ports.setdefault(number, clusters.free_ports())
             if (number not in self.ports)
             else self.ports[number]
         )
         first = None if number == 1 else f"127.0.0.1:{self.ports[1]}"
-        argv = clusters.node_command(self.scratch, number, port, first)
+        argv = [*clusters.node_command(self.scratch, number, port, first), *more]
         stack = self._stacks[number] = ExitStack()
         process = stack.enter_context(serving(argv, self.scratch / f"n{number}.log"))
         self.pids[number] = process.pid

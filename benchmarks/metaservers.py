@@ -23,7 +23,7 @@ from benchmarks.__main__ import ending_in_order, scratch_directory
 from benchmarks.clusters import Cluster
 from benchmarks.measure import machine, wait_until_quiet
 from benchmarks.processes import CannotStart
-from benchmarks.report import columns
+from benchmarks.report import columns, save
 
 SCHEMA = "mountfs-metaservers/1"
 LIMIT_S = 120
@@ -246,11 +246,7 @@ def _show(case: Case, name: str, found: dict[str, Any]) -> None:
 
 def write(results: dict[str, Any], arguments: argparse.Namespace) -> None:
     stem = "metaservers-quick" if arguments.quick else "metaservers"
-    arguments.out.mkdir(parents=True, exist_ok=True)
-    (arguments.out / f"{stem}.json").write_text(json.dumps(results, indent=1) + "\n")
-    page = text(results)
-    (arguments.out / f"{stem}.md").write_text(page + "\n")
-    print(f"\n{page}\n\nWritten: {arguments.out / stem}.json and .md")
+    save(arguments.out, stem, results, text(results))
 
 
 def text(results: dict[str, Any]) -> str:

@@ -26,10 +26,10 @@ class Panel:
     lines: Sequence[Line]
 
 
-def svg(title: str, panels: Sequence[Panel]) -> str:
+def svg(title: str, panels: Sequence[Panel], columns: int = COLUMNS) -> str:
     """All panels beside and below each other, with one legend."""
-    rows = math.ceil(len(panels) / COLUMNS)
-    width, height = COLUMNS * WIDTH, rows * HEIGHT + 44
+    rows = math.ceil(len(panels) / columns)
+    width, height = columns * WIDTH, rows * HEIGHT + 44
     parts = [
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" '
         f'width="{width}" height="{height}" font-family="sans-serif" font-size="11">',
@@ -43,7 +43,7 @@ def svg(title: str, panels: Sequence[Panel]) -> str:
         parts.append(f'<path d="M{x} 32h18" stroke="{colours[name]}" stroke-width="2"/>')
         parts.append(f'<text x="{x + 23}" y="36">{escape(name)}</text>')
     for index, panel in enumerate(panels):
-        x, y = index % COLUMNS * WIDTH, 44 + index // COLUMNS * HEIGHT
+        x, y = index % columns * WIDTH, 44 + index // columns * HEIGHT
         parts += [f'<g transform="translate({x} {y})">', *_panel(panel, colours), "</g>"]
     return "\n".join([*parts, "</svg>", ""])
 

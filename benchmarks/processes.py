@@ -121,10 +121,11 @@ def free_port() -> int:
     raise CannotStart("no free port on 127.0.0.1")
 
 
-def taken(port: int) -> bool:
+def taken(port: int, host: str = "127.0.0.1") -> bool:
     with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # but for who listens
         try:
-            probe.bind(("127.0.0.1", port))
+            probe.bind((host, port))
         except OSError:
             return True
     return False

@@ -6,13 +6,21 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from benchmarks.targets import cluster_verdict, verdict
+from benchmarks.targets import CLUSTER_PEERS, cluster_verdict, copies_verdict, verdict
 
 Results = dict[str, Any]
 """What the runner writes as JSON; benchmarks/README.md names its fields."""
 
 NOISY_CPUS = 0.5
 """Mark a value when something else used more than this of the machine meanwhile."""
+
+
+def save(out: Path, stem: str, results: Results, page: str) -> None:
+    """As JSON and as a page; of a run that was stopped, what there is."""
+    out.mkdir(parents=True, exist_ok=True)
+    (out / f"{stem}.json").write_text(json.dumps(results, indent=1) + "\n")
+    (out / f"{stem}.md").write_text(page + "\n")
+    print(f"\n{page}\n\nWritten: {out / stem}.json and .md")
 
 
 def median(row: Results, name: str) -> float | None:
@@ -30,6 +38,7 @@ def text(results: Results) -> str:
             *_speed(results),
             "",
             *_legend(results),
+            *_clusters(results),
             "",
             "CPU of the daemons for one unit of each row, in microseconds:",
             "",
@@ -91,6 +100,34 @@ def _speed(results: Results) -> list[str]:
             ratio = f"{both[0] / both[1]:.2f}" if both[0] and both[1] else "-"
             table[-1] += [ratio, cluster_verdict(row["name"], known)]
     return columns(head, table, left=[0, 2, head.index("target"), len(head) - 1])
+
+
+def _clusters(results: Results) -> list[str]:
+    """Each cluster beside those that keep as many copies."""
+    names = list(results["filesystems"])
+    lines = []
+    for own, peers in CLUSTER_PEERS.items():
+        peers = tuple(name for name in peers if name in names)
+        if own not in names or not peers:
+            continue
+        if "plain" in names:
+            peers += ("plain",)
+        table = []
+        for row in results["rows"]:
+            rates = {name: rate for name in names if (rate := median(row, name)) is not None}
+            if own not in rates:
+                continue
+            table.append(
+                [
+                    row["name"],
+                    str(row["processes"]),
+                    *(f"{rates[own] / rates[n]:.2f}" if rates.get(n) else "-" for n in peers),
+                    copies_verdict(row["name"], own, rates),
+                ]
+            )
+        head = ["row", "x", *(f"{own}/{name}" for name in peers), "target"]
+        lines += ["", *columns(head, table, left=[0, len(head) - 1])]
+    return lines
 
 
 def _cell(results: Results, row: Results, name: str) -> str:

@@ -15,7 +15,7 @@ from typing import Any
 
 import trio
 
-from mountfs.cli import main, node_server
+from mountfs.cli import main, node_meta
 from mountfs.meta import server
 from mountfs.raft.config import Config
 from mountfs.raft.driver import Group, Node
@@ -92,9 +92,9 @@ def run(without: str, delay_ms: float, argv: list[str]) -> int:
     assert {"Node", "Config"} <= set(vars(server))
     vars(server).update(instead, Config=partial(Config, **limits))
     if delay_ms:
-        assert "Links" in vars(node_server)
+        assert "Links" in vars(node_meta)
         Slow.delay_s = delay_ms / 1000
-        vars(node_server)["Links"] = Slow
+        vars(node_meta)["Links"] = Slow
     return main.main(argv)
 
 

@@ -333,6 +333,66 @@ def _stat_small(path: str) -> None:
         raise OSError(errno.EBADMSG, "size differs")
 
 
+class Contents(Scene):
+    """Files that are more than their attributes, written whole and read whole, by one process."""
+
+    def build(self) -> None:
+        self._spread = [self.top / f"c{number:02}" for number in range(DIRECTORIES)]
+        for directory in self._spread:
+            directory.mkdir()
+
+        self._there: dict[int, list[str]] = {}
+
+    def _create(self, kib: int) -> Outcome:
+        content = _BLOCK[: kib * KIB]
+        self._there[kib] = [
+            f"{self._spread[number % DIRECTORIES]}/{kib}-{number:06}.dat"
+            for number in range(self.sizes.small_files // 5)
+        ]
+
+        def create(path: str) -> None:
+            descriptor = os.open(path, _NEW, 0o644)
+            try:
+                os.write(descriptor, content)
+            finally:
+                os.close(descriptor)
+
+        outcome = self._all(kib, create)
+        if outcome.cut_short or outcome.failures:
+            self._there[kib] = [path for path in self._there[kib] if os.path.lexists(path)]
+        return outcome
+
+    def _read(self, kib: int) -> Outcome:
+        content = _BLOCK[: kib * KIB]
+
+        def read(path: str) -> None:
+            with open(path, "rb", buffering=0) as file:
+                if file.read(2 * len(content)) != content:
+                    raise OSError(errno.EBADMSG, "content differs")
+
+        return self._all(kib, read)
+
+    def _all(self, kib: int, operation: Callable[[str], None]) -> Outcome:
+        budget_s = self.sizes.metadata_s
+        return self.together(lambda _: each(self._there[kib], operation, budget_s), budget_s)
+
+    @step("create 20 KiB", "files/s")
+    def create_20(self) -> Outcome:
+        return self._create(20)
+
+    @step("create 64 KiB", "files/s")
+    def create_64(self) -> Outcome:
+        return self._create(64)
+
+    @step("open-read-close 20 KiB, cold", "files/s", cold=3)
+    def read_20(self) -> Outcome:
+        return self._read(20)
+
+    @step("open-read-close 64 KiB, cold", "files/s", cold=3)
+    def read_64(self) -> Outcome:
+        return self._read(64)
+
+
 # --- one large file -------------------------------------------------------------------------------
 
 
@@ -671,6 +731,7 @@ class Part:
 PARTS = [
     Part(Calls, 1),
     Part(Calls, 4),
+    Part(Contents, 1),
     Part(Stream, 1),
     Part(Random, 1),
     Part(Random, 4),

@@ -58,6 +58,8 @@ class Fault(enum.Enum):
     DEVICE = _Row(errno.EIO, "INTERNAL", "InternalError", 500)
     NOT_LEADER = _Row(errno.EAGAIN, "UNAVAILABLE", "ServiceUnavailable", 503)
     UNAVAILABLE = _Row(errno.EAGAIN, "UNAVAILABLE", "SlowDown", 503)
+    VOLUME_CLOSED = _Row(errno.EIO, "FAILED_PRECONDITION", "InternalError", 500)
+    SLICE_EXPIRED = _Row(errno.EIO, "FAILED_PRECONDITION", "InternalError", 500)
     SESSION_ENDED = _Row(errno.EIO, "ABORTED", "ServiceUnavailable", 503)
     BAD_HOME = _Row(errno.EINVAL, "FAILED_PRECONDITION", "InternalError", 500)
 

@@ -15,6 +15,9 @@ twice.  0: no bytes.
 VolumeId = NewType("VolumeId", int)
 """Number of a volume: unsigned 32 bits.  0: not in a volume."""
 
+FIRST_REPLICATED: Final = 1 << 31
+"""Volumes from here on were made by a cluster.  Those below were made by one node for itself."""
+
 LogIndex = NewType("LogIndex", int)
 """Position in the metadata log.  The first entry has index 1."""
 

@@ -21,8 +21,9 @@ class ChunkStore(Protocol):
     A method is free of Trio until it says `leave` (see `mountfs.inline`), so a door may step it.
     """
 
-    async def write(self, slice_id: SliceId, parts: Sequence[Buffer]) -> Stored:
-        """Store a slice, 1 to SLICE_BYTES_MAX bytes.
+    async def write(self, slice_id: SliceId, parts: Sequence[Buffer], copies: int = 0) -> Stored:
+        """Store a slice, 1 to SLICE_BYTES_MAX bytes; so many copies of it, if there can be more
+        than one.  0: as many as usual.
 
         It can be read from now on, and is durable after the next `sync`.  Raises NO_SPACE or
         DEVICE, and then nothing of it is stored.

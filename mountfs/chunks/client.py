@@ -5,7 +5,7 @@ wait for the disk goes to a thread.
 import os
 from collections.abc import Sequence
 from time import perf_counter
-from typing import Final
+from typing import Final, Protocol
 
 import trio
 
@@ -32,21 +32,84 @@ POLL_S: Final = 0.000_5
 """The disk is asked for so long whether it is done; then a thread waits for it."""
 
 
-class LocalChunks:
-    def __init__(self, disk: DiskStore) -> None:
-        self._disk = disk
+class Readable(Protocol):
+    """Where bytes of slices are read, by threads: `DiskStore` says what each does."""
+
+    def read_now(
+        self, volume: VolumeId, slice_id: SliceId, start: int, stop: int
+    ) -> memoryview | None: ...
+
+    def read(self, volume: VolumeId, slice_id: SliceId, start: int, stop: int) -> memoryview: ...
+
+    def fetch(self, volume_id: VolumeId, slice_id: SliceId, start: int, stop: int) -> None: ...
+
+
+class LocalReads:
+    """Reads for tasks."""
+
+    def __init__(self, source: Readable) -> None:
+        self._source = source
         self._readers = trio.CapacityLimiter(READERS)
-        self._writers = trio.CapacityLimiter(WRITERS)
         self._spare_cpu = len(os.sched_getaffinity(0)) > 1
         self._polls = Polls(enabled=self._spare_cpu)
         self.reads = 0
         self.reads_waited = 0
         """Reads, and those that were not answered from memory at once: of the disk, or large."""
+
+    async def read(self, volume: VolumeId, slice_id: SliceId, start: int, stop: int) -> memoryview:
+        """Bytes `start` to `stop` of a slice, verified.  Raises CORRUPT or DEVICE."""
+        data = await self.read_soon(volume, slice_id, start, stop)
+        if data is not None:
+            return data
+        await leave()
+        return await trio.to_thread.run_sync(
+            self._source.read, volume, slice_id, start, stop, limiter=self._readers
+        )
+
+    async def read_soon(
+        self, volume: VolumeId, slice_id: SliceId, start: int, stop: int
+    ) -> memoryview | None:
+        """The same if it takes no thread, but memory or a quick disk."""
+        size = stop - start
+        self.reads += 1
+        if size < THREADED_BYTES or not self._spare_cpu:
+            data = self._source.read_now(volume, slice_id, start, stop)
+            if data is not None:
+                return data
+        self.reads_waited += 1
+        if size <= POLLED_BYTES and self._polls.worth_it():
+            return await self._poll(volume, slice_id, start, stop)
+        return None
+
+    async def _poll(
+        self, volume: VolumeId, slice_id: SliceId, start: int, stop: int
+    ) -> memoryview | None:
+        """Let the disk begin, and ask again and again whether it is done, between requests: for a
+        quick disk that takes less time than waking a thread and being woken by it.
+        """
+        self._source.fetch(volume, slice_id, start, stop)
+        begun = perf_counter()
+        while await pause():
+            data = self._source.read_now(volume, slice_id, start, stop)
+            if data is not None:
+                self._polls.succeeded()
+                return data
+            if perf_counter() - begun > POLL_S:
+                self._polls.failed()
+                break
+        return None
+
+
+class LocalChunks(LocalReads):
+    def __init__(self, disk: DiskStore) -> None:
+        super().__init__(disk)
+        self._disk = disk
+        self._writers = trio.CapacityLimiter(WRITERS)
         self._one_sync = trio.Lock()
         self._next: _Round | None = None
         """The round of syncing that has not begun, for whoever comes now."""
 
-    async def write(self, slice_id: SliceId, parts: Sequence[Buffer]) -> Stored:
+    async def write(self, slice_id: SliceId, parts: Sequence[Buffer], copies: int = 0) -> Stored:
         """Store a slice, 1 to SLICE_BYTES_MAX bytes.  Raises NO_SPACE or DEVICE."""
         size = sum(map(len, parts))
         if size < INLINE_BYTES and self._disk.appends_at_once(size):
@@ -57,42 +120,6 @@ class LocalChunks:
     def _append(self, slice_id: SliceId, parts: Sequence[Buffer]) -> Stored:
         sums = needle.checksums(parts)
         return Stored(self._disk.append(slice_id, parts, sums), sums.crc)
-
-    async def read(self, volume: VolumeId, slice_id: SliceId, start: int, stop: int) -> memoryview:
-        """Bytes `start` to `stop` of a slice, verified.  Raises CORRUPT or DEVICE."""
-        size = stop - start
-        self.reads += 1
-        if size < THREADED_BYTES or not self._spare_cpu:
-            data = self._disk.read_now(volume, slice_id, start, stop)
-            if data is not None:
-                return data
-        self.reads_waited += 1
-        if size <= POLLED_BYTES and self._polls.worth_it():
-            data = await self._poll(volume, slice_id, start, stop)
-            if data is not None:
-                return data
-        await leave()
-        return await trio.to_thread.run_sync(
-            self._disk.read, volume, slice_id, start, stop, limiter=self._readers
-        )
-
-    async def _poll(
-        self, volume: VolumeId, slice_id: SliceId, start: int, stop: int
-    ) -> memoryview | None:
-        """Let the disk begin, and ask again and again whether it is done, between requests: for a
-        quick disk that takes less time than waking a thread and being woken by it.
-        """
-        self._disk.fetch(volume, slice_id, start, stop)
-        begun = perf_counter()
-        while await pause():
-            data = self._disk.read_now(volume, slice_id, start, stop)
-            if data is not None:
-                self._polls.succeeded()
-                return data
-            if perf_counter() - begun > POLL_S:
-                self._polls.failed()
-                break
-        return None
 
     async def sync(self) -> None:
         """All that was written before the call is durable on return.

@@ -9,26 +9,33 @@ Order is the contract:
   success the next time; so the volume is never written again, and `sync` fails while anything that
   was not on disk before is still wanted.
 
-Locks, from the outside in: `_compacting` (one compaction), `LiveVolume.deleting` (tombstones of a
-volume, against compaction), `_syncing` (one round of fdatasync), `_table` (writing the table of the
-index), `_lock` (everything in memory; held shortly).
+A volume is either our own: numbered here, filled one after the other, and gone when nothing lives
+in it.  Or it is named by others, who have it made, opened, sealed and dropped.
+
+Locks, from the outside in: `_compacting` (one compaction), `_orders` (making and removing volumes
+that are named by others), `LiveVolume.deleting` (tombstones of a volume, against compaction),
+`_syncing` (one round of fdatasync), `_table` (writing the table of the index), `_lock` (everything
+in memory; held shortly).
 """
 
+import errno
 import logging
 import os
 import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from itertools import islice
 from pathlib import Path
 
 from mountfs.buffers import Buffers
 from mountfs.chunks import needle, rewrite
 from mountfs.chunks.config import ChunkConfig
 from mountfs.chunks.file import VolumeFile, sync_directory
-from mountfs.chunks.index import NeedleIndex, Place
+from mountfs.chunks.index import NeedleIndex, Place, merged
 from mountfs.chunks.needle import HEADER_BYTES, Buffer, Checksums
 from mountfs.chunks.reader import NeedleReader
-from mountfs.chunks.rewrite import Progress
+from mountfs.chunks.rewrite import DamagedNeedle, Progress
 from mountfs.chunks.volume import (
     SUPERBLOCK_BYTES,
     Damage,
@@ -50,6 +57,10 @@ _WRITE_EARLY_BYTES = MIB
 """The disk begins with a needle of this size at once.  Smaller ones wait until somebody syncs:
 many of them make one large write.
 """
+_DISK_FAILED = frozenset(
+    (errno.EIO, errno.ENODEV, errno.ENXIO, errno.EROFS, errno.ESTALE, errno.EUCLEAN)
+)
+"""What a disk says that is to be relied on no more."""
 _TOMBSTONES_MAX = 1_024
 """In one write."""
 
@@ -78,9 +89,14 @@ class DiskStore:
         self._table = threading.Lock()
         self._syncing = threading.Lock()
         self._compacting = threading.Lock()
+        self._orders = threading.Lock()
         self._set = VolumeSet(self.directory, self.config, home)
         self._volumes = self._set.items
         self._active: LiveVolume | None = None
+        self._open: dict[VolumeId, LiveVolume] = {}
+        """Those named by others that take needles."""
+        self.failure = ""
+        """What the disk said when it failed: then it takes nothing new from others."""
         self._being_synced = False
         self._failed = False
         """A volume has failed."""
@@ -100,16 +116,27 @@ class DiskStore:
     # -- writing
 
     def append(
-        self, slice_id: SliceId, parts: Sequence[Buffer], sums: Checksums | None = None
+        self,
+        slice_id: SliceId,
+        parts: Sequence[Buffer],
+        sums: Checksums | None = None,
+        volume_id: VolumeId | None = None,
+        epoch: int = 0,
     ) -> VolumeId:
         """Store a slice; it is readable when this returns, and durable after the next `sync`.
 
-        `sums` are those of `parts`, where they are known.  Raises NO_SPACE or DEVICE, and then
-        nothing of it is stored.
+        `sums` are those of `parts`, where they are known.  With `volume_id`, into that one, which
+        must be open (in that `epoch`, if one is given), or VOLUME_CLOSED is raised; what is there
+        already need not be stored again, and CORRUPT is raised if other bytes are.  Raises NO_SPACE
+        or DEVICE, and then nothing of it is stored.
         """
-        length, table, _ = sums or needle.checksums(parts)
+        sums = sums or needle.checksums(parts)
+        length = sums.length
         assert slice_id > 0, slice_id
         assert 0 < length <= SLICE_BYTES_MAX, length
+        if volume_id is not None:
+            self._append_named(volume_id, epoch, slice_id, parts, sums)
+            return volume_id
         if self._index.pending >= self.config.pending_needles_max:
             self._shrink_index()
         size = needle.needle_bytes(length)
@@ -120,19 +147,35 @@ class DiskStore:
                 raise disk_error(error, f"{self.directory}: making room") from error
             at = self._reserve(volume, size)
             durable = volume.durable
-        head = needle.encode(file.superblock.salt, at, durable, slice_id, length, table)
+        self._write_needle(volume, file, at, durable, slice_id, parts, sums)
+        return volume.id
+
+    def _write_needle(
+        self,
+        volume: LiveVolume,
+        file: VolumeFile,
+        at: int,
+        durable: int,
+        slice_id: SliceId,
+        parts: Sequence[Buffer],
+        sums: Checksums,
+    ) -> None:
+        """Into the range that is reserved for it."""
+        length = sums.length
+        size = needle.needle_bytes(length)
+        head = needle.encode(file.superblock.salt, at, durable, slice_id, length, sums.table)
         self._fill(volume, file, at, size, [head, *parts, needle.padding(length)])
         if size >= _WRITE_EARLY_BYTES:
             file.start_writing(at, at + size)
         with self._lock:
             volume.account(self._index.put(volume.id, slice_id, Place(at, length)))
+            volume.bad.pop(slice_id, None)
             self._reader.forget(volume.id, slice_id)
             self._done(volume, at)
-        return volume.id
 
-    def appends_at_once(self, size_bytes: int) -> bool:
+    def appends_at_once(self, size_bytes: int, volume_id: VolumeId | None = None) -> bool:
         """Whether an `append` of that size takes no more than a write into the page cache."""
-        volume = self._active
+        volume = self._active if volume_id is None else self._open.get(volume_id)
         return (
             volume is not None
             and not volume.sealed
@@ -164,6 +207,7 @@ class DiskStore:
             if not living:
                 return
             last = len(living) == volume.needles and volume.sealed and not volume.writing
+            last = last and volume.own
             volume.dropped = last
             if volume.failed and not last:
                 self._delete_from_index(volume, living)
@@ -186,6 +230,7 @@ class DiskStore:
             for number, slice_id in enumerate(living):
                 offset = at + number * HEADER_BYTES
                 volume.account(self._index.remove(volume.id, slice_id, offset))
+                volume.bad.pop(slice_id, None)
                 self._reader.forget(volume.id, slice_id)
             if volume.removed is not None:
                 volume.removed += living
@@ -219,6 +264,7 @@ class DiskStore:
             place = self._index.get(volume.id, slice_id)
             if place is not None:
                 volume.account(self._index.remove(volume.id, slice_id, place.offset))
+            volume.bad.pop(slice_id, None)
             self._reader.forget(volume.id, slice_id)
 
     def _reserve(self, volume: LiveVolume, size: int) -> int:
@@ -237,11 +283,13 @@ class DiskStore:
             file.write(parts, at)
         except OSError as error:
             self._give_back(volume, file, Gap(at, at + size))
+            self._note_failure(error, volume.path)
             raise disk_error(error, f"{volume.path}: writing at offset {at}") from error
 
     def _done(self, volume: LiveVolume, at: int) -> None:
         del volume.writing[at]
-        self._set.dirty.add(volume.id)
+        if not volume.dropped:
+            self._set.dirty.add(volume.id)
         self._quiet.notify_all()
 
     def _give_back(self, volume: LiveVolume, file: VolumeFile, gap: Gap) -> None:
@@ -271,6 +319,7 @@ class DiskStore:
                 log.error("%s: marking a hole at %d: %s", volume.path, gap.start, error)
                 with self._lock:
                     volume.sealed = True
+                    volume.epoch = 0
             else:
                 with self._lock:
                     if gap in volume.holes:  # nobody else has done it meanwhile
@@ -283,15 +332,15 @@ class DiskStore:
         if volume is None or volume.sealed or volume.end + size > self.config.volume_bytes:
             if volume is not None:
                 self._seal(volume)
-            volume = self._active = self._reopened(size) or self._begin()
+            volume = self._active = self._reopened(size) or self._begin(self._set.begin())
             volume.sealed = False
         file = self._set.file(volume)
         if volume.end + size > volume.allocated:
             self._allocate(volume, file, size)
         return volume, file
 
-    def _begin(self) -> LiveVolume:
-        volume = self._set.begin()
+    def _begin(self, volume: LiveVolume) -> LiveVolume:
+        """There is a new volume."""
         try:
             self._index.begin(volume.id, volume.generation, volume.end)
         except FsError as error:  # as with the rest of the table: it is written later
@@ -304,8 +353,9 @@ class DiskStore:
         fitting = [
             volume
             for volume in self._volumes.values()
+            if volume.own
             if volume.end <= limit
-            if not (volume.failed or volume.damaged or volume.holes)
+            if not (volume.trouble or volume.holes)
             if volume.removed is None and not volume.dropped
         ]
         return min(fitting, key=lambda volume: volume.end, default=None)
@@ -313,6 +363,8 @@ class DiskStore:
     def _seal(self, volume: LiveVolume) -> None:
         """No more needles for now; under the lock."""
         volume.sealed = True
+        volume.epoch = 0
+        self._open.pop(volume.id, None)
         if volume is self._active:
             self._active = None
         if volume.slack and not volume.failed:
@@ -340,6 +392,329 @@ class DiskStore:
         file.allocate(start, stop)
         volume.allocated = stop
         self._space = (0.0, 0, 0)
+
+    # -- volumes that are named by others
+
+    def open_volume(self, volume_id: VolumeId, epoch: int) -> None:
+        """Let a volume take needles, in this epoch and in no earlier one.  It is made if it is not
+        there.
+
+        Raises BUSY for one that is sealed, or was opened in a later epoch; NO_SPACE, DEVICE.
+        """
+        assert epoch > 0, epoch
+        with self._orders:
+            with self._lock:
+                volume = self._volumes.get(volume_id)
+                self._require_openable(volume_id, volume, epoch)
+            if volume is None or volume.last_epoch != epoch:
+                self._keep_epoch(volume_id, epoch)
+            if volume is None:
+                volume = self._make(volume_id)
+            with self._lock:
+                try:
+                    self._set.file(volume)  # it stays open
+                except OSError as error:
+                    self._note_failure(error, volume.path)
+                    raise disk_error(error, f"{volume.path}: opening it") from error
+                volume.epoch = volume.last_epoch = epoch
+                volume.sealed = False
+                self._open[volume_id] = volume
+                try:
+                    self._wait(volume, lambda: volume.is_quiet)
+                except FsError:
+                    self._seal(volume)
+                    raise
+
+    def _require_openable(self, volume_id: VolumeId, volume: LiveVolume | None, epoch: int) -> None:
+        path = self._set.path(volume_id)
+        if self.failure:
+            raise FsError(Fault.DEVICE, f"{path}: the disk takes nothing new: {self.failure}")
+        if damage := self._set.unreadable.get(volume_id):
+            raise FsError(Fault.BUSY, f"{path} is not to be written to: {damage.detail}")
+        if volume is None:
+            return
+        if volume.dropped or not volume.last_epoch:
+            raise FsError(Fault.BUSY, f"{path} is sealed")
+        if volume.last_epoch > epoch:
+            what = f"was opened in epoch {volume.last_epoch}, which is later than {epoch}"
+            raise FsError(Fault.BUSY, f"{path} {what}")
+        if why := volume.trouble:
+            raise FsError(Fault.BUSY, f"{path} is not to be written to: {why}")
+
+    def seal(self, volume_id: VolumeId) -> VolumeStats:
+        """Let a volume take no needles any more, ever; those that it has taken are in the answer,
+        and on disk.  It is made if it is not there.
+
+        Raises BUSY when writes under way do not end, NO_SPACE, DEVICE, and CORRUPT for a volume
+        that is there and cannot be opened.
+        """
+        with self._orders:
+            volume = self._volumes.get(volume_id)
+            if volume is None:
+                if damage := self._set.unreadable.get(volume_id):
+                    raise FsError(Fault.CORRUPT, f"{damage.path}: {damage.detail}")
+                self._keep_epoch(volume_id, 0)  # it may be that opening it has failed half-way
+                volume = self._make(volume_id)
+            with self._lock:
+                volume.own = False
+                if not volume.sealed or volume.slack:
+                    self._seal(volume)
+                self._wait(volume, lambda: volume.is_quiet)
+            if volume.last_epoch:
+                self._keep_epoch(volume_id, 0)
+                volume.last_epoch = 0
+        try:
+            self.sync()
+        except FsError as error:  # if it is this volume that lost some, the answer says so
+            log.error("%s: sealing it: %s", volume.path, error)
+        with self._lock:
+            return volume.stats()
+
+    def drop(self, volume_id: VolumeId) -> None:
+        """Forget a volume with all in it.  A crash meanwhile leaves it whole, or not at all.
+
+        Raises BUSY while it is compacted or written to, and DEVICE.
+        """
+        volume = self._volumes.get(volume_id)
+        if volume is not None:
+            with self._lock:
+                self._seal(volume)
+                self._wait(volume, lambda: volume.is_quiet and volume.removed is None)
+                if volume.dropped:
+                    return
+                volume.dropped = True
+            with self._orders, volume.deleting:
+                self._drop(volume)
+        elif volume_id in self._set.unreadable:
+            with self._orders, self._table:
+                self._drop_unreadable(volume_id)
+
+    def _drop_unreadable(self, volume_id: VolumeId) -> None:
+        path = self._set.path(volume_id)
+        self._index.drop(volume_id)
+        with self._lock:
+            self._index.forget(volume_id)
+            self._set.unreadable.pop(volume_id, None)
+            self._set.gone.add(volume_id)
+        try:
+            path.unlink(missing_ok=True)
+            sync_directory(self.directory)
+        except OSError as error:
+            raise disk_error(error, f"{path}: removing it") from error
+
+    def listing(self, volume_id: VolumeId, after: SliceId, limit: int) -> list[tuple[SliceId, int]]:
+        """Up to `limit` slices of a volume behind slice `after`, by name: (slice, bytes).  Raises
+        NOT_FOUND.
+        """
+        with self._lock:
+            if volume_id not in self._volumes:
+                raise FsError(Fault.NOT_FOUND, f"{self._set.path(volume_id)} is not there")
+            rows, over = self._index.listing(volume_id, after)
+        found = islice(merged(rows, over), limit)
+        return [(slice_id, place.length) for slice_id, place in found]
+
+    def damaged(self, volume_id: VolumeId, after: SliceId, limit: int) -> list[tuple[SliceId, int]]:
+        """As `listing`, but only needles that are known to be damaged.  Raises NOT_FOUND."""
+        with self._lock:
+            volume = self._volumes.get(volume_id)
+            if volume is None:
+                raise FsError(Fault.NOT_FOUND, f"{self._set.path(volume_id)} is not there")
+            found = []
+            for slice_id in sorted(one for one in volume.bad if one > after):
+                place = self._index.get(volume_id, slice_id)
+                if place is not None:
+                    found.append((slice_id, place.length))
+        return found[:limit]
+
+    def stats(self, volume_id: VolumeId) -> VolumeStats | None:
+        """None: there is no such volume, or it cannot be opened."""
+        with self._lock:
+            volume = self._volumes.get(volume_id)
+            return None if volume is None else volume.stats()
+
+    def put(
+        self,
+        volume_id: VolumeId,
+        slice_id: SliceId,
+        parts: Sequence[Buffer],
+        sums: Checksums,
+    ) -> bool:
+        """Store a slice from another copy of a volume that is sealed; in place of one that is
+        damaged here.  Durable after the next `sync`.  False: it is there already, and good.
+
+        Raises CORRUPT when it is there, good, and has other bytes; BUSY for a volume that is not
+        sealed; NOT_FOUND, NO_SPACE, DEVICE.
+        """
+        with self._coming(self._sealed(volume_id), slice_id) as volume:
+            if self._has_already(volume, slice_id, sums, verify=True):
+                return False
+            self._require_pending()
+            with self._lock:
+                self._wait(volume, lambda: volume.removed is None)
+                volume = self._sealed(volume_id)  # it may be another one since
+                file, at, durable = self._reserve_named(volume, sums.length)
+            self._write_needle(volume, file, at, durable, slice_id, parts, sums)
+            return True
+
+    def trim(self, volume_id: VolumeId) -> None:
+        """After some `put`: give back the disk space that was taken for more."""
+        with self._lock:
+            volume = self._volumes.get(volume_id)
+            if volume is not None and volume.sealed and volume.slack:
+                self._seal(volume)
+
+    def unreadable(self) -> dict[VolumeId, str]:
+        """Volumes that are known of and cannot be opened, and why."""
+        with self._lock:
+            return {one: damage.detail for one, damage in self._set.unreadable.items()}
+
+    def distrust(self, volume_id: VolumeId, why: str) -> None:
+        """A volume is read, if somebody asks, and is left as it is otherwise."""
+        with self._lock:
+            if (volume := self._volumes.get(volume_id)) is not None:
+                volume.damaged = why
+
+    def note_bad(self, volume_id: VolumeId, slice_id: SliceId, detail: str) -> None:
+        """A needle was found to be damaged: `stats` and `troubles` say so until it is replaced or
+        deleted.
+        """
+        with self._lock:
+            volume = self._volumes.get(volume_id)
+            if volume is not None and self._index.get(volume_id, slice_id) is not None:
+                volume.note_bad(slice_id, detail)
+
+    def _append_named(
+        self,
+        volume_id: VolumeId,
+        epoch: int,
+        slice_id: SliceId,
+        parts: Sequence[Buffer],
+        sums: Checksums,
+    ) -> None:
+        with self._lock:
+            volume = self._open_in(volume_id, epoch)
+        with self._coming(volume, slice_id):
+            if self._has_already(volume, slice_id, sums, verify=False):
+                return
+            self._require_pending()
+            size = needle.needle_bytes(sums.length)
+            with self._lock:
+                volume = self._open_in(volume_id, epoch)  # it may have been sealed since
+                if volume.end + size > self.config.volume_bytes:
+                    raise FsError(Fault.VOLUME_CLOSED, f"{volume.path} is full")
+                file, at, durable = self._reserve_named(volume, sums.length)
+            self._write_needle(volume, file, at, durable, slice_id, parts, sums)
+
+    def _open_in(self, volume_id: VolumeId, epoch: int) -> LiveVolume:
+        volume = self._open.get(volume_id)
+        is_open = volume is not None and not volume.sealed and epoch in (0, volume.epoch)
+        if volume is not None and is_open and not self.failure:
+            return volume
+        path = self._set.path(volume_id)
+        known = self._volumes.get(volume_id)
+        why = "is not open here"
+        if self.failure or (known is not None and known.trouble):
+            why = f"takes nothing more: {self.failure or (known and known.trouble)}"
+        elif known is not None and known.epoch:
+            why = f"is open in epoch {known.epoch}, not in {epoch}"
+        elif known is not None and not known.last_epoch:
+            why = "is sealed"
+        raise FsError(Fault.VOLUME_CLOSED, f"{path} {why}")
+
+    def _sealed(self, volume_id: VolumeId) -> LiveVolume:
+        volume = self._volumes.get(volume_id)
+        if volume is None:
+            raise FsError(Fault.NOT_FOUND, f"{self._set.path(volume_id)} is not there")
+        if volume.last_epoch or volume.dropped:
+            why = "is being removed" if volume.dropped else "is not sealed"
+            raise FsError(Fault.BUSY, f"{volume.path} {why}")
+        if why := self.failure or volume.failed:
+            raise FsError(Fault.DEVICE, f"{volume.path} takes nothing more: {why}")
+        return volume
+
+    @contextmanager
+    def _coming(self, volume: LiveVolume, slice_id: SliceId) -> Iterator[LiveVolume]:
+        """One at a time writes a slice of a name: who comes second finds it there."""
+        with self._lock:
+            self._wait(volume, lambda: slice_id not in volume.coming)
+            volume.coming.add(slice_id)
+        try:
+            yield volume
+        finally:
+            with self._lock:
+                volume.coming.discard(slice_id)
+                self._quiet.notify_all()
+
+    def _has_already(
+        self, volume: LiveVolume, slice_id: SliceId, sums: Checksums, *, verify: bool
+    ) -> bool:
+        """Whether a slice is there with these bytes; False, too, if it is damaged.  Raises CORRUPT
+        if it has others.
+        """
+        place = self._index.get(volume.id, slice_id)
+        if place is None or slice_id in volume.bad:
+            return False
+        try:
+            with self._lock:
+                file = self._set.file(volume)
+            head = self._reader.head(file, slice_id, 0)
+            if verify and rewrite.check(file, slice_id, place) is not None:
+                return False
+        except (OSError, FsError):
+            return False
+        assert head is not None  # it may block
+        if head.length == sums.length and head.table == sums.table:
+            return True
+        what = f"slice {slice_id:#x} is there already, with other bytes than these"
+        raise FsError(Fault.CORRUPT, f"{volume.path}: {what}")
+
+    def _reserve_named(self, volume: LiveVolume, length: int) -> tuple[VolumeFile, int, int]:
+        """Where a needle goes.  Under the lock."""
+        size = needle.needle_bytes(length)
+        try:
+            file = self._set.file(volume)
+            if volume.end + size > volume.allocated:
+                self._allocate(volume, file, size)
+        except OSError as error:
+            self._note_failure(error, volume.path)
+            raise disk_error(error, f"{volume.path}: making room") from error
+        return file, self._reserve(volume, size), volume.durable
+
+    def _require_pending(self) -> None:
+        """Room in the memory of the index for one more."""
+        if self._index.pending >= self.config.pending_needles_max:
+            self._shrink_index()
+
+    def _make(self, volume_id: VolumeId) -> LiveVolume:
+        try:
+            file = self._set.publish_new(volume_id)
+        except OSError as error:
+            path = self._set.path(volume_id)
+            self._note_failure(error, path)
+            raise disk_error(error, f"{path}: making it") from error
+        with self._lock:
+            self._space = (0.0, 0, 0)
+            return self._begin(self._set.add_new(file))
+
+    def _keep_epoch(self, volume_id: VolumeId, epoch: int) -> None:
+        try:
+            self._index.keep_epoch(volume_id, epoch)
+        except FsError as error:
+            if error.fault is not Fault.NO_SPACE:
+                self.failure = self.failure or str(error)
+            raise
+
+    def _wait(self, volume: LiveVolume, done: Callable[[], bool]) -> None:
+        """For what others do with a volume.  Under the lock, which is let go meanwhile."""
+        if not self._quiet.wait_for(done, self.config.wait_s):
+            what = f"what is under way does not end within {self.config.wait_s:g} s"
+            raise FsError(Fault.BUSY, f"{volume.path}: {what}")
+
+    def _note_failure(self, error: OSError, path: Path) -> None:
+        """If it is the disk as a whole that fails, it takes nothing new."""
+        if error.errno in _DISK_FAILED and not self.failure:
+            self.failure = f"{path}: {error.strerror or error}"
+            log.error("%s: it takes nothing new from now on", self.failure)
 
     # -- reading
 
@@ -400,6 +775,23 @@ class DiskStore:
                 return False
             self._set.note_missing(volume_id)
             return True
+
+    def whereabouts(self, volume_id: VolumeId, slice_id: SliceId) -> tuple[int, int, int] | None:
+        """(generation of the volume, offset of the needle, length of its payload)."""
+        with self._lock:
+            volume = self._volumes.get(volume_id)
+            place = None if volume is None else self._index.get(volume_id, slice_id)
+            if volume is None or place is None or volume.dropped:
+                return None
+            return volume.generation, place.offset, place.length
+
+    def file_of(self, volume_id: VolumeId) -> tuple[Path, int] | None:
+        """The file of a volume, and its generation; None: it is not here."""
+        with self._lock:
+            volume = self._volumes.get(volume_id)
+            if volume is None or volume.dropped:
+                return None
+            return volume.path, volume.generation
 
     def place(self, volume_id: VolumeId, slice_id: SliceId) -> tuple[Path, Place] | None:
         """The file of a slice, and where its needle is in it, by the index.  None: nowhere."""
@@ -493,6 +885,7 @@ class DiskStore:
             with self._lock:
                 volume.failed = f"fdatasync: {error.strerror or error}"
                 self._failed = True
+                self.failure = self.failure or f"{volume.path}: {volume.failed}"
                 self._seal(volume)
             log.error("%s: %s; it is read-only from now on", volume.path, volume.failed)
             return
@@ -545,8 +938,9 @@ class DiskStore:
         """Let go of everything.  What was not synced is not: that is for the caller to ask for."""
         self._write_table()
         with self._lock:
-            if self._active is not None:
-                self._seal(self._active)
+            for volume in (self._active, *self._open.values()):
+                if volume is not None:
+                    self._seal(volume)
             self._set.clear()
 
     # -- space
@@ -556,6 +950,7 @@ class DiskStore:
         total, free = self._disk_space()
         active = self._active
         slack = active.slack if active is not None else 0
+        slack += sum(volume.slack for volume in tuple(self._open.values()))
         return total, max(free + slack - self._reserve_bytes(total), 0)
 
     def _reserve_bytes(self, total: int) -> int:
@@ -589,7 +984,7 @@ class DiskStore:
                 for damage in self._set.unreadable.values()
             }
             for volume in self._volumes.values():
-                if why := volume.failed or volume.damaged:
+                if why := volume.trouble:
                     found[str(volume.path)] = why
         return found
 
@@ -604,14 +999,14 @@ class DiskStore:
         with self._compacting:
             with self._lock:
                 volume = self._volumes.get(volume_id)
-                if volume is None:
+                if volume is None or volume.dropped or volume.last_epoch:
                     return
                 self._seal(volume)
                 volume.removed = []
-                self._quiet.wait_for(lambda: len(volume.writing) == len(volume.holes))
+                self._quiet.wait_for(lambda: volume.is_quiet)
             try:
-                if volume.failed or volume.damaged or volume.holes:
-                    why = volume.failed or volume.damaged or "a failed write is not marked yet"
+                if volume.trouble or volume.holes:
+                    why = volume.trouble or "a failed write is not marked yet"
                     raise FsError(Fault.DEVICE, f"{volume.path}: {why}")
                 self._compact(volume)
             except OSError as error:
@@ -619,11 +1014,12 @@ class DiskStore:
             finally:
                 with self._lock:
                     volume.removed = None
+                    self._quiet.notify_all()
 
     def _compact(self, volume: LiveVolume) -> None:
         with self._table:
             living = self._index.slices(volume.id)
-        if not living:
+        if not living and volume.own:
             with volume.deleting:
                 self._drop_if_dead(volume)
             return
@@ -643,9 +1039,8 @@ class DiskStore:
             os.fdatasync(new.fd)
             with volume.deleting, self._table:
                 self._replace(volume, new, places, end)
-        except FsError as error:
-            if error.fault is Fault.CORRUPT:
-                volume.damaged = str(error)
+        except DamagedNeedle as error:
+            self.note_bad(volume.id, error.damage.slice_id, str(error))
             raise
         finally:
             new.discard()
@@ -672,7 +1067,7 @@ class DiskStore:
             self._failed = True
         with self._lock:
             # What failed in the old file is no concern of the new one.
-            assert len(volume.writing) == len(volume.holes), (volume.path, volume.writing)
+            assert volume.is_quiet, (volume.path, volume.writing)
             volume.writing.clear()
             volume.holes.clear()
             self._index.replace(volume.id, new.superblock.generation, kept, stale)
@@ -725,6 +1120,35 @@ class DiskStore:
         report = _Report(progress, total)
         for volume in volumes:
             yield from self._verify(volume, report)
+
+    def verify_some(
+        self, volume_id: VolumeId, after: SliceId, bytes_max: int
+    ) -> tuple[list[Damage], int, int, SliceId]:
+        """Read the needles of a volume behind slice `after`, by name, up to about so many bytes.
+
+        Returns what is damaged, how many bytes and needles were read, and how far that was: 0 when
+        it was the rest.  Raises NOT_FOUND, and CORRUPT for one that cannot be opened.
+        """
+        with self._lock:
+            volume = self._volumes.get(volume_id)
+            if volume is None or volume.dropped:
+                raise FsError(Fault.NOT_FOUND, f"{self._set.path(volume_id)} is not there")
+            file = self._set.file(volume)
+            rows, over = self._index.listing(volume_id, after)
+        damaged: list[Damage] = []
+        read = needles = 0
+        for slice_id, place in merged(rows, over):
+            damage = rewrite.check(file, slice_id, place)
+            if damage is not None:
+                with self._lock:
+                    same = volume.generation == file.superblock.generation
+                    if same and self._index.get(volume_id, slice_id) == place:
+                        damaged.append(damage)
+            read += needle.needle_bytes(place.length)
+            needles += 1
+            if read >= bytes_max:
+                return damaged, read, needles, slice_id
+        return damaged, read, needles, SliceId(0)
 
     def _verify(self, volume: LiveVolume, report: "_Report") -> Iterator[Damage]:
         try:

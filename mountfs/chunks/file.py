@@ -55,6 +55,18 @@ class VolumeFile:
         return cls(path, fd, superblock)
 
     @classmethod
+    def borrowed(cls, path: Path, fd: int) -> "VolumeFile":
+        """One that somebody else has opened, for reading only; `path` is for people.  Raises
+        BadSuperblock, too; the descriptor is closed then.
+        """
+        try:
+            superblock = decode_superblock(os.pread(fd, SUPERBLOCK_BYTES, 0))
+        except BaseException:
+            os.close(fd)
+            raise
+        return cls(path, fd, superblock)
+
+    @classmethod
     def create(cls, path: Path, superblock: Superblock) -> "VolumeFile":
         """A new file, under a name of its own until `publish`."""
         new = _unpublished(path)

@@ -7,6 +7,10 @@ for.  On opening, only what lies behind the checkpoint is scanned.
 
     "n" volume(u32) slice(u64)  ->  offset(u64) payload length(u32)
     "v" volume(u32)             ->  generation(u32) checkpoint(u64) living bytes(u64) needles(u64)
+    "o" volume(u32)             ->  epoch(u32)
+
+The last kind is not in the volumes: a volume that has such a row may be opened again, in this epoch
+or a later one.  Without it a volume that others name is sealed, so losing the table is safe.
 
 Keys are big-endian, values little-endian.  `get` may be called at any time from any thread;
 everything else under the lock of the disk store, unless it says otherwise.
@@ -25,6 +29,7 @@ _NEEDLE_KEY = struct.Struct(">cIQ")
 _VOLUME_KEY = struct.Struct(">cI")
 _PLACE = struct.Struct("<QI")
 _STATE = struct.Struct("<IQQQ")
+_EPOCH = struct.Struct("<I")
 
 _OFFSET_MAX: Final = FILE_BYTES_MAX - 2 * SLICE_BYTES_MAX
 _DROP_BATCH: Final = 10_000
@@ -137,6 +142,20 @@ class NeedleIndex:
         self._store.write({_VOLUME_KEY.pack(b"v", volume): _state(state)}, sync=False)
         self._states[volume] = state
 
+    def epochs(self) -> dict[VolumeId, int]:
+        """The volumes that may be opened again, and the last epoch of each."""
+        return {
+            VolumeId(_VOLUME_KEY.unpack(key)[1]): _EPOCH.unpack(value)[0]
+            for key, value in self._store.scan(b"o", b"p")
+        }
+
+    def keep_epoch(self, volume: VolumeId, epoch: int) -> None:
+        """Durably: a volume may be opened again, in this epoch or a later one; 0: it is sealed.
+        Needs no lock.
+        """
+        value = _EPOCH.pack(epoch) if epoch else None
+        self._store.write({_VOLUME_KEY.pack(b"o", volume): value}, sync=True)
+
     def lost(self, volume: VolumeId, durable: int) -> int:
         """How many living needles of a volume begin at or behind `durable`."""
         return sum(
@@ -157,6 +176,20 @@ class NeedleIndex:
                 elif owner == volume:
                     found.pop(slice_id, None)
         return sorted(found.items(), key=lambda item: item[1])
+
+    def listing(
+        self, volume: VolumeId, after: SliceId
+    ) -> tuple[Iterator[tuple[SliceId, Place]], dict[SliceId, Place | None]]:
+        """What there is of a volume behind slice `after`: rows by slice, as of now, and what is to
+        be put over them (None: deleted).  Under the lock; `merged` needs none.
+        """
+        over = {
+            slice_id: change.place
+            for batch in (self._writing, self._pending)
+            for (owner, slice_id), change in batch.items()
+            if owner == volume and slice_id > after
+        }
+        return self.table(volume, after), over
 
     def begin_write(self, durable: dict[VolumeId, tuple[int, int]]) -> Changes:
         """What can go into the table now; give it to `write` outside of the lock, then call
@@ -243,6 +276,7 @@ class NeedleIndex:
         """
         # The state goes first: interrupted here, the volume is scanned.
         batch: dict[bytes, bytes | None] = {_VOLUME_KEY.pack(b"v", volume): None}
+        batch[_VOLUME_KEY.pack(b"o", volume)] = None
         for slice_id, _ in self.table(volume):
             batch[_NEEDLE_KEY.pack(b"n", volume, slice_id)] = None
             if len(batch) == _DROP_BATCH:
@@ -250,11 +284,14 @@ class NeedleIndex:
                 batch = {}
         self._store.write(batch, sync=True)
 
-    def table(self, volume: VolumeId) -> Iterator[tuple[SliceId, Place]]:
-        """What was written of a volume, by slice."""
-        start = _NEEDLE_KEY.pack(b"n", volume, 0)
-        for key, value in self._store.scan(start, start[:5] + b"\xff" * 9):
-            yield SliceId(_NEEDLE_KEY.unpack(key)[2]), Place(*_PLACE.unpack(value))
+    def table(self, volume: VolumeId, after: int = 0) -> Iterator[tuple[SliceId, Place]]:
+        """What was written of a volume behind slice `after`, by slice, as of now."""
+        start = _NEEDLE_KEY.pack(b"n", volume, after)
+        rows = self._store.scan(start + b"\0", start[:5] + b"\xff" * 9)
+        return (
+            (SliceId(_NEEDLE_KEY.unpack(key)[2]), Place(*_PLACE.unpack(value)))
+            for key, value in rows
+        )
 
     def _others(self, volume: VolumeId) -> _Batch:
         """The changes in memory but for those of one volume."""
@@ -269,6 +306,31 @@ class NeedleIndex:
         else:
             change.follow(other)
             self._pending[key] = change
+
+
+def merged(
+    rows: Iterable[tuple[SliceId, Place]], over: dict[SliceId, Place | None]
+) -> Iterator[tuple[SliceId, Place]]:
+    """Rows by slice, with what is over them.
+
+    >>> rows = [(SliceId(2), Place(0, 5)), (SliceId(7), Place(8, 5))]
+    >>> [slice_id for slice_id, _ in merged(rows, {SliceId(7): None, SliceId(3): Place(16, 1)})]
+    [2, 3]
+    """
+    coming = sorted(over)
+    at = 0
+    for slice_id, place in rows:
+        while at < len(coming) and coming[at] <= slice_id:
+            newer = over[coming[at]]
+            if newer is not None:
+                yield coming[at], newer
+            at += 1
+        if slice_id not in over:
+            yield slice_id, place
+    for slice_id in coming[at:]:
+        newer = over[slice_id]
+        if newer is not None:
+            yield slice_id, newer
 
 
 def _state(state: VolumeState) -> bytes:

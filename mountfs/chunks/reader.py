@@ -4,16 +4,18 @@ Then a read of 4 KiB takes one preadv of the 32 KiB around it, and verifies thes
 CORRUPT with file, offset and slice, and OSError.
 """
 
+import struct
 import threading
 from collections import OrderedDict
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 from mountfs.buffers import Buffers
 from mountfs.chunks import needle, rewrite
 from mountfs.chunks.file import VolumeFile
-from mountfs.chunks.index import NeedleIndex
+from mountfs.chunks.index import Place
 from mountfs.chunks.needle import HEADER_BYTES, Kind
+from mountfs.chunks.rewrite import DamagedNeedle
 from mountfs.errors import Fault, FsError
 from mountfs.types import CHECKSUM_BYTES, KIB, SliceId, VolumeId
 
@@ -21,11 +23,23 @@ from mountfs.types import CHECKSUM_BYTES, KIB, SliceId, VolumeId
 class Head(NamedTuple):
     """What reading a needle takes, besides its payload."""
 
-    generation: int
+    salt: int
+    """Of the file."""
     payload: int
     """Offset in the file."""
     length: int
     sums: Sequence[int]
+
+    @property
+    def table(self) -> bytes:
+        """The checksums as they are in the file."""
+        return struct.pack(f"<{len(self.sums)}I", *self.sums)
+
+
+class Places(Protocol):
+    """Where needles are: a `NeedleIndex`, or what it has said."""
+
+    def get(self, volume: VolumeId, slice_id: SliceId) -> Place | None: ...
 
 
 LARGE_BYTES = 128 * KIB
@@ -34,7 +48,7 @@ LARGE_BYTES = 128 * KIB
 
 class NeedleReader:
     def __init__(
-        self, index: NeedleIndex, lock: threading.Lock, heads_max: int, buffers: Buffers
+        self, index: Places, lock: threading.Lock, heads_max: int, buffers: Buffers
     ) -> None:
         self._index = index
         self._buffers = buffers
@@ -52,9 +66,7 @@ class NeedleReader:
         if head is None:
             return None
         if stop > head.length:
-            raise _corrupt(
-                file, slice_id, head.payload, f"has {head.length} bytes, {stop} were asked for"
-            )
+            raise _absent(file, slice_id, f"has {head.length} bytes, {stop} were asked for")
         first = start // CHECKSUM_BYTES
         low = first * CHECKSUM_BYTES
         high = min(-(-stop // CHECKSUM_BYTES) * CHECKSUM_BYTES, head.length)
@@ -78,7 +90,7 @@ class NeedleReader:
         """Have the disk begin with what a `read` of these bytes would wait for first."""
         key = (file.superblock.volume, slice_id)
         head = self._heads.get(key)
-        if head is not None and head.generation == file.superblock.generation:
+        if head is not None and head.salt == file.superblock.salt:
             low = start // CHECKSUM_BYTES * CHECKSUM_BYTES
             high = min(-(-stop // CHECKSUM_BYTES) * CHECKSUM_BYTES, head.length)
             file.will_need(head.payload + low, head.payload + high)
@@ -94,7 +106,7 @@ class NeedleReader:
         superblock = file.superblock
         key = (superblock.volume, slice_id)
         head = self._heads.get(key)
-        if head is not None and head.generation == superblock.generation:
+        if head is not None and head.salt == superblock.salt:
             if len(self._heads) > self._heads_max // 2:
                 self._touch(key)
             return head
@@ -103,7 +115,7 @@ class NeedleReader:
             with self._lock:  # no change of the index is under way then
                 place = self._index.get(*key)
         if place is None:
-            raise _corrupt(file, slice_id, 0, "is not in the volume")
+            raise _absent(file, slice_id, "is not in the volume")
         if not place.is_possible:
             raise _corrupt(file, slice_id, place.offset, "its row in the index is damaged")
         data = bytearray(HEADER_BYTES + needle.table_bytes(place.length))
@@ -121,7 +133,7 @@ class NeedleReader:
         sums = needle.unpack_table(memoryview(data)[HEADER_BYTES:], header)
         if sums is None:
             raise _corrupt(file, slice_id, place.offset, "its checksums are damaged")
-        head = Head(superblock.generation, header.payload, header.length, sums)
+        head = Head(superblock.salt, header.payload, header.length, sums)
         self._heads[key] = head
         while len(self._heads) > self._heads_max:
             self._heads.popitem(last=False)
@@ -141,4 +153,9 @@ class NeedleReader:
 
 
 def _corrupt(file: VolumeFile, slice_id: SliceId, offset: int, detail: str) -> FsError:
-    return FsError(Fault.CORRUPT, str(rewrite.damage_of(file, slice_id, offset, detail)))
+    return DamagedNeedle(rewrite.damage_of(file, slice_id, offset, detail))
+
+
+def _absent(file: VolumeFile, slice_id: SliceId, detail: str) -> FsError:
+    """Bytes that were never here, as far as is known."""
+    return FsError(Fault.CORRUPT, f"{file.path}: slice {slice_id:#x}: {detail}")

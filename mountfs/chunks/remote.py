@@ -1,26 +1,27 @@
-"""A `ChunkStore` over the nodes of a cluster: each slice on one of them, for now.
+"""A `ChunkStore` over the nodes of a cluster: a slice goes to all replicas of a volume at once, and
+is read from whichever answers first.
 
-What is written is on that node's disk when `write` returns; so there is nothing left for `sync`.
+What is written is on the disks of all of them when `write` returns; so there is nothing left for
+`sync`.
 """
 
 import logging
-from collections.abc import Awaitable, Callable, Sequence
-from typing import Final, Protocol
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from typing import Final, NamedTuple, Protocol
 
 import trio
 from crc32c import crc32c
 
+from mountfs.buffers import Buffers
 from mountfs.chunks.base import Stored
+from mountfs.chunks.borrowing import Borrowing
+from mountfs.chunks.hedge import Hedges
 from mountfs.chunks.needle import Buffer
-from mountfs.chunks.protocol import (
-    READ,
-    READ_HEAD,
-    SPACE,
-    WRITE_HEAD,
-    WRITTEN,
-    Method,
-    node_of,
-)
+from mountfs.chunks.open_volumes import OpenVolumes
+from mountfs.chunks.pool import OpenVolume
+from mountfs.chunks.protocol import READ, READ_HEAD, SPACE, WRITE_HEAD, Method
+from mountfs.chunks.race import Race, now_ms
+from mountfs.chunks.volume_map import VolumeMap
 from mountfs.errors import Fault, FsError
 from mountfs.inline import leave
 from mountfs.types import SliceId, VolumeId
@@ -30,9 +31,18 @@ from mountfs.wire.frames import Parts
 log = logging.getLogger(__name__)
 
 ATTEMPT_S: Final = 15.0
+STRAGGLER_S: Final = 2.0
+"""When one replica has taken a slice, the others have so long, or a few times as long as that one
+took: then the slice goes into another volume, without them.
+"""
+STRAGGLER_TIMES: Final = 5
 RETRY_FIRST_S: Final = 0.05
 RETRY_MAX_S: Final = 1.0
 SPACE_S: Final = 5.0
+HERE: Final = 0
+"""How near a node on this machine is."""
+COPIES: Final = 3
+"""As long as nobody has said otherwise, a cluster of so many nodes or more has so many."""
 
 
 class Link(Protocol):
@@ -40,104 +50,228 @@ class Link(Protocol):
 
 
 class RemoteChunks:
-    """`nodes` says which have the role chunk; `link` connects to one (Disconnected, FsError)."""
+    """`nodes` says which have the role chunk; `link` connects to one (Disconnected, FsError);
+    `near` says how far away nodes are: 0 for those on this machine (see `Hedges.order`).
+    """
 
     def __init__(
         self,
         nodes: Callable[[], Sequence[int]],
         link: Callable[[int], Awaitable[Link]],
+        volumes: VolumeMap,
+        open_volumes: OpenVolumes,
         *,
+        hedges: Hedges,
+        near: Callable[[], Mapping[int, int]] = dict,
+        buffers: Buffers | None = None,
         soft_s: float | None = None,
     ) -> None:
         self._nodes = nodes
         self._link = link
+        self.volumes = volumes
+        self._open = open_volumes
+        self.hedges = hedges
+        self._near = near
+        self.borrowing = Borrowing(self._attempt, buffers or Buffers())
         self._soft_s = soft_s
-        self._preferred = 0
-        """Who took our last slice."""
         self._total = self._free = 0
         self.reads = 0
         self.writes = 0
+        self.rewrites = 0
+        """Slices that went into another volume because a node failed."""
         self.problem = ""
 
-    async def write(self, slice_id: SliceId, parts: Sequence[Buffer]) -> Stored:
-        """Raises NO_SPACE when no node has room; TIMED_OUT if `soft`."""
+    # -- writing
+
+    async def write(self, slice_id: SliceId, parts: Sequence[Buffer], copies: int = 0) -> Stored:
+        """Raises NO_SPACE when no node has room; TIMED_OUT if `soft`; and what else the leader says
+        when it is asked for volumes.
+        """
         self.writes += 1
         await leave()
         crc = size = 0
         for part in parts:
             crc = crc32c(part, crc)
             size += len(part)
-        body = [WRITE_HEAD.pack(slice_id, crc), *parts]
         with self._patience():
-            wait_s = RETRY_FIRST_S
-            while True:
-                full: FsError | None = None
-                candidates = self._candidates()
-                for node in candidates:
-                    try:
-                        volume = await self._write_to(node, body)
-                    except FsError as error:
-                        if error.fault is not Fault.NO_SPACE:
-                            log.warning("node %d did not take a slice: %s", node, error)
-                            self.problem = f"node {node}: {error}"
-                            continue
-                        full = error
-                        continue
-                    self._preferred = node
-                    self._free = max(self._free - size, 0)  # until we have asked again
-                    self.problem = ""
-                    return Stored(volume, crc)
-                if full is not None:
-                    raise full
-                await trio.sleep(wait_s)
-                wait_s = min(2 * wait_s, RETRY_MAX_S)
-        raise self._gave_up()
-
-    async def _write_to(self, node: int, body: Parts) -> VolumeId:
-        answer = await self._attempt(node, Method.WRITE, body)
-        if len(answer) == WRITTEN.size:
-            volume = VolumeId(WRITTEN.unpack(answer)[0])
-            if node_of(volume) == node:
-                return volume
-        raise FsError(Fault.DEVICE, f"node {node} does not say where it has put a slice")
-
-    async def read(self, volume: VolumeId, slice_id: SliceId, start: int, stop: int) -> memoryview:
-        """Raises CORRUPT; TIMED_OUT if `soft`."""
-        self.reads += 1
-        await leave()
-        node = node_of(volume)
-        asked = READ.pack(volume, slice_id, start, stop)
-        with self._patience():
-            wait_s = RETRY_FIRST_S
+            pause = _Pause()
             while True:
                 try:
-                    answer = await self._attempt(node, Method.READ, asked)
+                    volume = await self._open.one(copies)
+                    if await self._write_to(volume, slice_id, crc, parts):
+                        self._free = max(self._free - size, 0)  # until we have asked again
+                        self.volumes.learn(volume.record)
+                        self.problem = ""
+                        return Stored(volume.record.number, crc)
                 except FsError as error:
                     if error.fault is not Fault.UNAVAILABLE:
                         raise
                     self.problem = str(error)
-                    await trio.sleep(wait_s)
-                    wait_s = min(2 * wait_s, RETRY_MAX_S)
-                    continue
-                self.problem = ""
-                data = memoryview(answer)[READ_HEAD.size :]
-                whole = len(answer) == READ_HEAD.size + stop - start
-                if whole and READ_HEAD.unpack_from(answer)[0] == crc32c(data):
-                    return memoryview(bytearray(data))
-                raise FsError(
-                    Fault.CORRUPT, f"node {node}: slice {slice_id:#x} came damaged over the network"
-                )
+                await pause()
         raise self._gave_up()
+
+    async def _write_to(
+        self, volume: OpenVolume, slice_id: SliceId, crc: int, parts: Sequence[Buffer]
+    ) -> bool:
+        """Whether all replicas have it."""
+        record = volume.record
+        body = [WRITE_HEAD.pack(slice_id, crc, record.number, record.epoch), *parts]
+        failed: dict[int, FsError] = {}
+        volume.writing += 1
+        try:
+            if len(record.replicas) == 1:
+                await self._write_one(record.replicas[0], body, failed)
+            else:
+                await self._write_all(record.replicas, body, failed)
+        finally:
+            volume.writing -= 1
+        if not failed:
+            volume.taken += 1
+            if self.volumes.now(record.number) is None:
+                self.volumes.learn(record)
+            return True
+        self.rewrites += 1
+        if any(error.fault is not Fault.VOLUME_CLOSED for error in failed.values()):
+            self.problem = "; ".join(map(str, failed.values()))
+        await self._open.failed(volume, failed)
+        return False
+
+    async def _write_one(self, node: int, body: Parts, failed: dict[int, FsError]) -> None:
+        """`failed` says why it has not taken it.  One that has too much to do is asked again, for
+        as long as an attempt may take.
+        """
+        until = trio.current_time() + ATTEMPT_S
+        pause = _Pause()
+        while True:
+            try:
+                answer = await self._attempt(node, Method.WRITE, body)
+            except FsError as error:
+                is_busy = error.fault is Fault.UNAVAILABLE and not isinstance(error, _NoAnswer)
+                if not is_busy or trio.current_time() > until:
+                    failed[node] = error
+                    return
+            else:
+                if len(answer):
+                    failed[node] = FsError(Fault.DEVICE, f"node {node} says what makes no sense")
+                return
+            await pause()
+
+    async def _write_all(
+        self, replicas: Sequence[int], body: Parts, failed: dict[int, FsError]
+    ) -> None:
+        """Returns when all have it, or one has not."""
+        begun = trio.current_time()
+        waiting = set(replicas)
+
+        async def write(node: int) -> None:
+            await self._write_one(node, body, failed)
+            waiting.discard(node)
+            now = trio.current_time()
+            if failed:
+                scope.cancel()
+            elif waiting:
+                more = max(STRAGGLER_S, STRAGGLER_TIMES * (now - begun))
+                scope.deadline = min(scope.deadline, now + more)
+
+        with trio.CancelScope() as scope:
+            async with trio.open_nursery() as nursery:
+                for node in replicas:
+                    nursery.start_soon(write, node)
+        if not failed:
+            took = trio.current_time() - begun
+            for node in waiting:
+                failed[node] = _NoAnswer(f"node {node}: no answer within {took:.1f} s")
+
+    # -- reading
+
+    async def read(self, volume: VolumeId, slice_id: SliceId, start: int, stop: int) -> memoryview:
+        """Raises CORRUPT when no replica has it whole, or DEVICE; TIMED_OUT if `soft`."""
+        self.reads += 1
+        data = await self.borrowing.read_soon(volume, slice_id, start, stop)
+        if data is not None:
+            return data
+        await leave()
+        wanted = Wanted(volume, slice_id, start, stop)
+        with self._patience():
+            pause = _Pause()
+            while True:
+                try:
+                    data = await self._read_once(wanted)
+                except FsError as error:
+                    if error.fault is not Fault.UNAVAILABLE:
+                        raise
+                    self.problem = str(error)
+                else:
+                    self.problem = ""
+                    return data
+                await pause()
+        raise self._gave_up()
+
+    async def _read_once(self, wanted: "Wanted") -> memoryview:
+        """Raises UNAVAILABLE when somebody who may have it does not answer."""
+        nodes = await self.volumes.replicas(wanted.volume)
+        while True:
+            try:
+                return await self._read_from(nodes, wanted)
+            except FsError as error:
+                self.volumes.forget(wanted.volume)
+                if error.fault is Fault.UNAVAILABLE:
+                    raise
+                # What was said may be of copies that are no replicas any more.
+                before, nodes = nodes, await self.volumes.replicas(wanted.volume)
+                if nodes == before:
+                    raise
+
+    async def _read_from(self, nodes: Sequence[int], wanted: "Wanted") -> memoryview:
+        """Raises as `Race.run`."""
+        if not nodes:
+            what = f"slice {wanted.slice_id:#x}: there is no volume {wanted.volume}"
+            raise FsError(Fault.CORRUPT, what)
+        if len(nodes) > 1:  # so that reads spread, and those of a slice go to where it is in memory
+            turn = wanted.slice_id % len(nodes)
+            nodes = (*nodes[turn:], *nodes[:turn])
+        near = self._near()
+        read = self.hedges.read(nodes, wanted.size, near, now_ms())
+        return await Race(read, lambda node: self._fetch(node, wanted)).run()
+
+    async def _fetch(self, node: int, wanted: "Wanted") -> memoryview:
+        """From one node.  Raises CORRUPT, UNAVAILABLE, and what it says."""
+        if self._near().get(node) == HERE:
+            found = await self.borrowing.read(node, *wanted)
+            if found is not None:
+                return found
+        answer = await self._attempt(node, Method.READ, READ.pack(*wanted))
+        data = memoryview(answer)[READ_HEAD.size :]
+        whole = len(answer) == READ_HEAD.size + wanted.size
+        if not whole or READ_HEAD.unpack_from(answer)[0] != crc32c(data):
+            raise FsError(
+                Fault.CORRUPT,
+                f"node {node}: slice {wanted.slice_id:#x} came damaged over the network",
+            )
+        return memoryview(bytearray(data))
 
     async def sync(self) -> None:
         return
 
+    async def close(self) -> None:
+        """We write no more: others may have our volumes.  If nobody hears it, they are given out
+        again when our session has ended.
+        """
+        try:
+            await self._open.give_back()
+        except FsError as error:
+            log.warning("volumes could not be given back: %s", error)
+        self.borrowing.close()
+
+    # -- room
+
     def space(self) -> tuple[int, int]:
-        """(total, free) bytes of all nodes, as of a few seconds ago."""
-        return self._total, self._free
+        """(total, free) bytes that files can have, as of a few seconds ago."""
+        copies = max(min(COPIES, len(self._nodes())), 1)
+        return self._total // copies, self._free // copies
 
     def has_room(self, size_bytes: int) -> bool:
-        return self._free >= size_bytes or not self._total
+        return self.space()[1] >= size_bytes or not self._total
 
     async def keep_asking(self) -> None:
         """How much room there is, until cancelled."""
@@ -167,25 +301,64 @@ class RemoteChunks:
         if total:
             self._total, self._free = total, free
 
-    def _candidates(self) -> list[int]:
-        """All who take slices, first who took the last one."""
-        nodes = list(self._nodes())
-        return sorted(nodes, key=lambda node: (node != self._preferred, node))
-
     async def _attempt(self, node: int, method: int, parts: Parts) -> Body:
-        """Raises UNAVAILABLE when there was no answer: it may have been done all the same."""
+        """Raises `_NoAnswer`, and what the node says."""
         try:
             with trio.fail_after(ATTEMPT_S):
-                return await (await self._link(node)).call(method, parts)
+                return await (await self._connected(node)).call(method, parts)
         except Disconnected as error:
-            raise FsError(Fault.UNAVAILABLE, f"node {node}: {error}") from error
+            raise _NoAnswer(f"node {node}: {error}") from error
         except trio.TooSlowError:
-            raise FsError(
-                Fault.UNAVAILABLE, f"node {node}: no answer within {ATTEMPT_S:g} s"
-            ) from None
+            raise _NoAnswer(f"node {node}: no answer within {ATTEMPT_S:g} s") from None
+        except _NoAnswer:
+            raise
+        except FsError as error:
+            raise FsError(error.fault, f"node {node}: {error}") from error
+
+    async def _connected(self, node: int) -> Link:
+        try:
+            return await self._link(node)
+        except FsError as error:
+            if error.fault in (Fault.UNAVAILABLE, Fault.BUSY):
+                raise _NoAnswer(f"node {node}: {error}") from error
+            raise
 
     def _patience(self) -> trio.CancelScope:
         return trio.move_on_after(self._soft_s if self._soft_s is not None else float("inf"))
 
     def _gave_up(self) -> FsError:
         return FsError(Fault.TIMED_OUT, f"no node answers within {self._soft_s} s: {self.problem}")
+
+
+class Wanted(NamedTuple):
+    """Bytes `start` to `stop` of a slice."""
+
+    volume: VolumeId
+    slice_id: SliceId
+    start: int
+    stop: int
+
+    @property
+    def size(self) -> int:
+        return self.stop - self.start
+
+
+class _NoAnswer(FsError):
+    """Nobody knows whether it was done."""
+
+    def __init__(self, detail: str) -> None:
+        super().__init__(Fault.UNAVAILABLE, detail)
+
+
+class _Pause:
+    """Between attempts: short at first, then longer."""
+
+    def __init__(self) -> None:
+        self.count = 0
+        self._wait_s = RETRY_FIRST_S
+
+    async def __call__(self) -> None:
+        self.count += 1
+        if self.count > 1:
+            await trio.sleep(self._wait_s)
+            self._wait_s = min(2 * self._wait_s, RETRY_MAX_S)

@@ -15,6 +15,14 @@ _COPY_BYTES = 4 * MIB
 """Small needles are copied many at a time."""
 
 
+class DamagedNeedle(FsError):
+    """CORRUPT: a needle that is there cannot be read as it was written."""
+
+    def __init__(self, damage: Damage, what: str = "") -> None:
+        super().__init__(Fault.CORRUPT, f"{what}{damage}")
+        self.damage = damage
+
+
 class Unreadable(Exception):
     """The disk cannot read a file.  The text is what it said."""
 
@@ -103,7 +111,7 @@ def copy_living(
             found = _Bad(place.offset, f"cannot be read: {error.strerror}")
         if isinstance(found, _Bad):
             damage = damage_of(source, slice_id, found.offset, found.detail)
-            raise FsError(Fault.CORRUPT, f"cannot compact {damage}")
+            raise DamagedNeedle(damage, "cannot compact ")
         header, data = found
         payload = header.payload - header.offset
         table = data[HEADER_BYTES:payload]

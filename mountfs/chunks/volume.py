@@ -218,6 +218,10 @@ class VolumeStats:
     """Takes no further needles for now."""
     failed: str = ""
     """Why it is read-only: what the disk or a damage said.  Empty: it is well."""
+    epoch: int = 0
+    """In which it takes slices from others; 0: in none."""
+    reopens: bool = False
+    """Others may have it opened again, so it is left as it is."""
 
     @property
     def garbage_bytes(self) -> int:
@@ -249,6 +253,7 @@ def debt(volumes: Iterable[VolumeStats], garbage_ratio: float, open_bytes_min: i
         stats
         for stats in known
         if not stats.failed
+        and not stats.reopens
         and stats.garbage_bytes > 0
         and stats.garbage_ratio >= garbage_ratio
         and (stats.sealed or stats.garbage_bytes >= open_bytes_min)

@@ -11,12 +11,14 @@ import threading
 from collections import OrderedDict
 from collections.abc import Callable
 from pathlib import Path
+from typing import Final
 
 from mountfs.chunks import rewrite
 from mountfs.chunks.config import ChunkConfig
 from mountfs.chunks.file import VolumeFile, sync_directory
 from mountfs.chunks.index import NeedleIndex, Place, VolumeState
 from mountfs.chunks.needle import Kind
+from mountfs.chunks.protocol import node_of
 from mountfs.chunks.volume import (
     SUPERBLOCK_BYTES,
     BadSuperblock,
@@ -26,7 +28,7 @@ from mountfs.chunks.volume import (
     VolumeStats,
 )
 from mountfs.errors import Fault, FsError
-from mountfs.types import SliceId, VolumeId
+from mountfs.types import FIRST_REPLICATED, SliceId, VolumeId
 
 log = logging.getLogger(__name__)
 
@@ -49,10 +51,14 @@ disk that is read-only) would befall all of them, and is for the caller.
 """
 
 
+BAD_MAX: Final = 100
+"""Damaged needles of a volume that are remembered.  With more it is lost as a whole."""
+
+
 class LiveVolume:
     """What is known of one volume in memory.  Changed under the lock of the store only."""
 
-    def __init__(self, file: VolumeFile, state: VolumeState) -> None:
+    def __init__(self, file: VolumeFile, state: VolumeState, *, own: bool) -> None:
         self.id = file.superblock.volume
         self.path = file.path
         self.file: VolumeFile | None = file
@@ -72,12 +78,26 @@ class LiveVolume:
         """Why nothing may be written to it any more; empty: it is well."""
         self.damaged = ""
         """Why it is not compacted, and takes no needles; empty: no damage was met."""
+        self.bad: dict[SliceId, str] = {}
+        """Needles that were found to be damaged, up to BAD_MAX, and how.  Until they are replaced
+        or deleted it is not compacted.
+        """
         self.writing: dict[int, int] = {}
         """Ranges (start -> stop) reserved, and not known to be whole."""
         self.holes: list[Gap] = []
         """Of these, the ones whose write failed, and that could not be marked yet."""
         self.removed: list[SliceId] | None = None
         """What was deleted since its compaction began; None: it is not being compacted."""
+        self.own = own
+        """It was numbered by this store, which fills it as it likes.  Any other is made, opened,
+        sealed and dropped by order only.
+        """
+        self.epoch = 0
+        """In which it takes needles from others; 0: in none.  Invariant: it is not sealed, or 0."""
+        self.last_epoch = 0
+        """Of one that may be opened again: not in an epoch before this one.  0: never."""
+        self.coming: set[SliceId] = set()
+        """Slices that others are writing to it."""
         self.dropped = False
         """It is being removed: nothing may be put into it any more."""
         self.deleting = threading.Lock()
@@ -100,6 +120,20 @@ class LiveVolume:
         """
         return bool(self.writing) or not self.sealed or self.removed is not None
 
+    @property
+    def is_quiet(self) -> bool:
+        """Nothing is being written to it, but for failed writes that could not be marked."""
+        return len(self.writing) == len(self.holes)
+
+    @property
+    def trouble(self) -> str:
+        """Why nothing is appended to it, and it is not compacted; empty: it is well."""
+        return self.failed or self.damaged or next(iter(self.bad.values()), "")
+
+    def note_bad(self, slice_id: SliceId, detail: str) -> None:
+        if slice_id in self.bad or len(self.bad) < BAD_MAX:
+            self.bad[slice_id] = detail
+
     def account(self, more: tuple[int, int]) -> None:
         """(bytes, needles) have come to live, or, if negative, live no longer."""
         self.living_bytes += more[0]
@@ -114,7 +148,9 @@ class LiveVolume:
             self.living_bytes,
             self.needles,
             self.sealed,
-            self.failed or self.damaged,
+            self.trouble,
+            self.epoch,
+            self.last_epoch > 0,
         )
 
 
@@ -134,6 +170,7 @@ class VolumeSet:
         self._home = home
         self._open_files: OrderedDict[VolumeId, None] = OrderedDict()
         """Volumes with an open file, the longest unused first."""
+        self._first = VolumeId(config.first_volume)
         self._next_id = config.first_volume
 
     def file(self, volume: LiveVolume) -> VolumeFile:
@@ -169,11 +206,20 @@ class VolumeSet:
         salt = int.from_bytes(os.urandom(4), "little")
         assert self._home is not None
         superblock = Superblock(volume_id, generation, salt, SUPERBLOCK_BYTES, self._home)
-        return VolumeFile.create(self._path(volume_id), superblock)
+        return VolumeFile.create(self.path(volume_id), superblock)
 
     def begin(self) -> LiveVolume:
-        """A new volume, on disk."""
-        volume_id = VolumeId(self._next_id)
+        """A new volume of our own, on disk."""
+        volume = self.make(VolumeId(self._next_id))
+        self._next_id += 1
+        return volume
+
+    def make(self, volume_id: VolumeId) -> LiveVolume:
+        """A new volume of this number, on disk."""
+        return self.add_new(self.publish_new(volume_id))
+
+    def publish_new(self, volume_id: VolumeId) -> VolumeFile:
+        """The file of a new volume, on disk.  Needs no lock, but nobody else may do the same."""
         file = self.create(volume_id, 1)
         try:
             os.fdatasync(file.fd)
@@ -182,7 +228,13 @@ class VolumeSet:
         except BaseException:
             file.discard()
             raise
-        self._next_id += 1
+        return file
+
+    def add_new(self, file: VolumeFile) -> LiveVolume:
+        """A new volume is there from now on."""
+        volume_id = file.superblock.volume
+        assert volume_id not in self.items, volume_id
+        self.gone.discard(volume_id)
         return self._add(file, VolumeState(1, SUPERBLOCK_BYTES, 0, 0))
 
     def remove(self, volume: LiveVolume) -> None:
@@ -201,14 +253,14 @@ class VolumeSet:
         """What to say to a reader of a volume that is not there."""
         if damage := self.unreadable.get(volume_id):
             return FsError(Fault.CORRUPT, f"{damage.path}: {damage.detail} (slice {slice_id:#x})")
-        path = self._path(volume_id)
+        path = self.path(volume_id)
         return FsError(Fault.CORRUPT, f"{path}: slice {slice_id:#x}: there is no such volume")
 
     def note_missing(self, volume_id: VolumeId) -> None:
         """Somebody knows of a volume that is not among the items."""
-        self._next_id = max(self._next_id, volume_id + 1)
+        self._note_number(volume_id)
         if volume_id not in self.unreadable:
-            self._give_up(self._path(volume_id), volume_id, "the file is missing")
+            self._give_up(self.path(volume_id), volume_id, "the file is missing")
 
     # -- opening
 
@@ -226,7 +278,7 @@ class VolumeSet:
             if not path.stem.isdecimal():
                 continue
             volume_id = VolumeId(int(path.stem))
-            self._next_id = max(self._next_id, volume_id + 1)
+            self._note_number(volume_id)
             volume = self._open(path, volume_id, states.pop(volume_id, None), index)
             if volume is None:
                 continue
@@ -237,6 +289,9 @@ class VolumeSet:
                 self._give_up(path, volume_id, f"the disk cannot read it: {error}")
         for volume_id in states:
             self.note_missing(volume_id)
+        for volume_id, epoch in index.epochs().items():
+            if volume_id in self.items:
+                self.items[volume_id].last_epoch = epoch
         if self._home is None:
             self._home = os.urandom(16)
 
@@ -297,7 +352,7 @@ class VolumeSet:
             write_table()
 
     def _add(self, file: VolumeFile, state: VolumeState) -> LiveVolume:
-        volume = LiveVolume(file, state)
+        volume = LiveVolume(file, state, own=self._owns(file.superblock.volume))
         self.items[volume.id] = volume
         self.note_open(volume)
         return volume
@@ -307,5 +362,16 @@ class VolumeSet:
         self.gone.discard(volume_id)
         self.unreadable[volume_id] = Damage(str(path), volume_id, 0, SliceId(0), detail)
 
-    def _path(self, volume_id: VolumeId) -> Path:
+    def _owns(self, volume_id: VolumeId) -> bool:
+        """Whether a volume has a number that we may have given it."""
+        if not self._first or volume_id >= FIRST_REPLICATED:
+            return False
+        return node_of(volume_id) == node_of(self._first)
+
+    def _note_number(self, volume_id: VolumeId) -> None:
+        """It is in use, or was: no new volume is to have it."""
+        if self._owns(volume_id):
+            self._next_id = max(self._next_id, volume_id + 1)
+
+    def path(self, volume_id: VolumeId) -> Path:
         return self.directory / f"{volume_id:08}.vol"

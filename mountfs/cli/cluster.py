@@ -86,6 +86,7 @@ def _recover(arguments: argparse.Namespace) -> int:
 
     home = open_home(arguments.home, create=False)
     try:
+        home.format.require_metadata(home.path)
         home.hold("mountfs cluster recover")
         survivor = Survivor(home.path / "meta", home.id, NodeId(home.format.node))
         try:

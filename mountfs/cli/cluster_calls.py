@@ -1,8 +1,9 @@
 """Questions to the nodes of a cluster, for the commands that ask them."""
 
 import argparse
+import contextlib
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import trio
 
@@ -43,10 +44,17 @@ async def _ask(
         return await admin.ask(client, places, method, body, deadline_s=deadline_s)
 
 
-async def look_at_all(places: list[str], tls: Path | None) -> tuple[Any, dict[str, Any]]:
-    """(the leader's list of nodes, or why there is none, as a string; what each node says of
-    itself, or why it does not, by its address).
-    """
+class Looked(NamedTuple):
+    nodes: Any
+    """The leader's list of them, or why there is none, as a string."""
+    said: dict[str, Any]
+    """What each node says of itself, or why it does not, by its address."""
+    bytes: dict[str, Any] | None
+    """What the leader says of them (`chunks.overview.Overview`); None: nobody does."""
+
+
+async def look_at_all(places: list[str], tls: Path | None) -> Looked:
+    """Raises UNAVAILABLE when not one of `places` answers."""
     from mountfs.cli.trust import Trust
     from mountfs.meta import admin
     from mountfs.rpc.client import open_client
@@ -68,18 +76,20 @@ async def look_at_all(places: list[str], tls: Path | None) -> tuple[Any, dict[st
                         nursery.start_soon(one, place)
 
         nodes: Any
+        bytes_: dict[str, Any] | None = None
         await each(places)
         if not any(isinstance(said, dict) for said in found.values()):
             raise FsError(Fault.UNAVAILABLE, "; ".join(map(str, found.values())))
         known = [said["leader_rpc"] for said in found.values() if isinstance(said, dict)]
+        leaders = list(filter(None, [*known, *places]))
         try:
-            nodes = await admin.ask(
-                client, list(filter(None, [*known, *places])), "Nodes", None, deadline_s=LOOK_S
-            )
+            nodes = await admin.ask(client, leaders, "Nodes", None, deadline_s=LOOK_S)
         except FsError as error:
             nodes = str(error)
             others = [said["nodes"] for said in found.values() if isinstance(said, dict)]
             await each([node["rpc"] for some in others for node in some])
         else:
             await each([node["rpc"] for node in nodes])
-    return nodes, found
+            with contextlib.suppress(FsError):  # one that is older does not know
+                bytes_ = await admin.ask(client, leaders, "Health", None, deadline_s=LOOK_S)
+    return Looked(nodes, found, bytes_)

@@ -8,8 +8,9 @@ import trio
 from rich.table import Table
 from rich.text import Text
 
-from mountfs.cli import cluster_calls, show
+from mountfs.cli import cluster_calls, health, show
 from mountfs.errors import unwrapped
+from mountfs.meta.reports import ASYNC
 
 
 class Report(msgspec.Struct):
@@ -20,6 +21,8 @@ class Report(msgspec.Struct):
     leader: str | None
     nodes: list[dict[str, Any]]
     """What each says of itself, or its address and `problem`."""
+    bytes: str | None = None
+    """How the contents of files are, in a line (`mountfs health`); None: nobody says."""
 
     @property
     def well(self) -> bool:
@@ -29,13 +32,17 @@ class Report(msgspec.Struct):
 def report_on(places: list[str], tls: Path | None) -> Report:
     """Raises FsError when not one of `places` answers."""
     with unwrapped():
-        members, said = trio.run(cluster_calls.look_at_all, places, tls)
-    return judge(members, said)
+        looked = trio.run(cluster_calls.look_at_all, places, tls)
+    return judge(*looked)
 
 
-def judge(members: list[dict[str, Any]] | str, said: dict[str, dict[str, Any] | str]) -> Report:
+def judge(
+    members: list[dict[str, Any]] | str,
+    said: dict[str, dict[str, Any] | str],
+    bytes_told: dict[str, Any] | None = None,
+) -> Report:
     """`members`: what the leader says of all, or why nobody does; `said`: what each says of itself,
-    by address, or why it does not.
+    by address, or why it does not; `bytes_told`: what the leader says of contents.
     """
     answers = [one for one in said.values() if isinstance(one, dict)]
     names = {place: "" for place in said}
@@ -59,8 +66,17 @@ def judge(members: list[dict[str, Any]] | str, said: dict[str, dict[str, Any] | 
                 node["member"] = member["role"]
     else:
         leader = None
-    health, why = _health(members, nodes, len(clusters))
-    return Report(health, why, cluster, leader, nodes)
+    word, why = _health(members, nodes, len(clusters))
+    told = None
+    if bytes_told is not None:
+        told = health.in_a_line(bytes_told)
+        verdict = health.judge(bytes_told)
+        if word == "healthy" and verdict.word in _BYTES_MATTER:
+            word, why = "degraded", f"{told}; see: mountfs health"
+    return Report(word, why, cluster, leader, nodes, told)
+
+
+_BYTES_MATTER = ("unreadable", "at risk", "healing")
 
 
 def _health(
@@ -90,7 +106,10 @@ def show_report(report: Report) -> None:
     style = "green" if report.well else "red"
     console.print(Text(report.health, style=style), Text(report.why))
     if report.cluster is not None:
-        console.print(show.facts([("cluster", report.cluster), ("leader", report.leader or "-")]))
+        facts = [("cluster", report.cluster), ("leader", report.leader or "-")]
+        if report.bytes is not None:
+            facts.append(("bytes", report.bytes))
+        console.print(show.facts(facts))
     table = Table(box=None, pad_edge=False)
     for title in _TITLES:
         table.add_column(title, justify="left" if title in ("node", "role", "state") else "right")
@@ -99,6 +118,9 @@ def show_report(report: Report) -> None:
             table.add_row(node["name"] or node["rpc"], "", Text("no answer", style="red"))
             continue
         state = Text(node["health"], style="green" if node["health"] == "healthy" else "red")
+        if "meta" not in node.get("roles", ("meta",)):  # older nodes do not say
+            table.add_row(node["name"], ",".join(node["roles"]), state)
+            continue
         figures = node["figures"]
         table.add_row(
             node["name"],
@@ -117,10 +139,13 @@ def show_report(report: Report) -> None:
     for node in report.nodes:
         if node["problem"] is not None:
             console.print(Text(f"  node {node['name']} at {node['rpc']}: {node['problem']}"))
+        if node.get("durability") == ASYNC:
+            console.print(Text(f"  node {node['name']}: {TAKEN_EARLY}", style="yellow"))
         for what, why in (node.get("troubles") or {}).items():
             console.print(Text(f"  node {node['name']}: {what}: {why}", style="red"))
 
 
+TAKEN_EARLY = "it says that it has slices before they are on its disks (--durability async)"
 _TITLES = (
     "node", "role", "state", "term", "committed", "applied", "lag", "log", "sessions",
     "commit p50", "sync p50",

@@ -5,6 +5,7 @@ child process that can be left behind.
 """
 
 import argparse
+import contextlib
 import os
 import platform
 import re
@@ -382,6 +383,13 @@ def check_connection(mountpoint: str) -> Iterator[Finding]:
 
 
 def check_home(home: Path, mounted: bool) -> Iterator[Finding]:
+    with contextlib.suppress(FsError):  # `check_format` says it
+        format = read_format(home)
+        try:
+            format.require_metadata(home)
+        except FsError as error:
+            yield Finding("warn", "home", str(error))
+            return
     checks: list[Callable[[Path], Finding]] = [check_format, check_parts, check_space, check_log]
     if mounted:
         checks.remove(check_parts)  # its daemon tells of them, and of its volumes

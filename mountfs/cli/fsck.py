@@ -126,7 +126,7 @@ def _alone(home: Path) -> Iterator[None]:
     """Nobody else opens the home meanwhile.  Writes nothing, so that a copy on a read-only disk can
     be checked.  Raises BUSY with who has it.
     """
-    read_format(home)
+    read_format(home).require_metadata(home)
     try:
         fd = os.open(home / "lock", os.O_RDONLY | os.O_CLOEXEC)
     except FileNotFoundError:

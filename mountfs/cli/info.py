@@ -156,7 +156,8 @@ def _where(one: dict[str, Any]) -> str:
     where = one["where"]
     if where is None:
         return "with the inode" if not one["volume"] else f"MISSING in volume {one['volume']}"
-    if "node" in where:
-        return f"on node {where['node']}"
+    if "nodes" in where:
+        nodes = ", ".join(map(str, where["nodes"]))
+        return f"volume {one['volume']} on nodes {nodes}" if nodes else "NOWHERE"
     offset = where.get("offset")
     return str(where["file"]) + (f" at {offset:,}" if offset is not None else "")

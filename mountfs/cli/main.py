@@ -8,13 +8,17 @@ from typing import NoReturn
 
 from mountfs import __version__
 from mountfs.cli import (
+    balance,
     bench,
     cluster,
     doctor,
     fsck,
+    gc,
+    health,
     info,
     node,
     pki,
+    replication,
     safemode,
     sim,
     stats,
@@ -23,7 +27,23 @@ from mountfs.cli import (
 from mountfs.cli.show import EXIT_FAILED, EXIT_INTERRUPTED, EXIT_USAGE
 from mountfs.errors import FsError
 
-COMMANDS = (status, info, stats, fsck, doctor, bench, cluster, node, safemode, pki, sim)
+COMMANDS = (
+    status,
+    info,
+    stats,
+    fsck,
+    doctor,
+    bench,
+    cluster,
+    node,
+    health,
+    gc,
+    balance,
+    safemode,
+    replication,
+    pki,
+    sim,
+)
 
 _DESCRIPTION = """\
 Look at, check and measure filesystems of mountfs.  To mount one, use mount.dfs.

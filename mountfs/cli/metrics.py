@@ -21,7 +21,11 @@ from prometheus_client.core import (
 )
 from prometheus_client.registry import Collector
 
+from mountfs.chunks.overview import Overview
+from mountfs.chunks.reporter import Reporter
 from mountfs.errors import Fault, FsError
+from mountfs.meta.diagnosis import Cause
+from mountfs.meta.fleet import Standing
 from mountfs.meta.server import MetaServer
 from mountfs.raft.figures import Spread
 
@@ -30,23 +34,40 @@ READERS_MAX: Final = 8
 
 
 class NodeMetrics(Collector):
-    """`space`: (total, free) bytes of the node's volumes; None: it has none."""
+    """`meta`: None: the node has no metadata.  `space`: (total, free) bytes of its volumes, and who
+    reports them; None: it has none.  `overview`: what the leader knows of the bytes of the cluster;
+    None: this node does not lead.
+    """
 
-    def __init__(self, meta: MetaServer, space: Callable[[], tuple[int, int]] | None) -> None:
+    def __init__(
+        self,
+        meta: MetaServer | None,
+        space: Callable[[], tuple[int, int]] | None,
+        reporter: Reporter | None = None,
+        overview: Callable[[], Overview | None] = lambda: None,
+    ) -> None:
         self._meta = meta
         self._space = space
+        self._reporter = reporter
+        self._overview = overview
 
     def collect(self) -> Iterable[Metric]:
-        yield from self._raft()
-        yield from self._log()
-        yield from self._metadata()
+        if self._meta is not None:
+            yield from self._raft(self._meta)
+            yield from self._log(self._meta)
+            yield from self._metadata(self._meta)
         if self._space is not None:
             total, free = self._space()
             yield _gauge("chunks_disk_bytes", "Size of the disk of the volumes.", total)
             yield _gauge("chunks_disk_free_bytes", "Free on the disk of the volumes.", free)
+        if self._reporter is not None:
+            heard = int(not self._reporter.problem)
+            yield _gauge("chunks_heard", "1 if the leader heard the last report.", heard)
+        if (overview := self._overview()) is not None:
+            yield from _bytes(overview)
 
-    def _raft(self) -> Iterator[Metric]:
-        group, figures = self._meta.group, self._meta.node.figures
+    def _raft(self, meta: MetaServer) -> Iterator[Metric]:
+        group, figures = meta.group, meta.node.figures
         raft = group.raft
         log, state = raft.log, raft.state
         yield _gauge("raft_leader", "1 if this node leads.", int(state.is_leader))
@@ -72,13 +93,12 @@ class NodeMetrics(Collector):
         yield _counter("raft_messages", "Messages sent.", figures.messages)
         yield _counter("raft_envelopes", "What they travelled in.", figures.envelopes)
         yield _counter("raft_sent_bytes", "Bytes of envelopes.", figures.sent_bytes)
-        yield _counter("raft_dropped", "Envelopes with no way out.", self._meta.links.dropped)
+        yield _counter("raft_dropped", "Envelopes with no way out.", meta.links.dropped)
         yield _gauge("raft_waiting_proposals", "Not answered yet.", len(group.waiting))
         yield _gauge("raft_waiting_reads", "Not answered yet.", len(group.readers))
         yield _gauge("raft_uncommitted_bytes", "Not at a majority yet.", state.uncommitted_bytes)
 
-    def _log(self) -> Iterator[Metric]:
-        meta = self._meta
+    def _log(self, meta: MetaServer) -> Iterator[Metric]:
         journal = meta.journal
         yield _spread("log_sync_seconds", "fdatasync of the log.", meta.node.figures.sync_s)
         yield _gauge("log_bytes", "Size of the log on disk.", journal.size_bytes)
@@ -89,8 +109,7 @@ class NodeMetrics(Collector):
         full = meta.node.full is not None
         yield _gauge("log_full", "1 if the disk has no room for the log.", int(full))
 
-    def _metadata(self) -> Iterator[Metric]:
-        meta = self._meta
+    def _metadata(self, meta: MetaServer) -> Iterator[Metric]:
         machine = meta.machine.replica.machine
         yield _gauge("meta_sessions", "Sessions that have not ended.", len(machine.sessions))
         yield _gauge("meta_inodes", "Files and directories.", machine.tree.counters.inodes)
@@ -103,6 +122,42 @@ class NodeMetrics(Collector):
         damaged = meta.group.failure is not None
         yield _gauge("meta_damaged", "1 if this copy is of no use.", int(damaged))
         yield _gauge("meta_troubles", "Background work that fails.", len(meta.troubles))
+
+
+def _bytes(overview: Overview) -> Iterator[Metric]:
+    """Of the cluster, as its leader knows it."""
+    volumes = overview.volumes
+    yield _gauge("bytes_looked", "1 if the leader has looked at all volumes.", int(volumes.looked))
+    yield _gauge("bytes_volumes", "Volumes of the cluster.", volumes.volumes)
+    causes = _by("bytes_volumes_wrong", "Volumes that are not as they should be.", "cause")
+    for cause in Cause:
+        causes.add_metric([cause.name.lower()], volumes.causes.get(cause.value, 0))
+    yield causes
+    yield _gauge("bytes_to_copy", "Bytes that are to be copied.", volumes.bytes_to_copy)
+    yield _gauge("bytes_copy_rate", "Bytes copied per second, lately.", volumes.bytes_per_second)
+    yield _gauge(
+        "bytes_stuck", "Volumes that nothing can be done for.", sum(volumes.stuck.values())
+    )
+    yield _gauge("bytes_copies_possible", "Copies the cluster can give.", overview.copies_possible)
+    yield _counter("bytes_repairs", "Steps of repair that were done.", overview.repairs_done)
+    yield _counter("bytes_repairs_failed", "Steps that failed.", overview.repairs_failed)
+    standings = _by("bytes_nodes", "Nodes that keep slices.", "standing")
+    for standing in Standing:
+        count = sum(node.view.standing == standing.value for node in overview.nodes)
+        standings.add_metric([standing.value], count)
+    yield standings
+    total = _by("bytes_node_disk", "Size of the disks of a node.", "node")
+    free = _by("bytes_node_disk_free", "Free on the disks of a node.", "node")
+    kept = _by("bytes_node_volumes", "Volumes that a node has.", "node")
+    for node in overview.nodes:
+        total.add_metric([node.name], node.view.total_bytes)
+        free.add_metric([node.name], node.view.free_bytes)
+        kept.add_metric([node.name], node.view.volumes)
+    yield from (total, free, kept)
+
+
+def _by(name: str, text: str, label: str) -> GaugeMetricFamily:
+    return GaugeMetricFamily(f"mountfs_{name}", text, labels=[label])
 
 
 def _gauge(name: str, text: str, value: float) -> Metric:

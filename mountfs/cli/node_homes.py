@@ -17,7 +17,7 @@ from mountfs.cli.trust import Trust
 from mountfs.errors import Fault, FsError, disk_error
 from mountfs.kv.journal import Journal
 from mountfs.meta.admin import Join, Joined, Rejoin, ask_raw
-from mountfs.meta.ops.nodes import NodeRecord
+from mountfs.meta.ops.nodes import META, NodeRecord
 from mountfs.meta.replica import META_GROUP
 from mountfs.meta.server import SEGMENT_BYTES
 from mountfs.raft.messages import HardState, Membership, SnapshotHead, Term
@@ -62,11 +62,12 @@ async def join(home: Path, asked: Join, places: Sequence[str], trust: Trust) -> 
         nonlocal told
         answer = await _ask(places, trust, "Join", msgspec.structs.replace(asked, disk=disk))
         told = msgspec.msgpack.decode(answer, type=Joined)
-        return Format(FORMAT, told.cluster, told.number, disk, told.generation)
+        return Format(FORMAT, told.cluster, told.number, disk, told.generation, asked.roles)
 
     def fill(path: Path) -> None:
         assert told is not None
-        _begin_log(path / "meta" / "log", bytes.fromhex(told.cluster), told.membership)
+        if META in asked.roles:
+            _begin_log(path / "meta" / "log", bytes.fromhex(told.cluster), told.membership)
         write_seeds(path, told.nodes)
         (path / NODE_MARK).touch()
 

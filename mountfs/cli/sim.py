@@ -26,10 +26,11 @@ from mountfs.sim.shrink import Failure, attempt, shrink
 
 SUMMARY = "simulate a cluster under seeds, faults and all, and check what it promises"
 DESCRIPTION = """\
-Run the metadata's servers, their disks and network, their clients and what befalls them in one
-process, in simulated time, with all chance from one seed: the real consensus, state machine,
-sessions and retries.  Machines crash, stop, lose each other and their disks; after every step it is
-checked that what the cluster promises still holds.  Nothing outside of the process is touched.
+Run the metadata's servers and chunkservers, their disks and network, their clients and what befalls
+them in one process, in simulated time, with all chance from one seed: the real consensus, state
+machine, sessions, retries and healing.  Machines crash, stop, lose each other and their disks;
+after every step it is checked that what the cluster promises still holds.  Nothing outside of the
+process is touched.
 """
 EPILOG = """\
 examples:
@@ -42,6 +43,7 @@ examples:
 kinds of runs (if none is given, the seed chooses):
   with registers: any, membership, reads, votes, leaders   small: find mistakes in Raft soonest
   with files:     files, sessions, disks, snapshots        the metadata, its sessions and clients
+  with bytes:     bytes                                    chunkservers: copies, healing, garbage
 
 when a seed fails:
   The rule that was broken is said, then the shortest run that still breaks it is looked for, and

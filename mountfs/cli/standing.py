@@ -13,7 +13,7 @@ import trio
 from mountfs.errors import Fault, FsError
 from mountfs.meta import admin
 from mountfs.meta.ops.nodes import NodeRecord, all_nodes
-from mountfs.meta.server import MetaServer
+from mountfs.meta.server import MetaServer, Place
 from mountfs.rpc.client import Client
 
 log = logging.getLogger(__name__)
@@ -46,14 +46,15 @@ async def watch_standing(meta: MetaServer, client: Client, seeds: Sequence[NodeR
             log.debug("whether we belong to the cluster: %s", error)
             continue
         if all(node["number"] != number for node in nodes):
-            raise _removed(meta, nodes)
+            raise removed(meta.place, nodes)
 
 
-def _removed(meta: MetaServer, nodes: list[Any]) -> FsError:
+def removed(place: Place, nodes: list[Any]) -> FsError:
+    """`nodes`: who belongs to the cluster."""
     where = ",".join(node["rpc"] for node in nodes)
     return FsError(
         Fault.BAD_HOME,
-        f"node {meta.place.name} (number {meta.place.number}) was removed from its cluster, and "
+        f"node {place.name} (number {place.number}) was removed from its cluster, and "
         "its home is of no use any more; for this machine to become a node again, move the home "
         f"away and start it with --join {where}",
     )

@@ -39,6 +39,12 @@ from memory:
   reads   of stored bytes that were answered at once; those of 512 KiB and more count as not
           answered at once on a machine with several processors, wherever the bytes were
 
+of nodes (the mount of a cluster):
+  sent       reads that went to a second node as well, because the first took long
+  won        of those, how many the second answered first; cancelled: what was not needed any more
+  denied     reads that were not, because 5 % more reads is the limit
+  rewritten  writes that began anew in another volume, because a node did not take them
+
 exit status: 0 shown; 1 the mount does not answer; 2 wrong call
 """
 
@@ -63,6 +69,24 @@ class Rate(msgspec.Struct):
     errors_per_s: float
 
 
+class Hedging(msgspec.Struct):
+    """What the mount of a cluster has asked of nodes that keep slices, during an interval."""
+
+    reads: int
+    hedges: int
+    """Reads that went to a second node as well, because the first took long."""
+    won: int
+    """Of those, how many the second answered first."""
+    cancelled: int
+    """What was asked and not needed any more."""
+    denied: int
+    """Reads that were not hedged when it was time: 5 % more reads is the limit."""
+    failovers: int
+    """Reads that went to another node because one could not answer."""
+    rewrites: int
+    """Writes that began anew in another volume, because a node did not take them."""
+
+
 class Rates(msgspec.Struct):
     """What went on between two samples."""
 
@@ -77,6 +101,8 @@ class Rates(msgspec.Struct):
     """Rows of metadata that needed no look into the tables; None: none was asked for."""
     reads_at_once_percent: float | None
     """Reads of slices that were answered without waiting for a disk or a thread; None: no read."""
+    hedging: Hedging | None = None
+    """None: it is no cluster's."""
 
 
 def rates(before: Sample, after: Sample) -> Rates:
@@ -106,6 +132,7 @@ def rates(before: Sample, after: Sample) -> Rates:
         after.stats["unwritten_files"],
         _hits(before, after, "rows", "rows_stored"),
         _hits(before, after, "reads", "reads_waited"),
+        _hedging(before, after),
     )
 
 
@@ -115,6 +142,28 @@ def _hits(before: Sample, after: Sample, asked: str, missed: str) -> float | Non
         then = {asked: 0, missed: 0}
     count = now[asked] - then[asked]
     return 100 * (1 - (now[missed] - then[missed]) / count) if count else None
+
+
+def _hedging(before: Sample, after: Sample) -> Hedging | None:
+    now = _hedged(after)
+    if now is None:
+        return None
+    then = _hedged(before)
+    if then is None or now["reads"] < then["reads"]:  # started anew
+        then = dict.fromkeys(now, 0)
+    return Hedging(**{name: now[name] - then[name] for name in Hedging.__struct_fields__})
+
+
+def _hedged(sample: Sample) -> dict[str, int] | None:
+    caches = sample.stats["caches"]
+    if "hedging" not in caches:
+        return None
+    said = caches["hedging"]
+    return {
+        "won": said["hedges_won"],
+        "rewrites": caches["rewrites"],
+        **{name: said[name] for name in ("reads", "hedges", "cancelled", "denied", "failovers")},
+    }
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -185,7 +234,17 @@ def _summary(one: Rates) -> str:
         f"{show.rounded(one.per_s)} operations/s, CPU {one.cpu_percent:.0f} %, "
         f"{show.size(one.dirty_bytes)} of {show.count_of(one.unwritten_files, 'file')} "
         f"not yet written; from memory: {_percent(one.rows_from_memory_percent)} of rows, "
-        f"{_percent(one.reads_at_once_percent)} of reads"
+        f"{_percent(one.reads_at_once_percent)} of reads{_of_nodes(one.hedging)}"
+    )
+
+
+def _of_nodes(one: Hedging | None) -> str:
+    if one is None:
+        return ""
+    return (
+        f"\nof nodes: {show.count_of(one.reads, 'read')}; hedges {one.hedges:,} sent, {one.won:,} "
+        f"won, {one.cancelled:,} cancelled, {one.denied:,} denied; {one.failovers:,} failed over; "
+        f"{one.rewrites:,} rewritten"
     )
 
 

@@ -37,7 +37,8 @@ what the lines mean:
 
 of a cluster:
   healthy           all nodes are there, and one leads
-  degraded          it works, but a node is missing: the next one that fails may stop it
+  degraded          it works, but a node is missing: the next one that fails may stop it; or some
+                    contents have too few copies: see mountfs health
   safe mode         after a cold start: see mountfs safemode --help
   full, troubled, damaged    of a node: its disk has no room, work fails, its copy is of no use
   leaderless        no majority: reads and writes wait

@@ -13,8 +13,10 @@ import msgspec
 import trio
 
 from mountfs.errors import Fault, FsError
-from mountfs.meta.membership_policy import why_not_to_remove
-from mountfs.meta.ops.nodes import AddNode, LeaveNode, MoveNode, NodeRecord, all_nodes
+from mountfs.meta.departures import Departures
+from mountfs.meta.hearing import Told, require_sender
+from mountfs.meta.ops.nodes import AddNode, MoveNode, NodeRecord, all_nodes
+from mountfs.meta.reports import ReportReply
 from mountfs.meta.server import MetaServer
 from mountfs.raft.messages import Membership, NodeId
 from mountfs.raft.snapshots import require_node
@@ -22,6 +24,14 @@ from mountfs.rpc.client import Client
 from mountfs.rpc.server import Call, Server
 
 SERVICE: Final = "mountfs.Admin"
+METHODS: Final = frozenset(
+    {
+        "Drain", "Join", "Leader", "LeaveSafeMode", "Move", "Nodes", "Rejoin", "Remove", "Report",
+        "SafeMode", "Status", "Transfer",
+    }
+)  # fmt: skip
+MORE: Final = frozenset({"Balance", "Garbage", "Health"})
+"""About bytes: answered by those who see to them, where the node leads (`Admin.register`)."""
 JOIN_S: Final = 30.0
 TRANSFER_S: Final = 5.0
 LOOK_S: Final = 0.005
@@ -35,6 +45,7 @@ class Join(msgspec.Struct, frozen=True):
     door: str
     disk: str
     roles: tuple[str, ...]
+    location: str = ""
 
 
 class Rejoin(msgspec.Struct, frozen=True):
@@ -59,16 +70,24 @@ class Named(msgspec.Struct, frozen=True):
 
     node: str
     force: bool = False
+    yes: bool = False
+    """Even if something is lost for ever."""
+    undo: bool = False
+
+
+Answerer = Callable[[bytes, Call], Awaitable[Any]]
 
 
 class Admin:
     def __init__(self, meta: MetaServer, server: Server, cluster: str, generation: int) -> None:
         self._meta = meta
+        self._server = server
+        self._departures = Departures(meta)
         self._cluster = cluster
         self._generation = generation
         self.more: Callable[[], dict[str, Any]] = dict
         """What else STATUS tells."""
-        handlers: dict[str, Callable[[bytes, Call], Awaitable[Any]]] = {
+        handlers: dict[str, Answerer] = {
             "Join": self._join,
             "Rejoin": self._rejoin,
             "Move": self._move,
@@ -76,12 +95,26 @@ class Admin:
             "Leader": self._leader,
             "Nodes": self._nodes,
             "Remove": self._remove,
+            "Drain": self._drain,
             "Transfer": self._transfer,
             "SafeMode": self._safe_mode,
             "LeaveSafeMode": self._leave_safe_mode,
+            "Report": self._report,
         }
+        assert handlers.keys() == METHODS, handlers.keys() ^ METHODS
         for method, handler in handlers.items():
             server.register(SERVICE, method, _encoded(handler))
+
+    def register(self, method: str, answer: Answerer) -> None:
+        """Somebody above answers one of `MORE`, where this node leads."""
+        assert method in MORE, method
+
+        async def lead(body: bytes, call: Call) -> Any:
+            self._meta.group.require_leader()
+            await self._meta.group.wait_read()  # one that leads no more knows less than others
+            return await answer(body, call)
+
+        self._server.register(SERVICE, method, _encoded(lead))
 
     async def _join(self, body: bytes, call: Call) -> Joined:
         require_node(call)
@@ -89,9 +122,11 @@ class Admin:
         asked = msgspec.msgpack.decode(body, type=Join)
         meta.group.require_leader()
         record = await meta.service.order(
-            AddNode(asked.name, asked.rpc, asked.door, asked.disk, asked.roles)
+            AddNode(asked.name, asked.rpc, asked.door, asked.disk, asked.roles, asked.location)
         )
         number = NodeId(record.number)
+        if not record.has_metadata:
+            return self._joined(number)
         # The leader's duties see to it.
         await _until(lambda: number in meta.group.raft.log.membership.everyone, JOIN_S)
         if number not in meta.group.raft.log.membership.everyone:
@@ -145,6 +180,15 @@ class Admin:
         require_node(call)
         await self._meta.service.order(msgspec.msgpack.decode(body, type=MoveNode))
 
+    async def _report(self, body: bytes, call: Call) -> ReportReply:
+        require_node(call)
+        meta = self._meta
+        told = msgspec.msgpack.decode(body, type=Told)
+        meta.group.require_leader()
+        nodes = all_nodes(meta.machine.replica.machine.tree)
+        require_sender(told, nodes, call.identity)
+        return meta.hearing.take(told.report)
+
     async def _leader(self, body: bytes, call: Call) -> str:
         """Where whoever leads is asked, as far as this node knows; empty: it does not."""
         record = self._meta.service.node_of(self._meta.group.leader)
@@ -162,9 +206,16 @@ class Admin:
                 "leader": record.number == meta.place.number,
                 "alive": meta.is_alive(NodeId(record.number)),
                 "lag": self._lag(NodeId(record.number)),
+                "volumes_left": self._volumes_left(record),
             }
             for record in all_nodes(meta.machine.replica.machine.tree)
         ]
+
+    def _volumes_left(self, record: NodeRecord) -> int | None:
+        """On a node that is emptied.  None: it is none, or nobody knows yet."""
+        if not record.is_emptied:
+            return None
+        return self._meta.chunkservers.kept_by(record.number)
 
     def _lag(self, node: NodeId) -> int | None:
         raft = self._meta.group.raft
@@ -175,21 +226,19 @@ class Admin:
 
     async def _remove(self, body: bytes, call: Call) -> Any:
         require_node(call)
-        meta = self._meta
         asked = msgspec.msgpack.decode(body, type=Named)
-        meta.group.require_leader()
+        self._meta.group.require_leader()
         record = self._find(asked.node)
-        number = NodeId(record.number)
-        leaving = {
-            node.number for node in all_nodes(meta.machine.replica.machine.tree) if node.leaving
-        }
-        why_not = why_not_to_remove(
-            number, meta.group.raft.log.membership, meta.is_alive, leaving - {number}
-        )
-        if why_not is not None and not asked.force:
-            raise FsError(Fault.BUSY, f"node {record.name} cannot be removed: {why_not}")
-        await meta.service.order(LeaveNode(record.number))
-        return msgspec.to_builtins(_named(record))
+        holdings = await self._departures.remove(record, lost=asked.force, yes=asked.yes)
+        return {**msgspec.to_builtins(_named(record)), "holdings": msgspec.to_builtins(holdings)}
+
+    async def _drain(self, body: bytes, call: Call) -> Any:
+        require_node(call)
+        asked = msgspec.msgpack.decode(body, type=Named)
+        self._meta.group.require_leader()
+        record = self._find(asked.node)
+        holdings = await self._departures.drain(record, undo=asked.undo)
+        return {**msgspec.to_builtins(_named(record)), "holdings": msgspec.to_builtins(holdings)}
 
     async def _transfer(self, body: bytes, call: Call) -> Any:
         require_node(call)
@@ -230,6 +279,8 @@ class Admin:
             "health": health,
             "why": why,
             "role": raft.role.value,
+            "roles": place.roles,
+            "location": place.location,
             "leader": meta.group.leader,
             "leader_rpc": None if leader is None else leader.rpc,
             "nodes": [
@@ -312,6 +363,10 @@ class _Named(msgspec.Struct):
     joined: int
     roles: tuple[str, ...]
     leaving: bool
+    location: str
+    disk: str
+    draining: bool
+    lost: bool
 
 
 def _named(record: NodeRecord) -> _Named:
@@ -323,6 +378,10 @@ def _named(record: NodeRecord) -> _Named:
         record.joined,
         record.roles,
         record.leaving,
+        record.location,
+        record.disk,
+        record.draining,
+        record.lost,
     )
 
 

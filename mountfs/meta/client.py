@@ -11,7 +11,7 @@ import random
 import socket
 import ssl
 import time
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Collection, Sequence
 from contextlib import asynccontextmanager
 from typing import Final, TypeVar
 
@@ -78,6 +78,10 @@ class Router:
         self._seeds = list(seeds)
         self._route: Route[Address] = Route(self._seeds)
         self.nodes: tuple[NodeRecord, ...] = ()
+        self._without_metadata: set[Address | None] = set()
+        """They do not know who leads."""
+        self.own_copies = False
+        """Some files are to have another number of copies than others."""
         self.leader_number = 0
         """Who led when we last asked; 0: nobody."""
         self._links: dict[Address, Client] = {}
@@ -166,7 +170,8 @@ class Router:
 
         async with trio.open_nursery() as nursery:
             for address in self._route.candidates(random.shuffle):
-                nursery.start_soon(ask, address)
+                if address not in self._without_metadata:
+                    nursery.start_soon(ask, address)
         if found:
             self.problem = ""
             return found[0]
@@ -189,6 +194,11 @@ class Router:
         self._route.leader = leader
         return link
 
+    @property
+    def leader_record(self) -> NodeRecord | None:
+        """Of who led when we last asked."""
+        return next((node for node in self.nodes if node.number == self.leader_number), None)
+
     def numbers_of(self, role: str) -> Callable[[], list[int]]:
         """Who has a role, as far as is known at the time."""
         return lambda: [node.number for node in self.nodes if role in node.roles]
@@ -203,8 +213,11 @@ class Router:
     def learn(self, cluster: Cluster) -> tuple[Address | None, str]:
         """(who leads, and if nobody, why not)"""
         self.leader_number = cluster.leader
+        self.own_copies |= cluster.own_copies
         if cluster.nodes:  # or it has only just joined
             self.nodes = cluster.nodes
+            doors = (node.door for node in self.nodes if not node.has_metadata)
+            self._without_metadata = set(map(address_of, doors))
         known = {node.number: address_of(node.door) for node in cluster.nodes}
         return self._route.heard(
             cluster.leader, {number: found for number, found in known.items() if found is not None}
@@ -319,24 +332,34 @@ class RemoteMeta:
                 if probe.cancelled_caught:
                     link.close(f"no answer within {PROBE_S} s")
 
+    async def ask_leader(self, method: int, body: bytes) -> Body:
+        """What else a leader answers, by what is built on the metadata.  It may act more than once.
+        Raises as `read`, and UNAVAILABLE when the leader says that it cannot be done now.
+        """
+        if self._session.ended is not None:
+            raise self._session.ended
+        return await self._ask(method, body, answers=(Fault.UNAVAILABLE,))
+
     def _over(self, error: FsError) -> None:
         if self._session.over(error):
             log.error("%s", error)
 
-    async def _ask(self, method: Method, body: bytes) -> Body:
-        """The answer, however often it takes.  Raises what is an answer, TIMED_OUT if `soft`."""
+    async def _ask(self, method: int, body: bytes, answers: Collection[Fault] = ()) -> Body:
+        """The answer, however often it takes.  Raises what is an answer, as `answers` are besides
+        others; TIMED_OUT if `soft`.
+        """
         self.calls += 1
         await leave()
         soft_s = self._options.soft_s
         if soft_s is None:
-            return await self._ask_for_ever(method, body)
+            return await self._ask_for_ever(method, body, answers)
         with trio.move_on_after(soft_s):
-            return await self._ask_for_ever(method, body)
+            return await self._ask_for_ever(method, body, answers)
         raise FsError(
             Fault.TIMED_OUT, f"no answer from the cluster within {soft_s} s: {self.router.problem}"
         )
 
-    async def _ask_for_ever(self, method: Method, body: bytes) -> Body:
+    async def _ask_for_ever(self, method: int, body: bytes, answers: Collection[Fault]) -> Body:
         link = self.router.leader_now()
         if link is not None:
             # Nearly always the first attempt is the last.
@@ -345,6 +368,8 @@ class RemoteMeta:
             except Disconnected:
                 self.router.forget(link)
             except FsError as error:
+                if error.fault in answers:
+                    raise
                 self._judge(error, link)
         backoff = Backoff()
         while True:
@@ -356,10 +381,12 @@ class RemoteMeta:
                 if link is not None:
                     self.router.forget(link)
             except FsError as error:
+                if error.fault in answers:
+                    raise
                 self._judge(error, link)
             await trio.sleep(backoff.pause_s(random.random()))
 
-    async def _attempt(self, link: Client, method: Method, body: bytes) -> Body:
+    async def _attempt(self, link: Client, method: int, body: bytes) -> Body:
         self.attempts += 1
         number = self.attempts
         self._waiting[number] = link

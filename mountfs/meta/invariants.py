@@ -27,11 +27,13 @@ from mountfs.meta.records import (
     blocks_mask,
     unpack_blocks,
     unpack_dentry,
+    unpack_garbage,
     unpack_inode,
     unpack_slice,
+    unpack_used,
 )
 from mountfs.meta.tree import Tree
-from mountfs.types import BLOCK_BYTES, CHUNK_BYTES, ROOT, Ino
+from mountfs.types import BLOCK_BYTES, CHUNK_BYTES, ROOT, Ino, SliceId
 
 Row = tuple[bytes, bytes]
 
@@ -312,6 +314,15 @@ class _Bitmap:
         self._bits[at] |= 1 << bit
         return new
 
+    def discard(self, number: int) -> None:
+        at, bit = divmod(number - self._start, 8)
+        self._bits[at] &= ~(1 << bit)
+
+    def __iter__(self) -> Iterator[int]:
+        for at, byte in enumerate(self._bits):
+            if byte:
+                yield from (self._start + at * 8 + bit for bit in range(8) if byte >> bit & 1)
+
     def differences(self, other: "_Bitmap") -> Iterator[int]:
         """Numbers that are in one of the two."""
         step = 1 << 16
@@ -373,7 +384,8 @@ def _names(tree: Tree, start: int, stop: int) -> Iterator[str]:
 def _references(tree: Tree, start: int, stop: int) -> Iterator[str]:
     """Every slice from `start` to `stop` is referred to as often as is counted, or is garbage."""
     stop = min(stop, tree.counters.next_slice)
-    seen = _Bitmap(start, stop)
+    seen, used = _Bitmap(start, stop), _Bitmap(start, stop)
+    """Garbage or referred to; said to be used, and no reference found yet."""
     shared: dict[int, int] = {}
     for key, value in tree.everything():
         kind = key[8]
@@ -381,6 +393,11 @@ def _references(tree: Tree, start: int, stop: int) -> Iterator[str]:
             number = keys.last_64(key)
             if kind == keys.GARBAGE and start <= number < stop:
                 seen.add(number)
+                volume = unpack_garbage(value)[0]
+                if tree.get(keys.used(volume, SliceId(number))) is not None:
+                    yield f"slice {number}: is garbage, and said to be used"
+            elif kind == keys.USED and start <= number < stop:
+                used.add(number)
             elif kind == keys.SHARED and start <= number < stop:
                 shared[number] = int.from_bytes(value, "little")
                 if shared[number] < 2:
@@ -390,6 +407,10 @@ def _references(tree: Tree, start: int, stop: int) -> Iterator[str]:
             number = piece.slice_id
             if not piece.volume or not start <= number < stop:
                 continue
+            row = tree.get(keys.used(piece.volume, piece.slice_id))
+            if row is None or unpack_used(row) != (piece.length, piece.crc):
+                yield f"slice {number}: is not said to be used, or not so: {piece}"
+            used.discard(number)
             if number in shared:
                 shared[number] -= 1
             elif not seen.add(number):
@@ -400,3 +421,5 @@ def _references(tree: Tree, start: int, stop: int) -> Iterator[str]:
     for number, missing in shared.items():
         if missing:
             yield f"slice {number}: is counted {missing:+} from its references"
+    for number in used:
+        yield f"slice {number}: is said to be used, but no file refers to it"

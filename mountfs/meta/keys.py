@@ -26,11 +26,13 @@ The values are in `records.py`, both formats in docs/formats.md.
 | 0   | 0x07 | session u64, ino u64               | this session holds locks on this file      |
 | 0   | 0x08 |                                    | head: where in the log this state stands   |
 | 0   | 0x09 | node u64                           | a machine of the cluster                   |
+| 0   | 0x0a | volume u64                         | a volume of the cluster: who has it        |
+| 0   | 0x0b | volume u64, slice u64              | used: some file refers to this slice       |
 """
 
 import struct
 
-from mountfs.types import Ino, SliceId
+from mountfs.types import Ino, SliceId, VolumeId
 
 _INO_KIND = struct.Struct(">QB")
 _INO_KIND_64 = struct.Struct(">QBQ")
@@ -41,9 +43,10 @@ INODE, DENTRY, ENTRY = 0x10, 0x20, 0x21
 CONTENT, BLOCKS, SLICES, PIECE, TARGET = 0x30, 0x31, 0x32, 0x33, 0x34
 XATTR, LOCKS = 0x40, 0x50
 ORPHAN, SESSION, GARBAGE, SHARED, TANGLED, LOCKED = range(2, 8)
-NODE = 9
+NODE, VOLUME, USED = 9, 10, 11
 
 COUNTERS = _INO_KIND.pack(0, 1)
+FIRST_INO = Ino(1)
 HEAD = _INO_KIND.pack(0, 8)
 
 Range = tuple[bytes, bytes]
@@ -185,6 +188,24 @@ def node(number: int) -> bytes:
 
 def nodes() -> Range:
     return _of_session(NODE, None)
+
+
+def volume(number: VolumeId) -> bytes:
+    return _INO_KIND_64.pack(0, VOLUME, number)
+
+
+def volumes(after: int = 0) -> Range:
+    """Volumes behind that one."""
+    return _INO_KIND_64.pack(0, VOLUME, after + 1), _INO_KIND.pack(0, VOLUME + 1)
+
+
+def used(number: VolumeId, slice_id: SliceId) -> bytes:
+    return _INO_KIND_64_64.pack(0, USED, number, slice_id)
+
+
+def useds(number: VolumeId, after: int = 0) -> Range:
+    """The slices of a volume behind that one."""
+    return _INO_KIND_64_64.pack(0, USED, number, after + 1), _INO_KIND_64.pack(0, USED, number + 1)
 
 
 def last_64(key: bytes) -> int:

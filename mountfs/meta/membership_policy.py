@@ -17,23 +17,31 @@ def wanted(
     nodes: Collection[NodeRecord],
     is_ready: Callable[[NodeId], bool],
     voters_max: int = VOTERS_MAX,
+    *,
+    keeping: Collection[int] = (),
 ) -> tuple[tuple[NodeId, ...], tuple[NodeId, ...]] | None:
-    """(voters, learners) as they should become; None: as they are.
+    """(voters, learners) as they should become, of those that have the metadata; None: as they are.
 
-    `is_ready` says of a learner that it is there and lacks next to nothing.
+    `is_ready` says of a learner that it is there and lacks next to nothing.  Those that leave
+    follow as learners while they are among `keeping`: who leads hears from them what they keep.
     """
     if now.is_joint:
         return None
-    staying = {NodeId(node.number) for node in nodes if not node.leaving}
+    staying = {NodeId(node.number) for node in nodes if node.has_metadata and not node.leaving}
     voters = [node for node in now.voters if node in staying]
     if not voters:
         return None  # the last one cannot leave
+    lingering = {
+        NodeId(node.number)
+        for node in nodes
+        if node.has_metadata and node.leaving and node.number in keeping
+    }
     learners = sorted(staying.difference(voters))
     ready = [node for node in learners if node in now.learners and is_ready(node)]
     more = _odd(min(voters_max, len(voters) + len(ready))) - len(voters)
     if more > 0:
         voters += ready[:more]
-    learners = [node for node in learners if node not in voters]
+    learners = sorted(lingering.union(learners).difference(voters))
     found = (tuple(sorted(voters)), tuple(learners))
     return None if found == (now.voters, now.learners) else found
 

@@ -24,6 +24,7 @@ import msgspec
 from mountfs.errors import Fault, FsError
 from mountfs.meta.command import UNFIT, Command, Query
 from mountfs.meta.ops.chunk_rows import ChunkRows, CountRows
+from mountfs.meta.ops.copies import GetCopies
 from mountfs.meta.ops.describe import Describe
 from mountfs.meta.ops.lock import TestLock
 from mountfs.meta.ops.nodes import NodeRecord, Nodes
@@ -34,6 +35,7 @@ from mountfs.meta.ops.read import (
     GetPiece,
     Lookup,
     NextChunk,
+    Opening,
     ReadDir,
     Readlink,
     Usage,
@@ -41,6 +43,7 @@ from mountfs.meta.ops.read import (
 from mountfs.meta.ops.reap import Orphans
 from mountfs.meta.ops.session import Sessions
 from mountfs.meta.ops.slices import Garbage, Tangles
+from mountfs.meta.ops.volumes import GetVolumes, ListVolumes, UsedSlices
 from mountfs.meta.ops.xattr import GetXattr, ListXattr
 from mountfs.meta.state_machine import COMMANDS
 
@@ -51,21 +54,29 @@ LIMIT_MAX: Final = 100_000
 """Rows that a query may ask for: who leads answers nobody else meanwhile."""
 
 QUERIES: Final[tuple[type[Query[Any]], ...]] = (
-    Birth, ChunkRows, CountRows, Describe, Garbage, GetAttr, GetLayout, GetPiece, GetXattr,
-    ListXattr, Lookup, NextChunk, Nodes, Orphans, ReadDir, Readlink, Sessions, Tangles, TestLock,
-    Usage,
+    Birth, ChunkRows, CountRows, Describe, Garbage, GetAttr, GetCopies, GetLayout, GetPiece,
+    GetVolumes, GetXattr, ListVolumes, ListXattr, Lookup, NextChunk, Nodes, Opening, Orphans,
+    ReadDir, Readlink, Sessions, Tangles, TestLock, Usage, UsedSlices,
 )  # fmt: skip
 
 OPERATORS: Final = frozenset(
     {
         "AddNode",
+        "AdoptVolume",
+        "AllotVolume",
+        "CloseSlices",
+        "DrainNode",
         "EndSession",
+        "ForgetVolume",
         "LeaveNode",
         "MakeRoot",
         "MoveNode",
         "OpenSession",
         "Reclaimed",
         "RemoveNode",
+        "ReturnVolumes",
+        "SealVolume",
+        "SetReplicas",
     }
 )
 """Commands that come from the cluster itself, or by a method of their own."""
@@ -108,6 +119,8 @@ class Cluster(msgspec.Struct, frozen=True, array_like=True):
     leader: int
     """Number of the node that leads; 0: nobody that it knows of."""
     nodes: tuple[NodeRecord, ...]
+    own_copies: bool = False
+    """Some files are to have another number of copies than others."""
 
 
 _encoder: Final = msgspec.msgpack.Encoder()

@@ -11,7 +11,7 @@ from typing import Any, NewType
 
 import msgspec
 
-from mountfs.types import BLOCK_BYTES, Ino, SliceId, VolumeId
+from mountfs.types import BLOCK_BYTES, FIRST_REPLICATED, Ino, SliceId, VolumeId
 
 Attributes = NewType("Attributes", bytes)
 """88 bytes: what stat(2) tells, as `struct fuse_attr` of <linux/fuse.h>."""
@@ -43,6 +43,13 @@ HAS_XATTRS = 4
 HAS_ACL = 8
 """There is an access or a default ACL among the xattrs."""
 HAS_LOCKS = 16
+COPIES_SHIFT = 8
+COPIES_MARKS = 0xF << COPIES_SHIFT
+"""How many copies the bytes are to have; 0: nobody has said."""
+
+
+def copies_of(marks: int) -> int:
+    return (marks & COPIES_MARKS) >> COPIES_SHIFT
 
 
 class Inode:
@@ -95,7 +102,7 @@ class Inode:
     """Changes whenever the bytes do."""
     btime: int
     marks: int
-    """HAS_* bits."""
+    """HAS_* bits, and COPIES_MARKS."""
     packed: bytes | None
     """The record, as long as nothing has changed since it was made."""
 
@@ -267,6 +274,18 @@ def unpack_garbage(value: bytes) -> tuple[VolumeId, int]:
     return _GARBAGE.unpack(value)
 
 
+_USED = struct.Struct("<II")
+
+
+def pack_used(length: int, crc: int) -> bytes:
+    return _USED.pack(length, crc)
+
+
+def unpack_used(value: bytes) -> tuple[int, int]:
+    """(bytes, crc32c)"""
+    return _USED.unpack(value)
+
+
 def pack_blocks(mask: int) -> bytes:
     """Which blocks of a chunk hold bytes.  A run from the start, the usual case, is kept as its
     length.
@@ -303,8 +322,10 @@ class Replies(msgspec.Struct, array_like=True):
 class Counters(msgspec.Struct):
     """Numbers of the filesystem as a whole."""
 
-    format: int = 2
-    """1: the log that belongs to this state may be one of format 1."""
+    format: int = 3
+    """1: the log that belongs to this state may be one of format 1.  2: it has no rows of the kind
+    USED.
+    """
     next_ino: int = 2
     next_slice: int = 1
     next_session: int = 1
@@ -317,3 +338,8 @@ class Counters(msgspec.Struct):
     """Stamps never go back, whatever the clock does."""
     next_node: int = 2
     """Node 1 is the home that the cluster grew from."""
+    next_volume: int = FIRST_REPLICATED
+    closed_slices: int = 0
+    """Slices with names below it that no file refers to are garbage, for ever."""
+    own_copies: bool = False
+    """Some directory has once been given a number of copies of its own."""

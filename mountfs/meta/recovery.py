@@ -2,7 +2,8 @@
 
 With a majority lost nobody can say any more what was acknowledged: this machine may lack the end of
 it.  What it has becomes all there is.  The change is written into its log as a membership of itself
-alone, in a new term, behind everything that it has; the others are forgotten as nodes.
+alone, in a new term, behind everything that it has; the others are forgotten as nodes, but for
+those that keep slices only, which have nothing that could contradict it.
 
 Works on the files of a node that is stopped.
 """
@@ -101,7 +102,7 @@ class Survivor:
         alone = encode_membership(Membership((self._node,)))
         data = [(EntryKind.MEMBERSHIP, alone)]
         for record in all_nodes(tree):
-            if record.number != self._node:
+            if record.number != self._node and record.has_metadata:
                 forgotten = RemoveNode(record.number)
                 data.append(
                     (EntryKind.COMMAND, encode_entry(0, 0, 0, self._machine.now(), forgotten))

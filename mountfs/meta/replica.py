@@ -13,6 +13,7 @@ from mountfs.kv.base import Store, View
 from mountfs.kv.overlay import Overlay, Rows
 from mountfs.meta import keys
 from mountfs.meta.state_machine import StateMachine
+from mountfs.meta.used_rows import make_used_rows
 from mountfs.raft.log_record import GroupId
 from mountfs.raft.messages import SnapshotHead
 from mountfs.types import ROOT
@@ -35,6 +36,7 @@ class Checkpoint:
 
 class Replica:
     def __init__(self, store: Store) -> None:
+        make_used_rows(store)
         self._store = store
         self._rows = Overlay(store)
         self.machine = StateMachine(self._rows)

@@ -5,6 +5,10 @@ knows of nobody else whether they have what the metadata says they have.  So rea
 far as possible, and writes are refused with a sentence, until the needed share of the chunkservers'
 volumes has been reported, or an operator says that it is enough.  A leader that takes over from one
 that it has heard goes on as that one did.
+
+Nodes that begin with it report within seconds.  For so long whoever wants to write is told to ask
+again, as during an election: a program that has worked through the loss of power elsewhere is not
+to hear that its filesystem cannot be written to.
 """
 
 from collections.abc import Callable
@@ -16,6 +20,10 @@ from mountfs.errors import Fault, FsError
 
 SHARE_NEEDED: Final = 0.999
 """Of the volumes that the metadata knows."""
+
+
+HOLD_MS: Final = 30_000
+"""So long nobody is refused."""
 
 
 class Report(msgspec.Struct, frozen=True):
@@ -30,15 +38,20 @@ class Report(msgspec.Struct, frozen=True):
 
 
 class SafeMode:
-    """`volumes` says how many volumes the metadata knows of, and how many were reported."""
+    """`volumes` says how many volumes the metadata knows of, and how many were reported; `now`:
+    milliseconds that only grow.
+    """
 
     def __init__(
         self,
         volumes: Callable[[], tuple[int, int]] = lambda: (0, 0),
         share_needed: float = SHARE_NEEDED,
+        now: Callable[[], int] = lambda: 0,
     ) -> None:
         self._volumes = volumes
         self._share_needed = share_needed
+        self._now = now
+        self._hold_until = 0
         self._on = False
         self._why = "this node does not lead"
         self._heard_a_leader = False
@@ -52,6 +65,7 @@ class SafeMode:
     def began_to_lead(self) -> None:
         """Of a group of one, or as the first after everybody had stopped: a cold start."""
         self._on = not self._heard_a_leader
+        self._hold_until = self._now() + HOLD_MS
         self._why = "" if self._on else "this node took over from another"
         self._look()
 
@@ -67,8 +81,10 @@ class SafeMode:
         return self._on
 
     def require_writable(self) -> None:
-        """Raises READ_ONLY."""
+        """Raises UNAVAILABLE, and READ_ONLY when there was time enough to report."""
         if self._on and self.is_on:
+            if self._now() < self._hold_until:
+                raise FsError(Fault.UNAVAILABLE, self.report().why)
             raise FsError(
                 Fault.READ_ONLY,
                 f"the cluster is in safe mode: {self.report().why}; see: mountfs safemode get",

@@ -17,13 +17,17 @@ import trio
 from mountfs.errors import Fault, FsError
 from mountfs.kv.journal import Journal
 from mountfs.kv.leveldb import LevelStore
+from mountfs.meta.chunkservers import Chunkservers
 from mountfs.meta.client import address_of
 from mountfs.meta.command import Command
+from mountfs.meta.hearing import Hearing
 from mountfs.meta.local import check_place
 from mountfs.meta.machine import MetaMachine
 from mountfs.meta.membership_policy import wanted
 from mountfs.meta.ops.nodes import (
+    CHUNK,
     AddNode,
+    DrainNode,
     LeaveNode,
     MoveNode,
     NodeRecord,
@@ -70,8 +74,21 @@ class Place(msgspec.Struct, frozen=True, kw_only=True):
     disk: str
     """What names its home."""
     roles: tuple[str, ...] = ("meta",)
+    location: str = ""
     cluster: bytes = bytes(16)
     """What the machines of the cluster call it, as long as it has this generation."""
+
+    def introduction(self, known: NodeRecord | None) -> MoveNode | None:
+        """What the cluster is to be told, if what it knows of us is not so."""
+        ours = MoveNode(
+            self.number, self.name, self.rpc, self.door, self.disk, self.roles, self.location
+        )
+        if known is None:
+            return ours
+        theirs = MoveNode(
+            self.number, known.name, known.rpc, known.door, known.disk, known.roles, known.location
+        )
+        return None if ours == theirs else ours
 
 
 class MetadataDamaged(FsError):
@@ -95,13 +112,14 @@ class MetaServer:
     ) -> None:
         self.place = place
         self.links = links
-        self._seeds = {NodeId(node.number): node.door for node in seeds}
+        self._seeds = {NodeId(node.number): node.door for node in seeds if node.has_metadata}
         self.journal, self.storage, self.machine = _opened(directory, home)
         self.node = Node(place.number, self.storage, links, config, chance=random.SystemRandom())
         links.received = self._received
         links.unreachable = self.node.unreachable
         self.group = self.node.start(META_GROUP, self.machine)
-        self.safe_mode = SafeMode()
+        self.chunkservers = Chunkservers(self.machine, self.node.now)
+        self.safe_mode = SafeMode(self.chunkservers.volumes, now=self.node.now)
         self.service = MetaService(
             self.node, self.group, self.machine, self.safe_mode, session_ttl_ms
         )
@@ -122,6 +140,7 @@ class MetaServer:
         """Our copy of the metadata is of no use any more; `group.failure` says why."""
         self.on_nodes: Callable[[list[NodeRecord]], None] = lambda nodes: None
         """There are other nodes now, or they are elsewhere."""
+        self.hearing = Hearing(self.node.now)
         self._kept_out: set[NodeId] = set()
         self.node.on_leader = self._leadership
         self.machine.on_applied = self._applied
@@ -224,16 +243,22 @@ class MetaServer:
             self.damaged.set()
             return
         if group.is_leader:
+            self.chunkservers.began_to_lead()
             self.safe_mode.began_to_lead()
             self.service.began_to_lead()
-        elif group.leader:
-            self.safe_mode.heard_a_leader()
+        else:
+            self.chunkservers.lead_no_more()
+            if group.leader:
+                self.safe_mode.heard_a_leader()
 
     async def _lead(self) -> None:
         if self.group.leader not in (0, self.place.number):
             self.safe_mode.heard_a_leader()
         if not self.group.is_leader or not self.group.raft.state.proven:
             return
+        self.chunkservers.fleet.look(self.node.now())
+        if self.safe_mode.is_on:
+            self.chunkservers.expect_less()
         await self._introduce()
         await self._end_silent_sessions()
         await self._reap()
@@ -241,11 +266,9 @@ class MetaServer:
 
     async def _introduce(self) -> None:
         """Our own record, if it is not so."""
-        place = self.place
-        known = self.service.node_of(place.number)
-        ours = (place.name, place.rpc, place.door, place.disk, place.roles)
-        if known is None or ours != (known.name, known.rpc, known.door, known.disk, known.roles):
-            await self.service.order(MoveNode(place.number, *ours))
+        news = self.place.introduction(self.service.node_of(self.place.number))
+        if news is not None:
+            await self.service.order(news)
 
     async def _end_silent_sessions(self) -> None:
         for number in self.service.silent_sessions():
@@ -282,7 +305,8 @@ class MetaServer:
             for node in all_nodes(self.machine.replica.machine.tree)
             if node.number not in self._kept_out
         ]
-        change = wanted(membership, nodes, self._is_ready)
+        keeping = {node.number for node in nodes if self._keeps(node)}
+        change = wanted(membership, nodes, self._is_ready, keeping=keeping)
         if change is not None:
             voters, learners = change
             log.info("members become: voters %s, learners %s", voters, learners)
@@ -291,8 +315,14 @@ class MetaServer:
         if raft.log.membership_index > raft.log.committed:
             return
         for node in nodes:
-            if node.leaving and node.number not in membership.everyone:
+            if node.leaving and node.number not in {*membership.everyone, *keeping}:
                 await self.service.order(RemoveNode(node.number))
+
+    def _keeps(self, node: NodeRecord) -> bool:
+        """Whether it leaves, and has slices that are to be taken elsewhere first."""
+        if not node.leaving or node.lost or CHUNK not in node.roles:
+            return False
+        return self.chunkservers.kept_by(node.number) != 0
 
     def _is_ready(self, node: NodeId) -> bool:
         raft = self.group.raft
@@ -311,7 +341,7 @@ class MetaServer:
         state = self.group.raft.state
         peer = state.peers.get(node)
         if peer is None:
-            return False
+            return self.hearing.has_heard(node)
         if state.resting:  # nobody is asked to answer, but a lost connection would wake us
             return node not in self.links.problems
         return self.node.now() - peer.heard < 2 * self.node.config.election_ms
@@ -323,14 +353,15 @@ class MetaServer:
         return None if record is None else record.rpc
 
     def _applied(self, command: Command[Any], reply: object) -> None:
-        if isinstance(command, (AddNode, LeaveNode, MoveNode, RemoveNode)):
+        if isinstance(command, (AddNode, DrainNode, LeaveNode, MoveNode, RemoveNode)):
             self._learn_addresses()
+        self.chunkservers.applied(command, reply)
 
     def _learn_addresses(self) -> None:
         nodes = all_nodes(self.machine.replica.machine.tree)
         if nodes:
             self.on_nodes(nodes)
-            known = {NodeId(node.number): node.door for node in nodes}
+            known = {NodeId(node.number): node.door for node in nodes if node.has_metadata}
         else:  # we have just come
             known = dict(self._seeds)
         known.pop(self.place.number, None)

@@ -22,6 +22,7 @@ from mountfs.meta.protocol import (
     Cluster,
     Method,
     Opened,
+    Propose,
     decode_propose,
     decode_read,
     encode,
@@ -83,8 +84,8 @@ class MetaService:
         raise FsError(Fault.NOT_IMPLEMENTED, f"a metaserver has no method {method}")
 
     def cluster(self) -> Cluster:
-        nodes = tuple(all_nodes(self._machine.replica.machine.tree))
-        return Cluster(self._group.leader, nodes)
+        tree = self._machine.replica.machine.tree
+        return Cluster(self._group.leader, tuple(all_nodes(tree)), tree.counters.own_copies)
 
     def node_of(self, number: int) -> NodeRecord | None:
         tree = self._machine.replica.machine.tree
@@ -148,7 +149,8 @@ class MetaService:
             return encode(reply)
         if isinstance(asked.command, Reap) and asked.command.session != asked.session:
             raise FsError(Fault.NOT_PERMITTED, "a session removes only files of its own")
-        self._safe_mode.require_writable()
+        if self._safe_mode.is_on:
+            return self._refused(asked)
         self._node.require_room()
         self.commands += 1
         subject = self._machine.ask(asked.session, asked.sequence, asked.answered, asked.command)
@@ -161,6 +163,29 @@ class MetaService:
                 later.answer(encode(reply))
 
         group.propose(self._machine.encoded(subject), done, subject)
+        return later
+
+    def _refused(self, asked: Propose) -> Later:
+        """In safe mode, once it is known that no leader before us has taken it into the log: it is
+        asked again, perhaps, and has acted.
+        """
+        later = Later()
+
+        def known_to_all(error: FsError | None) -> None:
+            try:
+                if error is not None:
+                    raise error
+                machine = self._machine.replica.machine
+                known, reply = kept_reply(machine, asked.session, asked.sequence)
+                if known:
+                    later.answer(encode(reply))
+                    return
+                self._safe_mode.require_writable()
+                raise FsError(Fault.UNAVAILABLE, "safe mode has just ended: ask again")
+            except FsError as refusal:
+                later.refuse(refusal)
+
+        self._group.read(known_to_all)
         return later
 
     async def _read(self, body: Body) -> bytes:

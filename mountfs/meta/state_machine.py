@@ -20,13 +20,14 @@ from mountfs.kv.overlay import Overlay, Rows
 from mountfs.meta import keys
 from mountfs.meta.command import UNFIT, Command, Query, Stamp
 from mountfs.meta.ops.allocate import Allocate
+from mountfs.meta.ops.copies import SetCopies
 from mountfs.meta.ops.copy_range import CopyRange
 from mountfs.meta.ops.link import Link
 from mountfs.meta.ops.lock import ReleaseLock, TakeLock
 from mountfs.meta.ops.make import Make
 from mountfs.meta.ops.make_root import MakeRoot
 from mountfs.meta.ops.mkdir import Mkdir
-from mountfs.meta.ops.nodes import AddNode, LeaveNode, MoveNode, RemoveNode
+from mountfs.meta.ops.nodes import AddNode, DrainNode, LeaveNode, MoveNode, RemoveNode
 from mountfs.meta.ops.reap import Reap
 from mountfs.meta.ops.rename import Rename
 from mountfs.meta.ops.rmdir import Rmdir
@@ -37,6 +38,15 @@ from mountfs.meta.ops.symlink import Symlink
 from mountfs.meta.ops.tmpfile import Tmpfile
 from mountfs.meta.ops.touch import Touch
 from mountfs.meta.ops.unlink import Unlink
+from mountfs.meta.ops.volumes import (
+    AdoptVolume,
+    AllotVolume,
+    CloseSlices,
+    ForgetVolume,
+    ReturnVolumes,
+    SealVolume,
+    SetReplicas,
+)
 from mountfs.meta.ops.write import Write
 from mountfs.meta.ops.xattr import RemoveXattr, SetXattr
 from mountfs.meta.records import Replies
@@ -45,10 +55,11 @@ from mountfs.meta.tree import Tree
 R = TypeVar("R")
 
 COMMANDS: tuple[type[Command[Any]], ...] = (
-    AddNode, Allocate, CopyRange, Discard, EndSession, LeaveNode, Link, Make, MakeRoot, Mkdir,
-    MoveNode, OpenSession, Reap, Reclaimed, ReleaseLock, RemoveNode, RemoveXattr, Rename,
-    ReserveSlices, Rewrite, Rmdir, SetAttr, SetXattr, Settle, Symlink, TakeLock, Tmpfile, Touch,
-    Unlink, Write,
+    AddNode, AdoptVolume, Allocate, AllotVolume, CloseSlices, CopyRange, Discard, DrainNode,
+    EndSession, ForgetVolume, LeaveNode, Link, Make, MakeRoot, Mkdir, MoveNode, OpenSession, Reap,
+    Reclaimed, ReleaseLock, RemoveNode, RemoveXattr, Rename, ReserveSlices, ReturnVolumes, Rewrite,
+    Rmdir, SealVolume, SetAttr, SetCopies, SetReplicas, SetXattr, Settle, Symlink, TakeLock,
+    Tmpfile, Touch, Unlink, Write,
 )  # fmt: skip
 """Everything that can be in the log.  A command that was ever written must stay readable."""
 

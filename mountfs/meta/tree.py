@@ -18,6 +18,7 @@ from mountfs.meta import keys
 from mountfs.meta.command import Stamp
 from mountfs.meta.records import (
     ATTRIBUTES_BYTES,
+    COPIES_MARKS,
     HAS_CONTENT,
     HAS_SLICES,
     Attributes,
@@ -30,6 +31,7 @@ from mountfs.meta.records import (
     pack_entry,
     pack_garbage,
     pack_slice,
+    pack_used,
     unpack_blocks,
     unpack_dentry,
     unpack_inode,
@@ -186,7 +188,7 @@ class Tree:
         inode.next_position = FIRST_POSITION
         inode.entries = 0
         inode.version = self.stamp.index
-        inode.marks = 0
+        inode.marks = parent.marks & COPIES_MARKS
         self._remember(inode)
         self._touched[inode.ino] = inode
         return inode
@@ -318,13 +320,20 @@ class Tree:
         else:
             after = before | mask
         key = keys.slice_(inode.ino, chunk, self.stamp.index, number)
-        self.put(key, pack_slice(new))
+        self.put_slice(key, new)
         inode.marks |= HAS_SLICES
         scattered = not new.volume and self.stamp.index % _PIECES_TOGETHER == 0
         if overlaps or scattered:
             self.put(keys.tangled(inode.ino, chunk), b"")
         if after != before:
             self.set_blocks(inode, chunk, before, after)
+
+    def put_slice(self, key: bytes, piece: Slice) -> None:
+        """A row of a file.  The slice that it refers to is used from now on."""
+        self.put(key, pack_slice(piece))
+        if piece.volume:
+            used = keys.used(piece.volume, piece.slice_id)
+            self.put(used, pack_used(piece.length, piece.crc))
 
     def blocks(self, ino: Ino, chunk: int) -> int:
         value = self.get(keys.blocks(ino, chunk))
@@ -358,6 +367,7 @@ class Tree:
         shared = keys.shared(piece.slice_id)
         count = int.from_bytes(self.get(shared) or b"\1", "little")
         if count == 1:
+            self.put(keys.used(piece.volume, piece.slice_id), None)
             self.put(keys.garbage(piece.slice_id), pack_garbage(piece.volume, piece.length))
         else:
             self.put(shared, (count - 1).to_bytes(4, "little") if count > 2 else None)

@@ -9,4 +9,9 @@ byte of its trace, and a run that fails can be looked at as often as needed.
 which agree on registers (`register.py`, `workload.py`) or on the metadata (`metadata.py`,
 `metaserver.py`) for mounts (`mount.py`, `work.py`); `faults.py` and `operator.py` are what happens
 to them; `checks.py`, `promises.py` and `history.py` with `models.py` judge.
+
+Bytes are with chunkservers (`chunkserver.py`), written and read by mounts over connections
+(`bytes_mount.py`, `bytes_work.py`, `chunks.py`, `wires.py`), and seen to by who leads
+(`leading.py`); `bytes_faults.py` is what happens to them, and `ledger.py` judges.  A run of a form
+is in `form.py`, `register_run.py`, `file_run.py` or `bytes_run.py`.
 """

@@ -10,7 +10,7 @@ from mountfs.meta.command import Command
 from mountfs.meta.ops.make import Make
 from mountfs.meta.ops.make_root import MakeRoot
 from mountfs.meta.ops.mkdir import Mkdir
-from mountfs.meta.ops.nodes import AddNode, MoveNode
+from mountfs.meta.ops.nodes import CHUNK, AddNode, MoveNode
 from mountfs.meta.records import ino_of
 from mountfs.meta.replica import Checkpoint, Replica
 from mountfs.meta.state_machine import Entry as Asked
@@ -80,13 +80,28 @@ class Metadata:
 class Formatted:
     """A filesystem with a few directories and files, as all servers begin with it."""
 
-    def __init__(self, voters: Sequence[NodeId], directories: int, files: int) -> None:
+    def __init__(
+        self,
+        voters: Sequence[NodeId],
+        directories: int,
+        files: int,
+        locations: Sequence[str] = (),
+    ) -> None:
+        """`locations`: where nodes are that keep slices, and have no metadata."""
         self._index = 0
         self.store = Store()
         self._replica = Replica(self.store)
         self._do(MakeRoot(0, 0))
         for node in voters:
             self._do(MoveNode(node, *names_of(node)) if node == 1 else AddNode(*names_of(node)))
+        self.keepers: dict[int, str] = {}
+        """The nodes that keep slices, and where they are."""
+        for number, location in enumerate(locations, 1):
+            name = f"c{number}"
+            added = self._do(
+                AddNode(name, f"{name}:1", f"{name}:2", f"disk {name}", (CHUNK,), location)
+            )
+            self.keepers[added.number] = location
         self.directories: list[Ino] = []
         self.files: list[Ino] = []
         for number in range(directories):

@@ -4,17 +4,29 @@
 
 from typing import Any
 
+from mountfs.chunks.protocol import Method as Asked
 from mountfs.errors import Fault, FsError
 from mountfs.meta.command import Command
 from mountfs.meta.membership_policy import wanted
 from mountfs.meta.ops.nodes import NodeRecord, RemoveNode, all_nodes
 from mountfs.meta.ops.reap import Orphans, Reap
 from mountfs.meta.ops.session import EndSession, OpenSession
-from mountfs.meta.protocol import Cluster, Method, Opened, decode_propose, decode_read, encode
+from mountfs.meta.protocol import (
+    Cluster,
+    Method,
+    Opened,
+    Propose,
+    decode_propose,
+    decode_read,
+    encode,
+)
+from mountfs.meta.reports import Report
+from mountfs.meta.safe_mode import SafeMode
 from mountfs.meta.session_watch import SessionWatch, kept_reply
 from mountfs.meta.state_machine import StateMachine, encode_entry
 from mountfs.raft.messages import NodeId
 from mountfs.raft.progress import Flow
+from mountfs.sim.leading import Leading
 from mountfs.sim.metadata import Metadata
 from mountfs.sim.promises import Promises
 from mountfs.sim.server import GONE, Answer, Server
@@ -37,8 +49,18 @@ class MetaServer:
         """When sessions were really heard of."""
         self._led_since = 0
         self._latest = 0
+        self.leading: Leading | None = None
+        """What it does about bytes, if there are chunkservers."""
         server.on_leader = self._leadership
         world.after(DUTIES_US, self._duties)
+
+    @property
+    def up(self) -> bool:
+        return self.server.up
+
+    @property
+    def life(self) -> int:
+        return self.server.life
 
     @property
     def machine(self) -> StateMachine:
@@ -51,7 +73,7 @@ class MetaServer:
 
     # -- what clients ask
 
-    def ask(self, method: Method, body: bytes, answer: Answer) -> None:
+    def ask(self, method: int, body: bytes, answer: Answer) -> None:
         """`answer` gets bytes, or an FsError; a crash may forget it."""
         server = self.server
         if not server.up:
@@ -68,21 +90,30 @@ class MetaServer:
 
         server.when_running("client", run)
 
-    def _handle(self, method: Method, body: bytes, answer: Answer) -> None:
-        if method is Method.CLUSTER:
+    def hear(self, report: Report, answer: Answer) -> None:
+        """A chunkserver reports."""
+        leading = self.leading
+        assert leading is not None
+        self.server.when_running("reports", lambda: leading.hear(report, answer))
+
+    def _handle(self, method: int, body: bytes, answer: Answer) -> None:
+        if method == Method.CLUSTER:
             answer(encode(Cluster(self.server.raft.leader, tuple(self.nodes()))))
-        elif method is Method.PROPOSE:
+        elif method == Method.PROPOSE:
             self._propose(body, answer)
-        elif method is Method.READ:
+        elif method == Method.READ:
             self._read(body, answer)
-        elif method is Method.RENEW:
+        elif method == Method.RENEW:
             self.server.raft.state.require_leader()
             self._renew(int.from_bytes(body, "big"), answer)
-        elif method is Method.OPEN_SESSION:
+        elif method == Method.OPEN_SESSION:
             self.server.raft.state.require_leader()
             self._open_session(answer)
+        elif method in (Asked.ALLOT, Asked.RETURN):
+            assert self.leading is not None
+            self.leading.ask(Asked(method), body, answer)
         else:
-            assert method is Method.END_SESSION, method
+            assert method == Method.END_SESSION, method
             number = int.from_bytes(body, "big")
             self._promises.ending.setdefault(number, self._world.now)
             self.order(EndSession(number), lambda reply: answer(_encoded(reply)))
@@ -96,7 +127,26 @@ class MetaServer:
         if known:
             answer(encode(reply))
             return
+        if self.leading is not None and self.leading.seen.safe_mode.is_on:
+            self._refuse(self.leading.seen.safe_mode, asked, answer)
+            return
         self._order(asked.session, asked.sequence, asked.answered, asked.command, answer)
+
+    def _refuse(self, safe_mode: SafeMode, asked: Propose, answer: Answer) -> None:
+        def known_to_all(found: object) -> None:
+            try:
+                if isinstance(found, FsError):
+                    raise found
+                known, reply = kept_reply(self.machine, asked.session, asked.sequence)
+                if known:
+                    answer(encode(reply))
+                    return
+                safe_mode.require_writable()
+                raise FsError(Fault.UNAVAILABLE, "safe mode has just ended")
+            except FsError as refusal:
+                answer(refusal)
+
+        self.server.read(Orphans(0, 1), known_to_all)
 
     def _read(self, body: bytes, answer: Answer) -> None:
         asked = decode_read(body)
@@ -164,6 +214,8 @@ class MetaServer:
     # -- what the leader does
 
     def _leadership(self) -> None:
+        if self.leading is not None:
+            self.leading.leadership()
         if self.server.raft.state.is_leader:
             self._led_since = self._world.now
             self._watch.began_to_lead(self.machine.sessions, self.server.clock())

@@ -249,3 +249,55 @@ _RULES = {
     "link": _link, "unlink": _remove, "rmdir": _remove, "rename": _rename,
     "exchange": _exchange,
 }  # fmt: skip
+
+
+# -- the bytes of two files, in cells that are written as a whole
+
+
+class Cells(NamedTuple):
+    """Of each file: how many cells long it is, and what is in them."""
+
+    sizes: tuple[int, int]
+    values: tuple[tuple[int, ...], tuple[int, ...]]
+
+
+def no_cells(count: int) -> Cells:
+    return Cells((0, 0), ((0,) * count, (0,) * count))
+
+
+def cells(state: Cells, call: Call) -> Iterable[Cells]:
+    """Calls: read FILE START STOP -> what is in them; write FILE START VALUES; punch FILE START
+    STOP; cut FILE SIZE; copy FILE START FILE START COUNT -> how many were copied.  What is behind
+    the end, or was never written, is 0.
+    """
+    kind, file = call.what[0], call.what[1]
+    answered = call.returned is not None
+    if answered and isinstance(call.result, str):  # it was refused
+        return (state,)
+    size, values = state.sizes[file], list(state.values[file])
+    match kind:
+        case "read":
+            _, _, start, stop = call.what
+            seen = tuple(values[start:stop])
+            return (state,) if not answered or call.result == seen else ()
+        case "write":
+            _, _, start, new = call.what
+            values[start : start + len(new)] = new
+            size = max(size, start + len(new))
+        case "punch":
+            _, _, start, stop = call.what
+            values[start:stop] = [0] * (stop - start)
+        case "cut":
+            size = call.what[2]
+            values[size:] = [0] * (len(values) - size)
+        case _:
+            assert kind == "copy", call
+            _, _, start, source, at, count = call.what
+            count = max(0, min(count, state.sizes[source] - at))
+            if answered and call.result != count:
+                return ()
+            values[start : start + count] = state.values[source][at : at + count]
+            size = max(size, start + count) if count else size
+    sizes, both = list(state.sizes), list(state.values)
+    sizes[file], both[file] = size, tuple(values)
+    return (Cells((sizes[0], sizes[1]), (both[0], both[1])),)

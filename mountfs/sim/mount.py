@@ -38,7 +38,7 @@ class Doors:
         self.cut: set[tuple[int, NodeId]] = set()
         """(mount, node) pairs between which nothing passes."""
 
-    def call(self, mount: int, node: NodeId, method: Method, body: bytes, reply: Reply) -> None:
+    def call(self, mount: int, node: NodeId, method: int, body: bytes, reply: Reply) -> None:
         """`reply` gets bytes, an FsError or GONE, or is never called."""
         world = self._world
         delay = self._delay()
@@ -205,6 +205,9 @@ class Mount:
         if (nap := self._world.nap()) > 0:
             self._world.after(nap, lambda: self._awake(lambda: self._next(session)))
             return
+        self._begin_next(session)
+
+    def _begin_next(self, session: Session) -> None:
         op = self._work.next(self._random, f"m{self.number}", session.number)
         for call in op.calls:
             call.called = self._world.now
@@ -246,7 +249,7 @@ class Mount:
     # -- asking, until there is an answer
 
     def _ask(
-        self, session: Session, method: Method, body: bytes, done: Reply, reads: Sequence[Call] = ()
+        self, session: Session, method: int, body: bytes, done: Reply, reads: Sequence[Call] = ()
     ) -> None:
         """`done` gets what is an answer.  `reads`: calls that begin anew with each attempt."""
         backoff = Backoff()
@@ -345,7 +348,7 @@ class Mount:
     def _heard(self, answer: bytes) -> NodeId | None:
         """Who leads, as a node says."""
         cluster = _cluster(answer)
-        known = {one.number: NodeId(one.number) for one in cluster.nodes}
+        known = {one.number: NodeId(one.number) for one in cluster.nodes if one.has_metadata}
         return self._route.heard(cluster.leader, known)[0]
 
     def _found(self, leader: NodeId | None) -> None:

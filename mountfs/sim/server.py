@@ -58,6 +58,8 @@ class Server:
         self.checkpoint_entries = 200
         self.on_leader: Callable[[], None] = lambda: None
         """Called when this server begins or ceases to lead."""
+        self.on_boot: Callable[[], None] = lambda: None
+        """Called when its process has started."""
         self.send_snapshot: Callable[[NodeId], None]
         self.raft: Raft
         self.machine: Machine
@@ -111,6 +113,7 @@ class Server:
             now=self.clock(),
         )
         self._world.note(f"{self.node} boots at {log.last_index} applied {self.machine.applied}")
+        self.on_boot()
         self._guarded(self._pump)
         if self.up:
             self._tick_later(self.life)
@@ -118,6 +121,7 @@ class Server:
     def crash(self) -> None:
         assert self.up
         self.up = False
+        self.stopped_until = 0
         self._world.note(f"{self.node} crashes")
         self.disk.crash()
         self._checks.forget(self.node)

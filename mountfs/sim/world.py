@@ -25,6 +25,8 @@ class World:
         self._digest = hashlib.blake2b(digest_size=16)
         self.naps: list[tuple[int, int]] = []
         """When clients ask for nothing (from, until)."""
+        self.last: list[Callable[[], None]] = []
+        """What is to be done when nothing will happen any more."""
         self.lines: list[str] | None = None
         """The trace in words, if somebody wants to read it."""
 

@@ -5,11 +5,11 @@ from typing import Any
 
 import trio
 
-from mountfs.chunks.protocol import node_of
 from mountfs.errors import Fault, FsError
+from mountfs.meta.ops.copies import GetCopies, SetCopies
 from mountfs.meta.ops.describe import Describe, SliceRow
 from mountfs.meta.records import Slice
-from mountfs.types import Ino
+from mountfs.types import Ino, VolumeId
 from mountfs.vfs.cluster import ClusterMount
 from mountfs.vfs.control import Answerer
 from mountfs.vfs.embedded import EmbeddedNode
@@ -30,13 +30,43 @@ def answers(node: EmbeddedNode | ClusterMount) -> dict[str, Answerer]:
             raise FsError(Fault.INVALID, "info needs the number of an inode")
         return await _info(node, Ino(ino), min(limit, SLICES_MAX))
 
-    return {"status": status, "info": info}
+    async def copies(args: dict[str, Any]) -> Any:
+        return {"copies": await node.meta.read(GetCopies(_ino(args)))}
+
+    async def set_copies(args: dict[str, Any]) -> Any:
+        if not isinstance(node, ClusterMount):
+            raise FsError(
+                Fault.UNSUPPORTED,
+                f"{node.home.path} is mounted alone: there is one copy of everything.  See: "
+                "mountfs cluster --help",
+            )
+        wanted = args.get("copies")
+        if not isinstance(wanted, int):
+            raise FsError(Fault.INVALID, "set_copies needs a number of copies")
+        await node.meta.propose(SetCopies(_ino(args), wanted))
+        node.meta.router.own_copies = True
+        return {}
+
+    return {"status": status, "info": info, "copies": copies, "set_copies": set_copies}
+
+
+def _ino(args: dict[str, Any]) -> Ino:
+    ino = args.get("ino")
+    if not isinstance(ino, int):
+        raise FsError(Fault.INVALID, "it takes the number of an inode")
+    return Ino(ino)
 
 
 async def _info(node: EmbeddedNode | ClusterMount, ino: Ino, limit: int) -> dict[str, Any]:
     found = await node.meta.read(Describe(ino, limit))
+    nodes: dict[VolumeId, tuple[int, ...]] = {}
+    if isinstance(node, ClusterMount):
+        for volume in {row.piece.volume for row in found.slices if row.piece.volume}:
+            nodes[volume] = await node.chunks.volumes.replicas(volume)
     # In a thread: whether a slice is there is read from the disk.
-    slices = await trio.to_thread.run_sync(lambda: [_slice(node, row) for row in found.slices])
+    slices = await trio.to_thread.run_sync(
+        lambda: [_slice(node, row, nodes) for row in found.slices]
+    )
     unwritten = [file for file in node.filesystem.writer.unwritten if file.ino == ino]
     return {
         **found.inode,
@@ -49,7 +79,9 @@ async def _info(node: EmbeddedNode | ClusterMount, ino: Ino, limit: int) -> dict
     }
 
 
-def _slice(node: EmbeddedNode | ClusterMount, row: SliceRow) -> dict[str, Any]:
+def _slice(
+    node: EmbeddedNode | ClusterMount, row: SliceRow, nodes: dict[VolumeId, tuple[int, ...]]
+) -> dict[str, Any]:
     piece = row.piece
     return {
         "chunk": row.chunk,
@@ -61,16 +93,18 @@ def _slice(node: EmbeddedNode | ClusterMount, row: SliceRow) -> dict[str, Any]:
         "length": piece.length,
         "crc32c": piece.crc,
         "visible": row.visible,
-        "where": _where(node, piece),
+        "where": _where(node, piece, nodes),
     }
 
 
-def _where(node: EmbeddedNode | ClusterMount, piece: Slice) -> dict[str, Any] | None:
-    """The file of its volume, and where its needle begins there; None for what is in no volume, or
-    should be and is not.
+def _where(
+    node: EmbeddedNode | ClusterMount, piece: Slice, nodes: dict[VolumeId, tuple[int, ...]]
+) -> dict[str, Any] | None:
+    """The nodes that have its volume; or, on one machine, the file, and where its needle begins
+    there.  None for what is in no volume, or should be and is not.
     """
     if isinstance(node, ClusterMount):
-        return {"node": node_of(piece.volume)} if piece.volume else None
+        return {"nodes": nodes[piece.volume]} if piece.volume else None
     if not piece.volume or not node.disk.has(piece.volume, piece.slice_id):
         return None
     found = node.disk.place(piece.volume, piece.slice_id)

@@ -9,15 +9,23 @@ from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from typing import Any, Final
 
+import msgspec
 import trio
 
 from mountfs.buffers import Buffers
+from mountfs.chunks.config import HedgeConfig
+from mountfs.chunks.hedge import Hedges
+from mountfs.chunks.open_volumes import OpenVolumes
+from mountfs.chunks.protocol import Allot, Method, Return
 from mountfs.chunks.remote import RemoteChunks
+from mountfs.chunks.volume_map import VolumeMap
 from mountfs.errors import FsError
 from mountfs.meta.client import Address, Options, RemoteMeta, remote_meta
 from mountfs.meta.ops.read import Usage
-from mountfs.types import SLICE_BYTES_MAX
+from mountfs.meta.ops.volumes import GetVolumes, VolumeRecord
+from mountfs.types import SLICE_BYTES_MAX, VolumeId
 from mountfs.vfs.filesystem import Filesystem
+from mountfs.vfs.near import Near
 
 log = logging.getLogger(__name__)
 
@@ -30,11 +38,13 @@ SHUT_DOWN_S: Final = 30
 class ClusterMount:
     """Use `cluster_mount`."""
 
-    def __init__(self, source: str, meta: RemoteMeta, chunks: RemoteChunks) -> None:
+    def __init__(
+        self, source: str, meta: RemoteMeta, chunks: RemoteChunks, buffers: Buffers
+    ) -> None:
         self.source = source
         self.meta = meta
         self.chunks = chunks
-        self.buffers = Buffers()
+        self.buffers = buffers
         self.filesystem: Filesystem
         self.troubles: dict[str, str] = {}
         self._wake = trio.Event()
@@ -102,6 +112,9 @@ class ClusterMount:
             "rows_stored": self.meta.attempts,
             "reads": self.chunks.reads,
             "reads_waited": self.chunks.reads,
+            "borrowed": self.chunks.borrowing.reads,
+            "rewrites": self.chunks.rewrites,
+            "hedging": self.chunks.hedges.told(),
         }
 
     async def status(self) -> dict[str, Any]:
@@ -137,16 +150,16 @@ async def cluster_mount(
     On the way out everything is flushed, for as long as that may take.
     """
     async with remote_meta(seeds, options) as meta:
-        chunks = RemoteChunks(
-            meta.router.numbers_of("chunk"), meta.router.link_to, soft_s=options.soft_s
-        )
-        mount = ClusterMount(source, meta, chunks)
+        buffers = Buffers()
+        chunks = _chunks(meta, options, buffers)
+        mount = ClusterMount(source, meta, chunks, buffers)
         mount.filesystem = Filesystem(
             meta,
             chunks,
             durable=mount.durable,
             buffers=mount.buffers,
             kick=mount.kick,
+            own_copies=lambda: meta.router.own_copies,
             shared=True,
             **settings,
         )
@@ -158,9 +171,34 @@ async def cluster_mount(
             finally:
                 with trio.move_on_after(SHUT_DOWN_S, shield=True) as waited:
                     await _flush_all(mount)
+                    await chunks.close()
                 if waited.cancelled_caught:
                     log.error("unmounted, but not everything could be written")
                 nursery.cancel_scope.cancel()
+
+
+def _chunks(meta: RemoteMeta, options: Options, buffers: Buffers) -> RemoteChunks:
+    async def where(numbers: tuple[VolumeId, ...]) -> tuple[VolumeRecord, ...]:
+        return await meta.read(GetVolumes(numbers))
+
+    async def allot(asked: Allot) -> tuple[VolumeRecord, ...]:
+        answer = await meta.ask_leader(Method.ALLOT, msgspec.msgpack.encode(asked))
+        return msgspec.msgpack.decode(answer, type=tuple[VolumeRecord, ...])
+
+    async def give_back(asked: Return) -> None:
+        await meta.ask_leader(Method.RETURN, msgspec.msgpack.encode(asked))
+
+    near = Near()
+    return RemoteChunks(
+        meta.router.numbers_of("chunk"),
+        meta.router.link_to,
+        VolumeMap(where),
+        OpenVolumes(lambda: meta.session, allot, give_back),
+        hedges=Hedges(HedgeConfig()),
+        near=lambda: near.of(meta.router.nodes),
+        buffers=buffers,
+        soft_s=options.soft_s,
+    )
 
 
 async def _flush_all(mount: ClusterMount) -> None:

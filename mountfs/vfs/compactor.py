@@ -9,6 +9,7 @@ from mountfs.errors import Fault, FsError
 from mountfs.meta import keys
 from mountfs.meta.local import Meta
 from mountfs.meta.ops.chunk_rows import ROWS_URGENT, ChunkRows, CountRows
+from mountfs.meta.ops.copies import GetCopies
 from mountfs.meta.ops.read import GetAttr
 from mountfs.meta.ops.slices import (
     Discard,
@@ -88,7 +89,8 @@ class Compactor:
                 base = chunk * CHUNK_BYTES
                 data = await self._filesystem.reader.read_written(file, base + start, base + stop)
                 slice_id = await self._meta.propose(ReserveSlices(1))
-                volume, crc = await self._chunks.write(slice_id, [data])
+                copies = await self._meta.read(GetCopies(ino))
+                volume, crc = await self._chunks.write(slice_id, [data], copies)
                 written.append((slice_id, volume, stop - start))
                 added.append(Slice(start, stop, slice_id, 0, volume, stop - start, crc))
             added.sort(key=lambda piece: piece.start)

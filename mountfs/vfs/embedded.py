@@ -322,6 +322,7 @@ async def embedded_node(
     """
     home = open_home(path, create=create)
     try:
+        home.format.require_metadata(path)
         home.hold(mountpoint)
         (home.path / NODE_MARK).unlink(missing_ok=True)
         store = LevelStore(home.store, create=home.is_new)

@@ -26,7 +26,17 @@ from mountfs.meta.ops.copy_range import CopyRange
 from mountfs.meta.ops.link import Link
 from mountfs.meta.ops.make import Make
 from mountfs.meta.ops.mkdir import Mkdir
-from mountfs.meta.ops.read import Birth, GetAttr, Listing, Lookup, ReadDir, Readlink, Usage
+from mountfs.meta.ops.read import (
+    Birth,
+    GetAttr,
+    Layout,
+    Listing,
+    Lookup,
+    Opening,
+    ReadDir,
+    Readlink,
+    Usage,
+)
 from mountfs.meta.ops.reap import Reap
 from mountfs.meta.ops.rename import Rename
 from mountfs.meta.ops.rmdir import Rmdir
@@ -64,6 +74,8 @@ _REAPS_MAX = 64
 _KNOWN_MAX = 65_536
 
 
+SLICES_AT_ONCE: Final = 16
+"""Of a file, on their way to other machines."""
 ROOT_S: Final = 2.0
 """So long the attributes of the root may take before those that we know are good enough."""
 
@@ -85,6 +97,7 @@ class Filesystem:
         kick: Callable[[], None] = lambda: None,
         owed: Callable[[], int] = lambda: 0,
         reclaim: Callable[[], Awaitable[None]] | None = None,
+        own_copies: Callable[[], bool] = lambda: False,
         kernel: bool = False,
         shared: bool = False,
         read_only: bool = False,
@@ -120,6 +133,8 @@ class Filesystem:
             kick=kick,
             owed=owed,
             reclaim=reclaim or self.reap,
+            own_copies=own_copies,
+            slices_at_once=SLICES_AT_ONCE if shared else 1,
         )
         self.locks = LockTable(meta)
         self._files: dict[Ino, File] = {}
@@ -283,13 +298,21 @@ class Filesystem:
         writes = flags & os.O_ACCMODE != os.O_RDONLY
         if writes and self._read_only:
             raise FsError(Fault.READ_ONLY)
-        attributes = await self._meta.read(GetAttr(ino))
+        layout: Layout | None = None
+        if self.shared:
+            opened = await self._meta.read(Opening(ino))
+            attributes, layout = opened.attributes, opened.layout
+        else:
+            attributes = await self._meta.read(GetAttr(ino))
         if flags & os.O_TRUNC and writes:
             change = SetAttr(ino=ino, cred=_CHECKED, size=0, drop_privileges=drop_privileges)
-            attributes = await self.setattr(change)
+            attributes, layout = await self.setattr(change), None
         handle = self._open(ino, size_of(attributes), flags)
         if self.shared:
-            handle.unchanged = self._renew(handle.file, attributes)
+            file = handle.file
+            handle.unchanged = self._renew(file, attributes)
+            if layout is not None and file.handles == 1 and not file.unwritten:
+                self.reader.know(file, layout)
         return handle
 
     async def create(

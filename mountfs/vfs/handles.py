@@ -10,8 +10,8 @@ class File:
     """An inode that is open, or has bytes that are not in a slice yet."""
 
     __slots__ = (
-        "content", "dirty", "drop_privileges", "flight", "flushing", "handles", "ino", "layouts",
-        "locked", "mtime", "seen", "size",
+        "content", "copies", "dirty", "drop_privileges", "flight", "flushing", "handles", "ino",
+        "layouts", "locked", "mtime", "seen", "size",
     )  # fmt: skip
 
     def __init__(self, ino: Ino, size: int) -> None:
@@ -35,6 +35,8 @@ class File:
         """As they were when it was opened, where others may change them."""
         self.content: bytes | None = None
         """The whole content of a small file; then there are no layouts."""
+        self.copies: int | None = None
+        """How many copies its bytes are to have, if that was asked for."""
 
     def forget_layouts(self) -> None:
         self.layouts.clear()

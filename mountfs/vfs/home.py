@@ -22,7 +22,7 @@ import msgspec
 
 from mountfs.errors import Fault, FsError, disk_error
 
-FORMAT = 2
+FORMAT = 3
 NODE_MARK = "node"
 """A file that says that a node had the home last, and no mount: what a mount leaves in the log has
 to be judged by the bytes that are there.
@@ -31,6 +31,10 @@ JOINING = "joining"
 """A file with the name of a disk that is to be a node's."""
 BEFORE = 1
 """The format that is brought to FORMAT when a home is mounted."""
+WITHOUT_USED = 2
+"""The format before it was kept which slices are used.  The metadata sees to it when it is opened;
+from then on programs that do not know of it must not touch the home.
+"""
 
 
 class Format(msgspec.Struct, frozen=True):
@@ -47,6 +51,19 @@ class Format(msgspec.Struct, frozen=True):
     """How often the cluster was recovered without a majority.  Who was left behind then is not of
     this cluster any more, whatever it believes.
     """
+    roles: tuple[str, ...] = ("meta", "chunk")
+    """What its node does, if it is the home of one; without the first, there is no metadata in it.
+    """
+
+    def require_metadata(self, path: Path) -> None:
+        """Raises BAD_HOME for a home that has slices only."""
+        if "meta" not in self.roles:
+            raise FsError(
+                Fault.BAD_HOME,
+                f"{path} is the home of node {self.node} of cluster {self.id}, which keeps slices "
+                "and has no metadata: only its cluster knows what they belong to.  Start it with: "
+                f"mountfs node --home {path} --listen HOST",
+            )
 
     @property
     def cluster(self) -> bytes:
@@ -183,7 +200,7 @@ def read_format(path: Path) -> Format:
         raise FsError(
             Fault.BAD_HOME, f"{file} is damaged ({error}); restore it from a backup"
         ) from None
-    if format.format not in (FORMAT, BEFORE):
+    if format.format not in (FORMAT, WITHOUT_USED, BEFORE):
         raise FsError(
             Fault.BAD_HOME,
             f"{path} has format {format.format}, this mountfs reads format {FORMAT}: "
@@ -237,7 +254,10 @@ def _open(path: Path, create: bool) -> Home:
         if not (path / "format.json").exists():
             _make(path)
             _write_format(path, Format(FORMAT, uuid.uuid4().hex))
-        return Home(path, lock_fd, read_format(path))
+        home = Home(path, lock_fd, read_format(path))
+        if home.format.format == WITHOUT_USED:
+            home.brought_further()
+        return home
     except BaseException:
         os.close(lock_fd)
         raise

@@ -7,7 +7,7 @@ from mountfs.chunks.base import ChunkStore
 from mountfs.errors import Fault, FsError
 from mountfs.meta.extents import visible
 from mountfs.meta.local import Meta
-from mountfs.meta.ops.read import GetLayout, GetPiece, NextChunk
+from mountfs.meta.ops.read import GetLayout, GetPiece, Layout, NextChunk
 from mountfs.meta.records import Slice
 from mountfs.types import CHUNK_BYTES
 from mountfs.vfs.dirty import Run
@@ -63,13 +63,17 @@ class Reader:
         seen = file.layouts.get(chunk)
         if seen is None:
             found = await self._meta.read(GetLayout(file.ino, chunk))
-            if found.content is not None:
-                file.content = found.content
-                return []
-            seen = visible(found.slices)
-            if len(file.layouts) >= _LAYOUTS_KEPT:
-                del file.layouts[next(iter(file.layouts))]
-            file.layouts[chunk] = seen
+            seen = self.know(file, found, chunk)
+        return seen
+
+    def know(self, file: File, found: Layout, chunk: int = 0) -> list[Slice]:
+        """The metadata has said how a chunk is laid out."""
+        if found.content is not None:
+            file.content = found.content
+            return []
+        if len(file.layouts) >= _LAYOUTS_KEPT:
+            del file.layouts[next(iter(file.layouts))]
+        seen = file.layouts[chunk] = visible(found.slices)
         return seen
 
     async def next_data(self, file: File, offset: int) -> int | None:

@@ -3,29 +3,31 @@ that lie over one another are merged.
 """
 
 import logging
+from collections.abc import Awaitable, Callable
 from typing import Any, Final, TypeVar
 
-import msgspec
 import trio
 
-from mountfs.chunks.protocol import Method, node_of
-from mountfs.chunks.remote import RemoteChunks
+from mountfs.chunks.allotter import LEADER, Allotter
+from mountfs.chunks.config import HedgeConfig
+from mountfs.chunks.deletion import LOOK_S, Deletion
+from mountfs.chunks.hedge import Hedges
+from mountfs.chunks.open_volumes import OpenVolumes
+from mountfs.chunks.orders import Orders
+from mountfs.chunks.remote import Link, RemoteChunks
+from mountfs.chunks.volume_map import VolumeMap
 from mountfs.errors import Fault, FsError
-from mountfs.meta.client import Options, Router
 from mountfs.meta.command import Command, Query
-from mountfs.meta.ops.slices import Garbage, Reclaimed
+from mountfs.meta.ops.volumes import GetVolumes, VolumeRecord
 from mountfs.meta.server import MetaServer
-from mountfs.types import SliceId, VolumeId
+from mountfs.types import VolumeId
 from mountfs.vfs.compactor import Compactor
 from mountfs.vfs.reader import Reader
-from mountfs.wire.connection import Disconnected
 
 log = logging.getLogger(__name__)
 
 R = TypeVar("R")
 
-LOOK_S: Final = 5.0
-BATCH: Final = 4_096
 CALL_S: Final = 30.0
 
 
@@ -62,20 +64,28 @@ class _Files:
 
 
 class Reclaimer:
-    """`options`: how this node connects to others as a client."""
+    """`nodes` says who keeps slices; `link` connects to a node."""
 
     def __init__(
-        self, server: MetaServer, nursery: trio.Nursery, own: tuple[str, int], options: Options
+        self,
+        server: MetaServer,
+        nodes: Callable[[], list[int]],
+        link: Callable[[int], Awaitable[Link]],
+        allotter: Allotter,
+        orders: Orders,
     ) -> None:
         self._server = server
-        self._router = Router(nursery, [own], options)
         self._meta = LeadersMeta(server)
-        self._chunks = RemoteChunks(self._holders, self._link)
+        self.deletion = Deletion(server, orders)
+        self._chunks = RemoteChunks(
+            nodes,
+            link,
+            VolumeMap(self._where),
+            OpenVolumes(lambda: LEADER, allotter.allot, allotter.give_back),
+            hedges=Hedges(HedgeConfig()),
+        )
         files: Any = _Files(Reader(self._meta, self._chunks))
         self._compactor = Compactor(self._meta, self._chunks, files)
-        self.unreachable: dict[int, str] = {}
-        self._after = SliceId(0)
-        """So far we have looked: what is on nodes that are down must not keep us from the rest."""
 
     async def run(self) -> None:
         while True:
@@ -86,40 +96,12 @@ class Reclaimer:
             if self._server.safe_mode.is_on:
                 continue
             try:
-                await self._reclaim()
+                await self.deletion.step()
                 with trio.move_on_after(CALL_S):
                     await self._compactor.run_once()
             except FsError as error:
                 if error.fault not in (Fault.NOT_LEADER, Fault.UNAVAILABLE):
                     log.warning("reclaiming: %s", error)
 
-    async def _reclaim(self) -> None:
-        by_node: dict[int, dict[VolumeId, list[SliceId]]] = {}
-        found = await self._meta.read(Garbage(BATCH, self._after))
-        self._after = found[-1][0] if len(found) == BATCH else SliceId(0)
-        for slice_id, volume, _ in found:
-            by_node.setdefault(node_of(volume), {}).setdefault(volume, []).append(slice_id)
-        for node, doomed in by_node.items():
-            try:
-                with trio.fail_after(CALL_S):
-                    link = await self._link(node)
-                    await link.call(Method.DELETE, msgspec.msgpack.encode(doomed))
-            except (Disconnected, trio.TooSlowError, FsError) as error:
-                if self.unreachable.get(node) != str(error):
-                    log.warning("node %d keeps deleted slices for now: %s", node, error)
-                self.unreachable[node] = str(error)
-                continue
-            self.unreachable.pop(node, None)
-            slices = tuple(one for ids in doomed.values() for one in ids)
-            await self._meta.propose(Reclaimed(slices))
-
-    def _holders(self) -> list[int]:
-        self._learn()
-        return [node.number for node in self._router.nodes if "chunk" in node.roles]
-
-    async def _link(self, node: int) -> Any:
-        self._learn()
-        return await self._router.link_to(node)
-
-    def _learn(self) -> None:
-        self._router.learn(self._server.service.cluster())
+    async def _where(self, numbers: tuple[VolumeId, ...]) -> tuple[VolumeRecord, ...]:
+        return await self._meta.read(GetVolumes(numbers))

@@ -6,7 +6,7 @@ waits for it gets the error.
 """
 
 import logging
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterable
 
 import trio
 
@@ -17,6 +17,7 @@ from mountfs.inline import leave
 from mountfs.meta.extents import put
 from mountfs.meta.local import Meta
 from mountfs.meta.ops import write as ops
+from mountfs.meta.ops.copies import GetCopies
 from mountfs.meta.ops.slices import Discard, ReserveSlices
 from mountfs.meta.records import Slice
 from mountfs.types import CHUNK_BYTES, KIB, MIB, SLICE_BYTES_MAX, SliceId, VolumeId
@@ -26,6 +27,10 @@ from mountfs.vfs.handles import File
 log = logging.getLogger(__name__)
 
 SLICES_RESERVED = 1_024
+RESERVED_S = 300.0
+"""Names are used within that time, or not at all: a cluster takes no slices with old names."""
+WRITES_MAX = 4
+"""So often the bytes of a flush are written when their slices come too late."""
 SMALL_BYTES = ops.INLINE_BYTES_MAX
 """A flush of up to so many bytes goes into the metadata: one write to the log, instead of one there
 and one to a volume.
@@ -52,7 +57,15 @@ class Writer:
         kick: Callable[[], None],
         owed: Callable[[], int],
         reclaim: Callable[[], Awaitable[None]],
+        own_copies: Callable[[], bool] = lambda: False,
+        slices_at_once: int = 1,
     ) -> None:
+        """`own_copies` says whether some files are to have another number of copies;
+        `slices_at_once`, of one file, are on their way: more than one is good where each waits for
+        a network.
+        """
+        self._slices_at_once = slices_at_once
+        self._own_copies = own_copies
         self._meta = meta
         self._chunks = chunks
         self._dirty_bytes_max = dirty_bytes_max
@@ -62,6 +75,7 @@ class Writer:
         """Bytes that the metadata is going to take of the disk."""
         self._next_slice: int = 0
         self._last_slice: int = 0
+        self._reserved_at = 0.0
         self.dirty_bytes = 0
         """Of all files, with what is on its way."""
         self.unwritten: dict[File, float] = {}
@@ -166,35 +180,78 @@ class Writer:
         self, file: File, runs: list[Run], inline: bool, drop_privileges: bool
     ) -> None:
         """Make slices of runs, or, `inline`, let the metadata carry them; and tell the metadata."""
+        for attempt in range(1, WRITES_MAX + 1):
+            try:
+                return await self._write_once(file, runs, inline, drop_privileges)
+            except FsError as error:
+                if error.fault is not Fault.SLICE_EXPIRED or attempt == WRITES_MAX:
+                    raise
+                log.warning("written again, under new names: %s", error)
+                self._next_slice = self._last_slice
+
+    async def _write_once(
+        self, file: File, runs: list[Run], inline: bool, drop_privileges: bool
+    ) -> None:
         written: list[tuple[SliceId, VolumeId, int]] = []
-        records = []
         try:
-            for run in runs:
-                if inline:
-                    data = bytes(run.joined())
-                    records.append(ops.Run(run.start, run.size, 0, data=data))
-                    continue
-                slice_id = await self._slice_id()
-                volume, crc = await self._chunks.write(slice_id, run.parts)
-                written.append((slice_id, volume, run.size))
-                records.append(ops.Run(run.start, run.size, crc, slice_id, volume))
+            if inline:
+                records = [
+                    ops.Run(run.start, run.size, 0, data=bytes(run.joined())) for run in runs
+                ]
+            else:
+                records = await self._store(file, runs, written)
             command = ops.Write(file.ino, tuple(records), file.mtime, drop_privileges)
             _, piece = await self._meta.propose(command)
-        except FsError:
-            if written:
+        except FsError as error:
+            # What nobody has answered may still be carried out, and then they are in use.
+            if written and error.fault is not Fault.TIMED_OUT:
                 await self._discard(written)
             raise
         _show(file, records, piece)
 
+    async def _store(
+        self, file: File, runs: list[Run], written: list[tuple[SliceId, VolumeId, int]]
+    ) -> list[ops.Run]:
+        """Make a slice of each run; those that are stored are in `written`, also when others could
+        not be.
+        """
+        copies = await self._copies(file)
+        records: dict[int, ops.Run] = {}
+
+        async def store(number: int) -> None:
+            run = runs[number]
+            slice_id = await self._slice_id()
+            volume, crc = await self._chunks.write(slice_id, run.parts, copies)
+            written.append((slice_id, volume, run.size))
+            records[number] = ops.Run(run.start, run.size, crc, slice_id, volume)
+
+        if self._slices_at_once == 1 or len(runs) == 1:
+            for number in range(len(runs)):
+                await store(number)
+        else:
+            await leave()
+            await each_of(range(len(runs)), store, self._slices_at_once)
+        return [records[number] for number in range(len(runs))]
+
+    async def _copies(self, file: File) -> int:
+        """How many copies of its bytes there are to be; 0: as many as usual."""
+        if not self._own_copies():
+            return 0
+        if file.copies is None:
+            file.copies = await self._meta.read(GetCopies(file.ino))
+        return file.copies
+
     async def _discard(self, written: list[tuple[SliceId, VolumeId, int]]) -> None:
         try:
             await self._meta.propose(Discard(tuple(written)))
-        except FsError as error:  # they stay in the volume until fsck finds them
+        except FsError as error:  # they stay in the volume until somebody looks for such
             log.warning("%d slices could not be given back: %s", len(written), error)
 
     async def _slice_id(self) -> SliceId:
-        if self._next_slice == self._last_slice:
+        now = trio.current_time()
+        if self._next_slice == self._last_slice or now - self._reserved_at > RESERVED_S:
             first = await self._meta.propose(ReserveSlices(SLICES_RESERVED))
+            self._reserved_at = now
             self._next_slice = first
             self._last_slice = self._next_slice + SLICES_RESERVED
         self._next_slice += 1
@@ -209,6 +266,30 @@ class Writer:
             else:
                 await self._flush(oldest, oldest.dirty.take(bytes_max=LANDING_BYTES), False)
                 await trio.lowlevel.checkpoint()
+
+
+async def each_of(
+    numbers: Iterable[int], work: Callable[[int], Awaitable[None]], at_once: int
+) -> None:
+    """Do `work` for each, for some at a time.  When one fails the others are cancelled, and what it
+    has said is raised.
+    """
+    left = iter(numbers)
+    failed: list[FsError] = []
+
+    async def some() -> None:
+        try:
+            for number in left:
+                await work(number)
+        except FsError as error:
+            failed.append(error)
+            nursery.cancel_scope.cancel()
+
+    async with trio.open_nursery() as nursery:
+        for _ in range(at_once):
+            nursery.start_soon(some)
+    if failed:
+        raise failed[0]
 
 
 def _show(file: File, runs: list[ops.Run], piece: SliceId) -> None:

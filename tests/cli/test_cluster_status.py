@@ -3,6 +3,7 @@
 from typing import Any
 
 from mountfs.cli.cluster_status import judge
+from mountfs.meta.diagnosis import Cause
 
 CLUSTER = "ab" * 16
 
@@ -52,6 +53,18 @@ def test_without_a_leader_it_is_leaderless_whatever_else_is_wrong() -> None:
     health, why = word("nobody leads", n1=node(1, health="leaderless"), n2="gone", n3="gone")
     assert health == "leaderless"
     assert "nobody leads" in why
+
+
+def test_contents_with_too_few_copies_are_not_well_though_all_nodes_are_there() -> None:
+    said = {f"h{n}:1": node(n) for n in (1, 2, 3)}
+    for causes, health in (({}, "healthy"), ({Cause.LAST.value: 2}, "degraded")):
+        volumes = {
+            "causes": causes, "held_up": "", "looked": True, "bytes_to_copy": 0, "unreadable": [],
+        }  # fmt: skip
+        report = judge(members(1), said, {"volumes": volumes, "nodes": []})
+        assert report.health == health
+        assert report.bytes is not None
+        assert ("one copy is left of 2 volumes" in report.why) == bool(causes)
 
 
 def test_nodes_of_two_clusters_are_not_counted_together() -> None:

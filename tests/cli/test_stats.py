@@ -2,7 +2,7 @@
 
 import pytest
 
-from mountfs.cli.stats import Sample, lines, rates
+from mountfs.cli.stats import Hedging, Sample, lines, rates
 
 
 def sample(
@@ -69,3 +69,22 @@ def test_hits_of_a_daemon_that_was_started_anew() -> None:
     one = rates(sample(1.0, caches=(100, 0, 50, 0)), sample(2.0, caches=(10, 5, 4, 4)))
     assert one.rows_from_memory_percent == pytest.approx(50)
     assert one.reads_at_once_percent == 0
+
+
+def of_cluster(at: float, count: int) -> Sample:
+    found = sample(at)
+    names = ("reads", "hedges", "hedges_won", "cancelled", "denied", "failovers")
+    hedging = {name: count * number for number, name in enumerate(names, 1)}
+    found.stats["caches"] |= {"rewrites": count * 7, "hedging": {**hedging, "nodes": {}}}
+    return found
+
+
+def test_what_the_mount_of_a_cluster_asks_of_nodes() -> None:
+    one = rates(of_cluster(1.0, 10), of_cluster(2.0, 12))
+    assert one.hedging == Hedging(2, 4, 6, 8, 10, 12, 14)
+    said = "\n".join(lines(one))
+    assert "hedges 4 sent, 6 won, 8 cancelled, 10 denied; 12 failed over; 14 rewritten" in said
+    anew = rates(of_cluster(1.0, 10), of_cluster(2.0, 1))
+    assert anew.hedging == Hedging(1, 2, 3, 4, 5, 6, 7)
+    assert rates(sample(1.0), sample(2.0)).hedging is None
+    assert "hedges" not in "".join(lines(rates(sample(1.0), sample(2.0))))

@@ -47,8 +47,12 @@ MOUNTFS: Final = [sys.executable, "-m", "mountfs.cli.main"]
 class Member:
     """A node: its home, its place, and its process if it runs."""
 
-    def __init__(self, cluster: "Nodes", name: str, host: str, home: Path) -> None:
+    def __init__(
+        self, cluster: "Nodes", name: str, host: str, home: Path, options: Sequence[str] = ()
+    ) -> None:
         self.cluster = cluster
+        self.options = list(options)
+        """Those that it is always started with."""
         self.name = name
         self.host = host
         self.home = home
@@ -83,6 +87,7 @@ class Member:
             *(network.enter(self.name) if network else []),
             *(*MOUNTFS, "node", "--home", str(self.home), "--listen", self.rpc),
             *("--name", self.name, *self.cluster.options, *self.cluster.identity(self.name)),
+            *self.options,
             *options,
         ]
 
@@ -163,18 +168,30 @@ class Nodes:
         """Options; none if there are no certificates."""
         return [] if self.pki is None else ["--tls", str(self.pki / "issued" / name)]
 
-    def member(self, name: str, *, home: Path | None = None) -> Member:
-        """A node that does not run yet."""
+    def member(
+        self,
+        name: str,
+        *,
+        home: Path | None = None,
+        roles: str = "",
+        location: str = "",
+        data: Sequence[Path] = (),
+    ) -> Member:
+        """A node that does not run yet; `data`: directories for volumes beside its home."""
+        options = ["--roles", roles] if roles else []
+        options += ["--location", location] if location else []
+        options += [f"--data={directory}" for directory in data]
         self._hosts += 1
         host = f"{self._prefix}.{self._hosts}"
         if self.network is not None:
             host = self.network.add(name)
-        found = self.members[name] = Member(self, name, host, home or self.top / name)
+        found = Member(self, name, host, home or self.top / name, options)
+        self.members[name] = found
         return found
 
-    def found(self, name: str, *, home: Path | None = None) -> Member:
+    def found(self, name: str, *, home: Path | None = None, location: str = "") -> Member:
         """The first node of the cluster."""
-        first = self.member(name, home=home)
+        first = self.member(name, home=home, location=location)
         if not first.home.exists():
             done = self.run(*MOUNTFS, "cluster", "init", str(first.home), *self.identity(name))
             assert done.returncode == 0, done.stderr
@@ -185,12 +202,17 @@ class Nodes:
 
     def join(self, *names: str, **options: Any) -> list[Member]:
         """More nodes, all at once.  They may not be voters yet when this returns."""
+        joining = self.begin_join(*names, **options)
+        for member in joining:
+            member.wait_until_up()
+        return joining
+
+    def begin_join(self, *names: str, **options: Any) -> list[Member]:
+        """The same, without waiting for them."""
         known = ",".join(member.rpc for member in self.members.values() if member.runs)
         joining = [self.member(name, **options) for name in names]
         for member in joining:
             member.start("--join", known)
-        for member in joining:
-            member.wait_until_up()
         return joining
 
     def restart(self, *members: Member) -> None:

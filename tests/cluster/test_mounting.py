@@ -404,9 +404,9 @@ def used(node):
 
 def test_a_home_of_a_newer_format(used):
     path = used.home / "format.json"
-    path.write_text(json.dumps({**json.loads(path.read_text()), "format": 3}))
+    path.write_text(json.dumps({**json.loads(path.read_text()), "format": 4}))
     before = files_of(used.home)
-    refused(used, "format 3", "reads format 2")
+    refused(used, "format 4", "reads format 3")
     assert files_of(used.home) == before
 
 

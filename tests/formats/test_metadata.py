@@ -30,6 +30,7 @@ from mountfs.meta.records import (
     pack_entry,
     pack_garbage,
     pack_slice,
+    pack_used,
     size_of,
     unpack_attributes,
     unpack_blocks,
@@ -38,6 +39,7 @@ from mountfs.meta.records import (
     unpack_garbage,
     unpack_inode,
     unpack_slice,
+    unpack_used,
 )
 from mountfs.meta.state_machine import COMMANDS, Refused, decode_entry, encode_entry
 from mountfs.types import BLOCK_BYTES, CHUNK_BYTES, ROOT, SUPERUSER, Cred, Ino, SliceId, VolumeId
@@ -67,6 +69,9 @@ EIGHT = "00000000000000"  # and one byte more
         (keys.shared(SliceId(5)), EIGHT + "00" + "05" + EIGHT + "05"),
         (keys.tangled(INO, 5), EIGHT + "00" + "06" + HEX + EIGHT + "05"),
         (keys.locked(5, INO), EIGHT + "00" + "07" + EIGHT + "05" + HEX),
+        (keys.node(5), EIGHT + "00" + "09" + EIGHT + "05"),
+        (keys.volume(VolumeId(5)), EIGHT + "00" + "0a" + EIGHT + "05"),
+        (keys.used(VolumeId(5), SliceId(6)), EIGHT + "00" + "0b" + EIGHT + "05" + EIGHT + "06"),
     ],
 )
 def test_a_key_is_inode_kind_rest(key, golden):
@@ -102,6 +107,10 @@ def test_a_key_can_be_taken_apart():
          [keys.orphan(4, INO), keys.orphan(6, ROOT)]),
         (keys.lockeds(), [keys.locked(0, INO), keys.locked(1 << 63, INO)], [keys.tangled(INO, 9)]),
         (keys.garbages(), [keys.garbage(SliceId(9))], [keys.shared(SliceId(0)), keys.session(9)]),
+        (keys.volumes(5), [keys.volume(VolumeId(6)), keys.volume(VolumeId(1 << 31))],
+         [keys.volume(VolumeId(5)), keys.node(9), keys.used(VolumeId(6), SliceId(1))]),
+        (keys.useds(VolumeId(5), 6), [keys.used(VolumeId(5), SliceId(7))],
+         [keys.used(VolumeId(5), SliceId(6)), keys.used(VolumeId(6), SliceId(7))]),
         (keys.tangles(INO), [keys.tangled(INO, 9)], [keys.tangled(Ino(INO + 1), 0)]),
     ],
 )  # fmt: skip
@@ -166,6 +175,7 @@ SLICE = Slice(1, 2, SliceId(3), 4, VolumeId(5), 6, 7)
         (pack_dentry, unpack_dentry, (INO, 5, 8), "0807060504030201" "0500000000000000" "08"),
         (pack_entry, unpack_entry, (INO, 8, b"name"), "0807060504030201" "08" "6e616d65"),
         (pack_garbage, unpack_garbage, (VolumeId(5), 6), "05000000" "06000000"),
+        (pack_used, unpack_used, (5, 6), "05000000" "06000000"),
         (lambda *slices: pack_slice(*slices), lambda value: (unpack_slice(value),), (SLICE,),
          "01000000" "02000000" "0300000000000000" "04000000" "05000000" "06000000" "07000000"),
         (pack_blocks, lambda value: (unpack_blocks(value),), (0b111,), "03000000"),
@@ -194,9 +204,10 @@ def test_the_blocks_that_bytes_touch():
     [
         (
             Counters(next_ino=9, applied=300),
-            "89a6666f726d617402a86e6578745f696e6f09aa6e6578745f736c69636501ac6e6578745f7365737369"
+            "8ca6666f726d617403a86e6578745f696e6f09aa6e6578745f736c69636501ac6e6578745f7365737369"
             "6f6e01a6696e6f64657300a9616c6c6f636174656400a76170706c696564cd012ca96c6173745f74696d"
-            "6500a96e6578745f6e6f646502",
+            "6500a96e6578745f6e6f646502ab6e6578745f766f6c756d65ce80000000ad636c6f7365645f736c69"
+            "63657300aa6f776e5f636f70696573c2",
         ),
         (Replies(4, {4: b"x", 5: None}, "me"), "93" "04" "82" "04c40178" "05c0" "a26d65"),
         (

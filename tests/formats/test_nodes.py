@@ -11,11 +11,12 @@ import pytest
 from crc32c import crc32c
 
 from mountfs.chunks import protocol as chunks
-from mountfs.chunks.protocol import READ, READ_HEAD, SPACE, WRITE_HEAD, WRITTEN
+from mountfs.chunks.protocol import READ, READ_HEAD, SPACE, WRITE_HEAD
+from mountfs.chunks.term_file import encode_term
 from mountfs.kv.memory import MemoryStore
 from mountfs.meta import protocol as meta
 from mountfs.meta.ops.mkdir import Mkdir
-from mountfs.meta.ops.nodes import NodeRecord
+from mountfs.meta.ops.nodes import AddNode, LeaveNode, MoveNode, NodeRecord
 from mountfs.meta.ops.read import Lookup
 from mountfs.meta.protocol import (
     Cluster,
@@ -26,6 +27,7 @@ from mountfs.meta.protocol import (
     decode_read,
     encode,
 )
+from mountfs.meta.reports import VolumeReport
 from mountfs.meta.snapshot import Source
 from mountfs.raft.envelope import open_, seal
 from mountfs.raft.links import MESSAGES, Links
@@ -52,7 +54,7 @@ from mountfs.raft.messages import (
     encode_membership,
 )
 from mountfs.raft.snapshots import Fetch, Offer
-from mountfs.types import ROOT, SUPERUSER, LogIndex, VolumeId
+from mountfs.types import ROOT, SUPERUSER, LogIndex, SliceId, VolumeId
 from mountfs.wire.frames import Hello
 
 ONE, TWO, TERM = NodeId(1), NodeId(2), Term(3)
@@ -116,12 +118,16 @@ def test_a_membership_in_an_entry() -> None:
     assert decode_membership(golden) == MEMBERS
 
 
-NODE = NodeRecord(2, "n2", "h:1", "h:2", 5, "d2", ("meta", "chunk"), True)
-NODE_GOLDEN = "98 02 a26e32 a3683a31 a3683a32 05 a26432 92 a46d657461 a56368756e6b c3"
+NODE = NodeRecord(2, "n2", "h:1", "h:2", 5, "d2", ("meta", "chunk"), True, "/r/h", True, False)
+NODE_GOLDEN = (
+    "9b 02 a26e32 a3683a31 a3683a32 05 a26432 92 a46d657461 a56368756e6b c3 a42f722f68 c3 c2"
+)
+OLD_NODE_GOLDEN = "98 02 a26e32 a3683a31 a3683a32 05 a26432 92 a46d657461 a56368756e6b c3"
+"""From before nodes had locations."""
 
 STRUCTS: list[tuple[Any, str]] = [
     (NODE, NODE_GOLDEN),
-    (Cluster(2, (NODE,)), "92 02 91" + NODE_GOLDEN),
+    (Cluster(2, (NODE,)), "93 02 91" + NODE_GOLDEN + "c2"),
     (Opened(7, 60_000, 5), "93 07 cdea60 05"),
     (Fetch(GroupId(1), 9, b"key"), "93 01 09 c403 6b6579"),
     (
@@ -135,6 +141,21 @@ STRUCTS: list[tuple[Any, str]] = [
 def test_records_and_answers(value: Any, golden: str) -> None:
     assert encode(value) == bytes.fromhex(golden)
     assert msgspec.msgpack.decode(bytes.fromhex(golden), type=type(value)) == value
+
+
+def test_a_node_that_has_never_said_where_it_is() -> None:
+    found = msgspec.msgpack.decode(bytes.fromhex(OLD_NODE_GOLDEN), type=NodeRecord)
+    assert found == msgspec.structs.replace(NODE, location="", draining=False)
+
+
+def test_commands_about_nodes_of_before_can_be_read() -> None:
+    place = "a26e32 a3683a31 a3683a32 a26432 91 a46d657461"
+    for golden, command in (
+        ("96 a86164645f6e6f6465" + place, AddNode("n2", "h:1", "h:2", "d2", ("meta",))),
+        ("97 a96d6f76655f6e6f6465 02" + place, MoveNode(2, "n2", "h:1", "h:2", "d2", ("meta",))),
+        ("92 aa6c656176655f6e6f6465 02", LeaveNode(2)),
+    ):
+        assert msgspec.msgpack.decode(bytes.fromhex(golden), type=type(command)) == command
 
 
 def test_a_command_and_a_query() -> None:
@@ -153,17 +174,53 @@ def test_the_numbers_of_methods() -> None:
         "CLUSTER": 1, "OPEN_SESSION": 2, "PROPOSE": 3, "READ": 4, "RENEW": 5, "END_SESSION": 6,
     }  # fmt: skip
     assert {method.name: int(method) for method in chunks.Method} == {
-        "WRITE": 100, "READ": 101, "DELETE": 102, "SPACE": 103,
+        "WRITE": 100, "READ": 101, "DELETE": 102, "SPACE": 103, "OPEN": 104, "SEAL": 105,
+        "LIST": 106, "COPY": 107, "DROP": 108, "LEND": 109, "PLACE": 110, "ALLOT": 20, "RETURN": 21,
     }  # fmt: skip
 
 
 def test_slices_over_the_network() -> None:
-    assert WRITE_HEAD.pack(1, 2) == bytes.fromhex("0100000000000000 02000000")
-    assert WRITTEN.pack(3) == bytes.fromhex("03000000")
+    golden = bytes.fromhex("0100000000000000 02000000 03000080 04000000")
+    assert WRITE_HEAD.pack(1, 2, 0x8000_0003, 4) == golden
     assert READ.pack(3, 1, 4, 8) == bytes.fromhex("03000000 0100000000000000 04000000 08000000")
     assert READ_HEAD.pack(2) == bytes.fromhex("02000000")
     assert SPACE.pack(5, 4) == bytes.fromhex("0500000000000000 0400000000000000")
-    assert msgspec.msgpack.encode({3: [1, 2]}) == bytes.fromhex("81 03 92 01 02")  # DELETE
+
+
+VOLUME = VolumeId(0x8000_0003)
+ABOUT_VOLUMES: list[tuple[Any, str]] = [
+    (chunks.Open(TERM, VOLUME, 4), "93 03 ce80000003 04"),
+    (chunks.Seal(TERM, VOLUME), "92 03 ce80000003"),
+    (VolumeReport(VOLUME, 9, 8, 7, 4, "bad", 6), "97 ce80000003 09 08 07 04 a3626164 06"),
+    (chunks.List(VOLUME, SliceId(5), 9, True), "94 ce80000003 05 09 c3"),
+    (
+        chunks.Copy(TERM, VOLUME, 2, SliceId(5), 9, (SliceId(6),)),
+        "96 03 ce80000003 02 05 09 91 06",
+    ),
+    (chunks.Copied(SliceId(6), 1, 9, True), "94 06 01 09 c3"),
+    (
+        chunks.Delete(TERM, {VOLUME: [SliceId(1), SliceId(2)]}),
+        "92 03 81 ce80000003 92 01 02",
+    ),
+    (chunks.Drop(TERM, VOLUME), "92 03 ce80000003"),
+    (
+        chunks.Allot(7, 3, 2, ((VOLUME, 4),), (2,), ((VOLUME, 5),)),
+        "96 07 03 02 91 92 ce80000003 04 91 02 91 92 ce80000003 05",
+    ),
+    (chunks.Return(7, ((VOLUME, 4),), (VOLUME,)), "93 07 91 92 ce80000003 04 91 ce80000003"),
+]
+
+
+@pytest.mark.parametrize(("value", "golden"), ABOUT_VOLUMES, ids=lambda one: type(one).__name__)
+def test_orders_about_volumes(value: Any, golden: str) -> None:
+    assert msgspec.msgpack.encode(value) == bytes.fromhex(golden)
+    assert msgspec.msgpack.decode(bytes.fromhex(golden), type=type(value)) == value
+
+
+def test_the_latest_term_on_disk() -> None:
+    golden = b"mfsterm\n" + bytes(range(16)) + bytes.fromhex("0700000000000000")
+    packed = encode_term(bytes(range(16)), 7)
+    assert packed == golden + crc32c(golden).to_bytes(4, "little")
 
 
 def test_whose_volume_it_is() -> None:

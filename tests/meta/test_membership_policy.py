@@ -1,5 +1,6 @@
 """Who should vote: what must hold whatever machines come, go, lag and leave."""
 
+import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -95,6 +96,28 @@ def test_who_may_be_removed_leaves_a_majority_that_answers(
         if why_not_to_remove(one, now, lambda number: number in alive, leaving - {one}) is None:
             rest = set(now.voters) - {one} - (leaving if one in now.voters else set())
             assert one not in now.voters or len(rest & alive) > len(rest) // 2
+
+
+@given(clusters(), st.sets(NUMBERS))
+def test_who_leaves_and_has_something_left_follows_and_does_not_vote(
+    cluster: tuple[Membership, list[NodeRecord], set[int]], keeping: set[int]
+) -> None:
+    now, nodes, ready = cluster
+    change = wanted(now, nodes, lambda one: one in ready, keeping=keeping)
+    without = wanted(now, nodes, lambda one: one in ready)
+    leaving = {one.number for one in nodes if one.leaving}
+    if change is not None:
+        voters, learners = change
+        assert voters == (now.voters if without is None else without[0])
+        assert set(learners) & leaving == keeping & leaving
+        assert not set(voters) & leaving
+
+
+def test_who_has_no_metadata_counts_for_nothing() -> None:
+    slices_only = msgspec.structs.replace(node(4), roles=("chunk",))
+    nodes = [node(1), node(2), slices_only]
+    assert wanted(Membership(ids(1)), nodes, lambda one: True) == (ids(1), ids(2))
+    assert wanted(Membership(ids(1), (), ids(2)), nodes, lambda one: True) is None
 
 
 @pytest.mark.parametrize(

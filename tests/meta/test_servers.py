@@ -10,7 +10,7 @@ from servers import CLUSTER, CONFIG, END_S, Servers, faults, servers
 
 from mountfs.errors import Fault, FsError
 from mountfs.kv.leveldb import LevelStore
-from mountfs.meta import client
+from mountfs.meta import client, safe_mode
 from mountfs.meta.client import RemoteMeta
 from mountfs.meta.machine import MetaMachine
 from mountfs.meta.ops.mkdir import Mkdir
@@ -451,6 +451,8 @@ async def test_a_checkpoint_that_a_snapshot_has_overtaken_is_no_error(
     async with servers(tmp_path, 1) as found, found.mount() as mount:
         await mkdir(mount, "a")
         meta = found[1].meta
+        # What the leader orders by itself must not come while the states are exchanged.
+        await found.until(lambda: meta.service.node_of(meta.place.number) is not None)
         old = meta.machine.replica
         other = MetaMachine(
             tmp_path, SnapshotHead(LogIndex(0), Term(0), Membership(())), open_store
@@ -470,7 +472,10 @@ async def test_a_checkpoint_that_a_snapshot_has_overtaken_is_no_error(
 # -- safe mode
 
 
-async def test_in_safe_mode_there_are_reads_but_no_writes(tmp_path: Path) -> None:
+async def test_in_safe_mode_there_are_reads_but_no_writes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(safe_mode, "HOLD_MS", 0)
     reported = 0
     async with servers(tmp_path, 1) as found, found.mount() as meta:
         await mkdir(meta, "a")
@@ -496,8 +501,48 @@ async def test_in_safe_mode_there_are_reads_but_no_writes(tmp_path: Path) -> Non
         assert not answer["on"]
 
 
+async def test_safe_mode_that_has_just_begun_is_waited_for(tmp_path: Path) -> None:
+    asked = 0
+
+    def volumes() -> tuple[int, int]:
+        nonlocal asked
+        asked += 1
+        return 10, 0 if asked < 20 else 10  # reports come while somebody waits
+
+    async with servers(tmp_path, 1) as found, found.mount() as meta:
+        found.on_start = lambda server: setattr(server.safe_mode, "_volumes", volumes)
+        await found.kill(1)
+        await found.start(1)
+        await found.leader()
+        found[1].meta.safe_mode.began_to_lead()
+        assert found[1].meta.safe_mode.is_on
+        await mkdir(meta, "a")
+        assert not found[1].meta.safe_mode.is_on
+        assert await names(meta) == {"a"}
+
+
 def nodes_of(found: Servers) -> list[Any]:
     leading = [one for one in found.up if found.leads(one)]
     if not leading:
         return []
     return list(leading[0].meta.service.cluster().nodes)
+
+
+async def test_what_the_leader_cannot_do_now_is_told_to_who_asks_for_more_than_metadata(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It knows best how long to wait, and has to say what it waits for."""
+    async with servers(tmp_path, 1) as found, found.mount() as meta:
+        service = found[1].meta.service
+        handle, refused = service.handle, [Fault.NOT_LEADER, Fault.UNAVAILABLE]
+
+        async def asked(peer: Any, method: int, body: Any) -> Any:
+            if method != 20:
+                return await handle(peer, method, body)
+            raise FsError(refused.pop(0), "as the test wants it")
+
+        monkeypatch.setattr(service, "handle", asked)
+        with trio.fail_after(END_S), pytest.raises(FsError) as caught:
+            await meta.ask_leader(20, b"")
+        assert caught.value.fault is Fault.UNAVAILABLE
+        assert not refused, "and a node that does not lead is no answer"

@@ -6,10 +6,13 @@
 import os
 import subprocess
 import sys
+from collections import Counter
 
 import pytest
 
-from mountfs.sim.scenario import FILE_KINDS, KINDS, REGISTER_KINDS, FileRun, kind_of, run
+from mountfs.sim.bytes_run import BytesRun
+from mountfs.sim.file_run import FileRun
+from mountfs.sim.scenario import BYTE_KINDS, FILE_KINDS, KINDS, REGISTER_KINDS, kind_of, run
 
 SEEDS = int(os.environ.get("MOUNTFS_SIM_SEEDS", "200"))
 FAILED_ONCE = [
@@ -56,7 +59,7 @@ def _digest_in_another_process(seed: int, kind: str, hash_seed: int) -> str:
     return done.stdout.strip()
 
 
-@pytest.mark.parametrize("kind", ["any", "files"])
+@pytest.mark.parametrize("kind", ["any", "files", "bytes"])
 def test_a_seed_is_the_same_run_in_every_process(kind: str) -> None:
     here = run(7, kind=kind, seconds=5).run().digest
     assert _digest_in_another_process(7, kind, hash_seed=1) == here
@@ -76,7 +79,7 @@ def test_leaving_a_fault_out_leaves_the_choice_of_the_others_alone() -> None:
     assert all(left[fault.number] == fault.at for fault in whole.happened if fault.number in both)
 
 
-@pytest.mark.parametrize("kinds", [REGISTER_KINDS, FILE_KINDS])
+@pytest.mark.parametrize("kinds", [REGISTER_KINDS, FILE_KINDS, BYTE_KINDS])
 def test_runs_are_dense_with_faults_and_work(kinds: tuple[str, ...]) -> None:
     results = [run(seed, kind=kinds[seed % len(kinds)]).run() for seed in range(8)]
     assert sum(result.faults for result in results) > 8 * 20
@@ -104,3 +107,23 @@ def test_what_the_simulation_is_for_happens() -> None:
     assert sum(one.promises.reaped for one in files) > 10
     happened = [fault.what for one in runs for fault in one.happened]
     assert any("is full" in what for what in happened)
+
+
+def test_what_befalls_bytes_happens() -> None:
+    runs = [run(seed, kind="bytes") for seed in (*range(12), 29)]
+    done: Counter[str] = Counter()
+    for one in runs:
+        one.run()
+        assert isinstance(one, BytesRun)
+        for meta in one.metas.values():
+            assert meta.leading is not None
+            done.update(meta.leading.carried_out)
+    ledgers = [one.ledger for one in runs if isinstance(one, BytesRun)]
+    assert sum(ledger.referenced for ledger in ledgers) > 1_000
+    assert sum(ledger.deletions for ledger in ledgers) > 1_000
+    assert sum(ledger.drops for ledger in ledgers) > 10
+    for task in ("Seal", "CopyVolume", "Repair", "Reconcile", "Remove", "Shrink"):
+        assert done[task] > 0, done
+    happened = " ".join(fault.what for one in runs for fault in one.happened)
+    for what in ("loses volumes", "as it was before", "bits flip", "is full", "rack", "to keep"):
+        assert what in happened

@@ -26,7 +26,10 @@ class FakeChunks:
         self.slices_max = 1 << 60
 
     async def write(
-        self, slice_id: SliceId, parts: Sequence[bytes | bytearray | memoryview]
+        self,
+        slice_id: SliceId,
+        parts: Sequence[bytes | bytearray | memoryview],
+        copies: int = 0,
     ) -> Stored:
         if self.full or len(self.slices) >= self.slices_max:
             raise FsError(Fault.NO_SPACE)

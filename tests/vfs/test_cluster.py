@@ -3,20 +3,25 @@
 import contextlib
 import os
 import socket
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 import trio
 
+from mountfs.chunks import deletion
+from mountfs.chunks.disk import DiskStore
+from mountfs.chunks.remote import RemoteChunks
 from mountfs.cli import node_homes, node_server
-from mountfs.cli.node_server import Settings
+from mountfs.cli.node_settings import Settings
 from mountfs.cli.trust import Trust
 from mountfs.errors import Fault, FsError
 from mountfs.meta import server as meta_server
 from mountfs.meta.admin import Join
 from mountfs.meta.client import Options
+from mountfs.meta.ops.nodes import CHUNK, META
 from mountfs.meta.ops.setattr import SetAttr
 from mountfs.meta.ops.slices import Garbage
 from mountfs.meta.records import ino_of, size_of
@@ -26,8 +31,10 @@ from mountfs.vfs import reclaimer
 from mountfs.vfs.cluster import ClusterMount, cluster_mount
 from mountfs.vfs.filesystem import Filesystem
 from mountfs.vfs.handles import Handle
+from mountfs.vfs.near import Near
 
 END_S = 30.0
+ROLES = (META, CHUNK)
 RW = os.O_RDWR
 
 
@@ -40,17 +47,21 @@ class Nodes:
         self._scopes: dict[int, trio.CancelScope] = {}
         self._ended: dict[int, trio.Event] = {}
 
-    async def add(self) -> int:
+    async def add(self, *roles: str) -> int:
         number = len(self.settings) + 1
         settings = self.settings[number] = Settings(
-            home=self._path / f"n{number}", host="127.0.0.1", port=two_ports(), name=f"n{number}"
+            home=self._path / f"n{number}",
+            host="127.0.0.1",
+            port=two_ports(),
+            name=f"n{number}",
+            roles=roles or ROLES,
+            join=tuple(one.rpc for one in self.settings.values()),
         )
         if number == 1:
             await node_homes.found(settings.home)
         else:
             asked = Join(settings.name, settings.rpc, settings.door, "", settings.roles)
-            places = [self.settings[1].rpc]
-            await node_homes.join(settings.home, asked, places, Trust(None, None))
+            await node_homes.join(settings.home, asked, settings.join, Trust(None, None))
         await self.start(number)
         return number
 
@@ -65,13 +76,30 @@ class Nodes:
     async def _run(self, number: int, *, task_status: trio.TaskStatus[None]) -> None:
         try:
             with self._scopes[number]:
-                async with node_server.node_server(self.settings[number]) as meta:
-                    self.metas[number] = meta
-                    await until(lambda: meta.group.leader)
+                async with node_server.node_server(self.settings[number]) as node:
+                    meta = node.meta
+                    if meta is not None:
+                        self.metas[number] = meta
+                        await until(lambda: meta.group.leader)
                     task_status.started()
                     await trio.sleep_forever()
         finally:
             self._ended[number].set()
+
+    async def heard(self, *numbers: int) -> None:
+        """Until the leader knows what all of these have, and whether they have room."""
+
+        def all_heard() -> bool:
+            fleet = self.leader.chunkservers.fleet
+            candidates = {one.node: one for one in self.leader.chunkservers.candidates()}
+            return all(fleet.is_complete(one) and candidates[one].usable for one in numbers)
+
+        await until(all_heard)
+
+    @property
+    def leader(self) -> MetaServer:
+        """It leads, or it led last."""
+        return max(self.metas.values(), key=lambda one: (one.group.is_leader, one.group.raft.term))
 
     @property
     def garbage(self) -> set[int]:
@@ -106,14 +134,18 @@ async def until(holds: Callable[[], object]) -> None:
 
 
 @contextlib.asynccontextmanager
-async def nodes(path: Path, count: int = 1) -> AsyncIterator[Nodes]:
+async def nodes(
+    path: Path, count: int = 1, *, roles: Sequence[tuple[str, ...]] = ()
+) -> AsyncIterator[Nodes]:
+    """So many nodes that do everything; or one with each of `roles`."""
     with trio.fail_after(4 * END_S):
         async with trio.open_nursery() as nursery:
             found = Nodes(path, nursery)
-            for _ in range(count):
-                await found.add()
+            for each in roles or [ROLES] * count:
+                await found.add(*each)
+            await found.heard(*(n for n, one in found.settings.items() if CHUNK in one.roles))
             yield found
-            for number in reversed(found.metas):
+            for number in reversed(found.settings):
                 await found.stop(number)
             nursery.cancel_scope.cancel()
 
@@ -205,84 +237,117 @@ async def test_deleted_slices_are_reclaimed_where_they_are(tmp_path: Path) -> No
         await until(lambda: not found.garbage)
 
 
-async def test_a_chunk_node_that_is_down_is_waited_for(tmp_path: Path) -> None:
+async def test_files_are_read_and_written_while_a_node_is_down(tmp_path: Path) -> None:
+    async with nodes(tmp_path, 3) as found, found.mount(soft_s=END_S) as mount:
+        fs = mount.filesystem
+        data = {f"f{number}": os.urandom(300 * KIB) for number in range(6)}
+        open_files = [await make(fs, name, each) for name, each in data.items()]
+        for handle in open_files:
+            await fs.fsync(handle)
+        await found.stop(3)
+        data["late"] = os.urandom(5 * MIB)
+        open_files.append(await make(fs, "late", data["late"]))
+        await fs.fsync(open_files[-1])
+        for handle, each in zip(open_files, data.values(), strict=True):
+            handle.file.forget_layouts()
+            assert await content(fs, handle) == each
+            await fs.release(handle)
+        await found.start(3)
+
+
+async def test_bytes_are_waited_for_while_all_nodes_that_have_them_are_down(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Near, "of", lambda *_: {})  # mounts on other machines: nothing is lent
     async with (
-        nodes(tmp_path, 2) as found,
+        nodes(tmp_path, roles=[(META,), (CHUNK,), (CHUNK,)]) as found,
         found.mount() as mount,
         found.mount(soft_s=0.5) as soft,
     ):
         fs = mount.filesystem
-        mount.chunks._preferred = 2
         handle = await make(fs, "f", b"x" * 300 * KIB)
         await fs.fsync(handle)
         reader = await find(soft.filesystem, "f")
-        await found.stop(2)
-        with pytest.raises(FsError) as caught:
-            await content(soft.filesystem, reader)
-        assert caught.value.fault is Fault.TIMED_OUT
-        other = await make(fs, "g", b"y" * 300 * KIB)
-        await fs.fsync(other)  # somebody else takes it
-        assert await content(fs, other) == b"y" * 300 * KIB
+        for number in (2, 3):
+            assert await content(soft.filesystem, reader) == b"x" * 300 * KIB
+            await found.stop(number)
+        writer = await make(soft.filesystem, "g", b"y" * 300 * KIB)
+        for work in (
+            partial(content, soft.filesystem, reader),
+            partial(soft.filesystem.fsync, writer),
+        ):
+            with pytest.raises(FsError) as caught:
+                await work()
+            assert caught.value.fault is Fault.TIMED_OUT
         read: list[bytes] = []
 
-        async def work() -> None:
+        async def read_and_write() -> None:
             late = await find(fs, "f")
             late.file.forget_layouts()
             read.append(await content(fs, late))
             await fs.release(late)
+            late = await make(fs, "h", b"z" * 300 * KIB)
+            await fs.fsync(late)
+            await fs.release(late)
 
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(work)
+            nursery.start_soon(read_and_write)
             await found.start(2)
+            await found.start(3)
         assert read == [b"x" * 300 * KIB]
-        for each, file in ((fs, handle), (fs, other), (soft.filesystem, reader)):
+        await soft.filesystem.fsync(writer)
+        for each, file in ((fs, handle), (soft.filesystem, reader), (soft.filesystem, writer)):
             await each.release(file)
 
 
 async def test_slices_of_a_node_that_is_down_do_not_keep_others_from_being_reclaimed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    async with nodes(tmp_path, 2) as found, found.mount() as mount:
+    async with nodes(tmp_path, 3) as found, found.mount() as mount:
         fs = mount.filesystem
         inos = []
         for number in range(12):
-            mount.chunks._preferred = 2 if number < 8 else 1
+            if number == 8:
+                await found.stop(3)
             handle = await make(fs, f"f{number}", os.urandom(100 * KIB))
             await fs.fsync(handle)
             await fs.release(handle)
             inos.append(handle.file.ino)
-        await found.stop(2)
-        monkeypatch.setattr(reclaimer, "BATCH", 3)
+        monkeypatch.setattr(deletion, "BATCH", 3)
         await fs.forget(inos)
         for number in range(12):
             await fs.unlink(ROOT, b"f%d" % number, SUPERUSER)
         await fs.reap()
         await until(lambda: 0 < len(found.garbage) <= 8)
-        await found.start(2)
+        assert len(found.garbage) == 8, "they were written when all nodes were there"
+        await found.start(3)
         await until(lambda: not found.garbage)
 
 
 async def test_a_full_cluster_says_so_and_goes_on(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from mountfs.chunks.disk import DiskStore
-
+    monkeypatch.setattr(RemoteChunks, "has_room", lambda *_: True)  # so it was told not long ago
     async with nodes(tmp_path) as found, found.mount() as mount:
         fs = mount.filesystem
         handle = await make(fs, "f", b"x" * 300 * KIB)
-        append = DiskStore.append
-
-        def full(*_: Any) -> Any:
-            raise FsError(Fault.NO_SPACE, "the disk is full")
-
-        monkeypatch.setattr(DiskStore, "append", full)
-        with pytest.raises(FsError) as caught:
-            await fs.fsync(handle)
-        assert caught.value.fault is Fault.NO_SPACE
-        small = await make(fs, "small", b"y")  # this needs no volume
-        await fs.fsync(small)
-        monkeypatch.setattr(DiskStore, "append", append)
+        with monkeypatch.context() as full:
+            fill_all_disks(full)
+            with pytest.raises(FsError) as caught:
+                await fs.fsync(handle)
+            assert caught.value.fault is Fault.NO_SPACE
+            small = await make(fs, "small", b"y")  # this needs no volume
+            await fs.fsync(small)
+        await found.heard(1)
         await fs.fsync(handle)
         assert await content(fs, handle) == b"x" * 300 * KIB
         for each in (handle, small):
             await fs.release(each)
+
+
+def fill_all_disks(monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: Any) -> Any:
+        raise FsError(Fault.NO_SPACE, "the disk is full")
+
+    monkeypatch.setattr(DiskStore, "append", full)
+    monkeypatch.setattr(DiskStore, "space", lambda _: (1 << 40, 0))

@@ -232,3 +232,35 @@ async def test_a_full_disk_takes_no_new_names_but_gives_up_old_ones(
 async def test_the_reply_of_create_is_what_stat_says(fs: Filesystem) -> None:
     attributes, _ = await fs.create(ROOT, b"file", RW, 0o640, 0o022, SUPERUSER)
     assert attributes == await fs.getattr(ino_of(attributes))
+
+
+async def test_what_others_may_change_is_opened_and_read_with_one_question(
+    meta: LocalMeta, chunks: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def durable() -> None:
+        meta.sync_log()
+
+    fs = Filesystem(meta, chunks, durable=durable, shared=True)
+    contents = {b"slice": os.urandom(9_000), b"small": b"content", b"empty": b""}
+    inos = {}
+    for name, data in contents.items():
+        attributes, handle = await fs.create(ROOT, name, os.O_RDWR, 0o644, 0, SUPERUSER)
+        inos[name] = ino_of(attributes)
+        await fs.write(handle, 0, memoryview(data))
+        await fs.flush(handle, 0)
+        await fs.release(handle)
+    asked = []
+    read = meta.read
+
+    async def count(query: Any) -> Any:
+        asked.append(type(query).__name__)
+        return await read(query)
+
+    monkeypatch.setattr(meta, "read", count)
+    for name, data in contents.items():
+        asked.clear()
+        handle = await fs.open(inos[name], os.O_RDONLY)
+        assert bytes(await fs.read(handle, 0, 10_000)) == data
+        assert asked[0] == "Opening"
+        assert "GetLayout" not in asked
+        await fs.release(handle)

@@ -7,11 +7,15 @@ from unittest import mock
 
 import pytest
 import trio
+import trio.testing
 
 from mountfs.errors import Fault, FsError
 from mountfs.meta.ops.setattr import SetAttr
-from mountfs.types import KIB, ROOT, SLICE_BYTES_MAX, SUPERUSER
-from mountfs.vfs import writer
+from mountfs.meta.ops.slices import Garbage
+from mountfs.meta.ops.volumes import CloseSlices
+from mountfs.meta.ops.write import Write
+from mountfs.types import KIB, ROOT, SLICE_BYTES_MAX, SUPERUSER, SliceId
+from mountfs.vfs import filesystem, writer
 from mountfs.vfs.filesystem import Filesystem
 from mountfs.vfs.handles import Handle
 
@@ -134,3 +138,145 @@ async def test_what_is_known_of_a_layout_is_what_the_metadata_says(
             file.forget_layouts()
             assert kept == {chunk: await fs.reader.layout(file, chunk) for chunk in kept}
             file.layouts = kept
+
+
+async def test_of_slices_that_wait_for_a_network_several_are_on_their_way(
+    meta: Any, chunks: Any
+) -> None:
+    on_their_way = most = 0
+    write_one = chunks.write
+
+    async def write_slowly(*args: Any) -> Any:
+        nonlocal on_their_way, most
+        on_their_way += 1
+        most = max(most, on_their_way)
+        await trio.testing.wait_all_tasks_blocked()
+        on_their_way -= 1
+        return await write_one(*args)
+
+    async def durable() -> None:
+        meta.sync_log()
+
+    fs = Filesystem(meta, chunks, durable=durable, shared=True)
+    handle = await opened(fs)
+    data = bytearray(64 * 3 * 4096)
+    with mock.patch.object(chunks, "write", write_slowly):
+        for at in range(64):  # with holes between them: so many slices
+            page = os.urandom(4096)
+            data[3 * at * 4096 : (3 * at + 1) * 4096] = page
+            await fs.write(handle, 3 * at * 4096, memoryview(page))
+        await fs.flush(handle, 0)
+    assert most == filesystem.SLICES_AT_ONCE
+    assert len(chunks.slices) == 64
+    read = bytes(await fs.read(handle, 0, len(data)))
+    assert read == data[: len(read)]
+
+
+async def test_when_one_of_several_slices_fails_the_flush_does_and_all_stays_dirty(
+    meta: Any, chunks: Any
+) -> None:
+    async def durable() -> None:
+        meta.sync_log()
+
+    fs = Filesystem(meta, chunks, durable=durable, shared=True)
+    handle = await opened(fs)
+    for at in range(64):
+        await fs.write(handle, 3 * at * 4096, memoryview(bytes([at]) * 4096))
+    chunks.slices_max = 40
+    with pytest.raises(FsError):
+        await fs.flush(handle, 0)
+    assert fs.writer.dirty_bytes == handle.file.dirty.bytes == 64 * 4096
+    chunks.slices_max = 1000
+    await fs.flush(handle, 0)
+    assert fs.writer.dirty_bytes == 0
+    for at in range(64):
+        assert bytes(await fs.read(handle, 3 * at * 4096, 4096)) == bytes([at]) * 4096
+
+
+def closing(monkeypatch: pytest.MonkeyPatch, meta: Any, chunks: Any, times: int) -> list[int]:
+    """So often, when a slice is written, all names that there are have just become too old.
+    Returns the names that slices are written under.
+    """
+    store, names = chunks.write, []
+
+    async def write(slice_id: SliceId, *how: Any) -> Any:
+        names.append(slice_id)
+        stored = await store(slice_id, *how)
+        if len(names) <= times:
+            await meta.propose(CloseSlices(SliceId(1 << 60)))
+        return stored
+
+    monkeypatch.setattr(chunks, "write", write)
+    return names
+
+
+async def test_slices_that_come_too_late_are_written_again_under_new_names(
+    fs: Filesystem, meta: Any, chunks: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    handle = await opened(fs)
+    data = os.urandom(200 * KIB)
+    names = closing(monkeypatch, meta, chunks, 2)
+    await write(fs, handle, data)
+    await fs.flush(handle, 0)
+    assert len(set(names)) == 3
+    assert fs.writer.dirty_bytes == 0
+    handle.file.forget_layouts()
+    assert bytes(await fs.read(handle, 0, len(data))) == data
+    garbage = [row[0] for row in await meta.read(Garbage(100))]
+    assert garbage == names[:2], "they are of no use to anybody"
+    (piece,) = await fs.reader.layout(handle.file, 0)
+    assert piece.slice_id == names[2]
+
+
+async def test_slices_that_always_come_too_late_stay_dirty_and_readable(
+    fs: Filesystem, meta: Any, chunks: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    handle = await opened(fs)
+    data = os.urandom(200 * KIB)
+    with monkeypatch.context() as late:
+        names = closing(late, meta, chunks, 1_000)
+        await write(fs, handle, data)
+        with pytest.raises(FsError) as caught:
+            await fs.flush(handle, 0)
+    assert caught.value.fault is Fault.SLICE_EXPIRED
+    assert len(names) == writer.WRITES_MAX
+    assert fs.writer.dirty_bytes == len(data)
+    assert bytes(await fs.read(handle, 0, len(data))) == data
+    await fs.flush(handle, 0)
+    handle.file.forget_layouts()
+    assert bytes(await fs.read(handle, 0, len(data))) == data
+
+
+async def test_names_that_were_reserved_long_ago_are_not_used(
+    fs: Filesystem, chunks: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    handle = await opened(fs)
+    await write(fs, handle, bytes(100 * KIB))
+    await fs.flush(handle, 0)
+    monkeypatch.setattr(writer, "RESERVED_S", -1.0)
+    await write(fs, handle, bytes(100 * KIB))
+    await fs.flush(handle, 0)
+    first, second = chunks.slices
+    assert second - first >= writer.SLICES_RESERVED
+
+
+@pytest.mark.parametrize("fault", [Fault.TIMED_OUT, Fault.NO_SPACE])
+async def test_slices_are_only_given_back_when_it_is_known_that_no_file_has_them(
+    fs: Filesystem, meta: Any, monkeypatch: pytest.MonkeyPatch, fault: Fault
+) -> None:
+    """A command that was not answered in time may still be carried out."""
+    handle = await opened(fs)
+    await write(fs, handle, bytes(100 * KIB))
+    propose = meta.propose
+
+    async def unanswered(command: Any) -> Any:
+        if isinstance(command, Write):
+            raise FsError(fault)
+        return await propose(command)
+
+    with monkeypatch.context() as silent:
+        silent.setattr(meta, "propose", unanswered)
+        with pytest.raises(FsError):
+            await fs.flush(handle, 0)
+    assert len(await meta.read(Garbage(100))) == (fault is not Fault.TIMED_OUT)
+    await fs.flush(handle, 0)

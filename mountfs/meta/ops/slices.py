@@ -8,6 +8,7 @@ from crc32c import crc32c
 from mountfs.errors import Fault, FsError
 from mountfs.meta import keys
 from mountfs.meta.command import Command, Query, Stamp
+from mountfs.meta.ops.volumes import require_usable
 from mountfs.meta.records import Slice, pack_garbage, pack_slice, unpack_garbage
 from mountfs.meta.tree import Tree
 from mountfs.types import Ino, SliceId, VolumeId
@@ -34,7 +35,8 @@ class ReserveSlices(Command[SliceId], frozen=True, tag="reserve_slices"):
 class Rewrite(Command[None], frozen=True, tag="rewrite"):
     """Compaction of a chunk: `added` say the same as the rows `replaced` did.
 
-    Raises BUSY when one of those rows has gone meanwhile; then the new slices are garbage.
+    Raises BUSY when one of those rows has gone meanwhile, and SLICE_EXPIRED when a new slice came
+    too late; then the new slices are garbage.
     """
 
     ino: Ino
@@ -49,6 +51,9 @@ class Rewrite(Command[None], frozen=True, tag="rewrite"):
         replaced = [keys.slice_(self.ino, self.chunk, *place) for place in self.replaced]
         if not all(key in rows for key in replaced):
             raise FsError(Fault.BUSY, "the chunk changed while it was compacted")
+        for piece in self.added:
+            if piece.volume:
+                require_usable(tree, piece.slice_id, piece.volume)
         kept = {rows[key].slice_id for key in replaced if rows[key].volume}
         for piece in self.added:  # counted before they are dropped, or they would be garbage
             if piece.slice_id in kept:
@@ -57,7 +62,7 @@ class Rewrite(Command[None], frozen=True, tag="rewrite"):
             tree.drop_slice(self.ino, key, rows[key])
         order, last = self.replaced[-1]
         for number, piece in enumerate(self.added, last + 1):
-            tree.put(keys.slice_(self.ino, self.chunk, order, number), pack_slice(piece))
+            tree.put_slice(keys.slice_(self.ino, self.chunk, order, number), piece)
         if len(rows) == len(replaced):
             tree.put(keys.tangled(self.ino, self.chunk), None)
         inode.version = stamp.index
@@ -90,13 +95,16 @@ def crc_of_rows(rows: Iterable[tuple[bytes, Slice]]) -> int:
 
 
 class Discard(Command[None], frozen=True, tag="discard"):
-    """Slices were written for nothing: they are garbage at once."""
+    """Slices were written for nothing: they are garbage at once.  But for those that files refer
+    to: who says so of them is wrong.
+    """
 
     slices: tuple[tuple[SliceId, VolumeId, int], ...]
 
     def apply(self, tree: Tree, stamp: Stamp) -> None:
         for slice_id, volume, length in self.slices:
-            tree.put(keys.garbage(slice_id), pack_garbage(volume, length))
+            if tree.get(keys.used(volume, slice_id)) is None:
+                tree.put(keys.garbage(slice_id), pack_garbage(volume, length))
 
 
 class Reclaimed(Command[None], frozen=True, tag="reclaimed"):

@@ -7,6 +7,7 @@ import msgspec
 from mountfs.errors import Fault, FsError
 from mountfs.meta import keys
 from mountfs.meta.command import Command, Stamp
+from mountfs.meta.ops.volumes import require_usable
 from mountfs.meta.records import HAS_CONTENT, HAS_SLICES, Attributes, Inode, Slice
 from mountfs.meta.space import (
     drop_capabilities,
@@ -42,6 +43,8 @@ class Run(msgspec.Struct, frozen=True, array_like=True):
 class Write(Command[tuple[Attributes, SliceId]], frozen=True, tag="write"):
     """Reply: the attributes, and the name that the first run has as a piece (the next one has the
     next number); 0 where the bytes went into the content of the file.
+
+    Raises SLICE_EXPIRED when a slice came too late.
     """
 
     ino: Ino
@@ -64,6 +67,9 @@ class Write(Command[tuple[Attributes, SliceId]], frozen=True, tag="write"):
     def apply(self, tree: Tree, stamp: Stamp) -> tuple[Attributes, SliceId]:
         if not tree.inode(self.ino).is_regular:
             raise FsError(Fault.INVALID)
+        for run in self.runs:
+            if run.volume:
+                require_usable(tree, run.slice_id, run.volume)
         inode = tree.edit(self.ino)
         stop = max(run.offset + run.length for run in self.runs)
         small = stop <= INLINE_BYTES_MAX and not inode.marks & HAS_SLICES

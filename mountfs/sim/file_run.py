@@ -1,0 +1,173 @@
+"""Runs of the metadata."""
+
+from collections.abc import Iterable
+from random import Random
+
+from mountfs.meta.invariants import violations
+from mountfs.meta.state_machine import decode_entry
+from mountfs.raft.messages import AppendReply, EntryKind, HardState, NodeId, Term
+from mountfs.sim.checks import Broken
+from mountfs.sim.faults import Plan, of_servers, swarm
+from mountfs.sim.form import CALM, Run
+from mountfs.sim.history import explain
+from mountfs.sim.machine import Machine
+from mountfs.sim.metadata import Formatted, Metadata
+from mountfs.sim.metaserver import MetaServer
+from mountfs.sim.mount import Doors, Mount
+from mountfs.sim.operator import Operator
+from mountfs.sim.promises import Promises
+from mountfs.sim.server import Server
+from mountfs.sim.store import Store
+from mountfs.sim.work import Work
+from mountfs.sim.world import MS, S
+
+
+class FileRun(Run):
+    """The metadata, its sessions and its clients."""
+
+    def _plan(self, random: Random) -> Plan:
+        faults = self.faults
+        pause_us = random.choice((200, 400, 1_000)) * MS
+        heal, crash, rot = faults.heal, faults.crash, self._rot
+        mounts = [self._stop_mount, self._cut_off_mount]
+        match self.kind:
+            case "sessions":
+                leaders = [faults.crash_leader, faults.cut_off_leader, faults.pause_leader]
+                kinds = [*mounts, *mounts, *random.sample(leaders, 2), faults.transfer, heal]
+                likely = random.choice((0.0, 0.02))
+                return Plan(kinds, pause_us, AppendReply, faults.crash_briefly, likely)
+            case "disks":
+                kinds = [rot, rot, faults.full_disk, faults.slow_disk, crash, faults.crash_all]
+                likely = random.choice((0.0, 0.02))
+                return Plan(
+                    [*kinds, heal], pause_us, AppendReply, faults.crash_briefly, likely,
+                    random.choice((3, 3, 5)), checkpoint_entries=random.choice((20, 100)),
+                )  # fmt: skip
+            case "snapshots":
+                kinds = [self._grow, self._grow, self._shrink, rot, crash, faults.cut_off, heal]
+                return Plan(
+                    kinds, pause_us, "membership", faults.crash_briefly, 0.1,
+                    random.choice((1, 3, 3)), checkpoint_entries=random.choice((10, 40)),
+                )  # fmt: skip
+        several = [*of_servers(faults), rot, *mounts, self._grow, self._shrink]
+        return swarm(faults, several, pause_us, random)
+
+    # -- who takes part
+
+    def _build(self) -> None:
+        random = self.random
+        self.promises = Promises()
+        formatted = Formatted(self.voters, random.choice((1, 1, 2, 3)), 3)
+        weights = {"names": 4, "files": 3, "locks": 2, "wild": random.choice((0, 3, 6))}
+        self.work = Work(formatted, random.choice((2, 4)), weights)
+        self.metas: dict[NodeId, MetaServer] = {}
+        self.doors = Doors(self.world, self.metas)
+        self.doors.breaking = random.choice((0.0, 0.0, 0.02, 0.1))
+        self.doors.straggling = random.choice((0.0, 0.01))
+        self._ttl_ms = random.choice((1_000, 3_000))
+        checks = self.cluster.checks
+        checks.violations = violations_of
+        hard = HardState(Term(1), NodeId(0), formatted.head.index)
+        for node in self.voters:
+            self._came(self.cluster.add(node, formatted.head, hard, formatted.store.copy()))
+        self._operator = Operator(self.world, self.cluster, self.metas, self.faults, self._came)
+        stays: tuple[int | None, ...] = (None, None, 3_000)
+        if self.kind == "sessions":
+            stays = (None, 300, 1_000)
+            self.faults.openings = random.choice((0.1, 0.5))
+        self.mounts = [
+            Mount(
+                self.world, self.doors, self.promises, number, list(self.voters), self.work,
+                programs=random.choice((1, 2, 3)), pause_ms=random.choice((60, 150)),
+                stays_ms=random.choice(stays), ends=self._ends + CALM // 2,
+                answered=self.faults.answered, opened=self.faults.opened,
+            )
+            for number in range(1, random.choice((2, 3, 4)) + 1)
+        ]  # fmt: skip
+
+    def _came(self, server: Server) -> None:
+        if self.plan.checkpoint_entries is not None:
+            server.checkpoint_entries = self.plan.checkpoint_entries
+        self.metas[server.node] = MetaServer(self.world, server, self.promises, self._ttl_ms)
+
+    def _load(self, node: NodeId, store: Store) -> Machine:
+        promises, world = self.promises, self.world
+        return Metadata(
+            store,
+            lambda entry, asked, reply, acted: promises.applied(
+                node, entry, asked, reply, acted, world.now
+            ),
+        )
+
+    def _start(self) -> None:
+        for mount in self.mounts:
+            mount.start()
+
+    def _calm(self) -> None:
+        super()._calm()
+        self.doors.cut.clear()
+        self.doors.breaking = self.doors.straggling = 0.0
+
+    # -- faults of their own
+
+    def _stop_mount(self, random: Random) -> str:
+        """Long enough, now and then, for its session to end."""
+        mount = random.choice(self.mounts)
+        seconds = random.choice((0.3, 1, 2, 4))
+        mount.stop(self.world.now + int(seconds * S))
+        return f"mount {mount.number} stands still for {seconds:g} s"
+
+    def _cut_off_mount(self, random: Random) -> str:
+        mount = random.choice(self.mounts)
+        nodes = sorted(self.cluster.servers)
+        some = random.sample(nodes, random.randint(1, len(nodes)))
+        pairs = {(mount.number, node) for node in some}
+        self.doors.cut |= pairs
+        seconds = random.choice((0.5, 2, 4))
+        self.world.after(int(seconds * S), lambda: self.doors.cut.difference_update(pairs))
+        return f"mount {mount.number} does not reach {some} for {seconds:g} s"
+
+    def _grow(self, random: Random) -> str:
+        assert self._operator is not None
+        return self._operator.grow(random)
+
+    def _shrink(self, random: Random) -> str:
+        assert self._operator is not None
+        return self._operator.shrink(random)
+
+    def _rot(self, random: Random) -> str:
+        assert self._operator is not None
+        return self._operator.rot(random)
+
+    # -- the end
+
+    def _counts(self) -> tuple[int, int]:
+        return self.work.begun_count, self.work.answered_count
+
+    def _unanswered(self) -> str:
+        for mount in self.mounts:
+            for op in mount.stuck.values():
+                return f"{op.asks} of mount {mount.number}"
+        return ""
+
+    def _judge_clients(self) -> None:
+        self._judge_work()
+        history = {
+            int(index): decode_entry(entry.data)
+            for index, entry in self.cluster.checks.history.items()
+            if entry.kind is EntryKind.COMMAND
+        }
+        self.promises.judge(history)
+
+    def _judge_work(self) -> None:
+        ended, ending = self.promises.ended, self.promises.ending
+        for session, at in ended.items():
+            self.work.session_ended(session, ending.get(session, 0), at)
+        for what, calls, model, begins in self.work.objects():
+            if (stuck := explain(calls, model, begins)) is not None:
+                raise Broken("linearizability", f"{what}, {len(calls)} calls: {stuck}")
+
+
+def violations_of(machine: Machine) -> Iterable[str]:
+    assert isinstance(machine, Metadata)
+    return violations(machine.replica.machine.tree)
