@@ -11,7 +11,7 @@ from mountfs.meta.assigned import Assigned
 from mountfs.meta.command import Command
 from mountfs.meta.fleet import Fleet
 from mountfs.meta.machine import MetaMachine
-from mountfs.meta.ops.nodes import NodeRecord, RemoveNode, all_nodes
+from mountfs.meta.ops.nodes import CHUNK, NodeRecord, RemoveNode, all_nodes
 from mountfs.meta.ops.volumes import (
     AdoptVolume,
     AllotVolume,
@@ -25,7 +25,6 @@ from mountfs.meta.placement import Candidate
 from mountfs.meta.reports import Report, ReportReply
 from mountfs.types import FIRST_REPLICATED, VolumeId
 
-CHUNK_ROLE: Final = "chunk"
 COPIES: Final = 3
 """Of a volume, in a cluster of so many nodes or more, unless somebody says otherwise."""
 PAGE: Final = 1_000
@@ -98,13 +97,13 @@ class Chunkservers:
         node.
         """
         row = self._machine.replica.machine.tree.get(keys.node(report.node))
-        if row is None or CHUNK_ROLE not in msgspec.msgpack.decode(row, type=NodeRecord).roles:
+        if row is None or CHUNK not in msgspec.msgpack.decode(row, type=NodeRecord).roles:
             raise FsError(Fault.NOT_FOUND, f"node {report.node} is no chunkserver of this cluster")
         return self.fleet.hear(report, self._now())
 
     def nodes(self) -> list[NodeRecord]:
         nodes = all_nodes(self._machine.replica.machine.tree)
-        return [node for node in nodes if CHUNK_ROLE in node.roles]
+        return [node for node in nodes if CHUNK in node.roles]
 
     def candidates(self) -> list[Candidate]:
         """All of them, as placement sees them."""

@@ -35,6 +35,7 @@ from mountfs.sim.world import MS, World
 from mountfs.types import Ino, VolumeId
 from mountfs.vfs.compactor import Compactor
 from mountfs.vfs.reader import Reader
+from mountfs.vfs.reclaimer import NobodysFiles
 
 LOOK_US = 100 * MS
 HURRIED_US = 15 * MS
@@ -143,19 +144,6 @@ class LeadersMeta:
         return query.read(self._seen.replica.machine.tree)
 
 
-class _Files:
-    """Nobody has a file open."""
-
-    def __init__(self, reader: Reader) -> None:
-        self.reader = reader
-
-    def seconds_since_write(self, ino: int) -> float:
-        return float("inf")
-
-    def moved(self, ino: int) -> None:
-        """Who reads by the old places looks again."""
-
-
 class Leading:
     """One on every metaserver; it acts where that leads."""
 
@@ -216,7 +204,7 @@ class Leading:
             world, self._wires, self._ledger, tasks, times, name, lambda: LEADER, self._where,
             self.allotter.allot, self.allotter.give_back,
         )  # fmt: skip
-        files: Any = _Files(Reader(meta, chunks))
+        files: Any = NobodysFiles(Reader(meta, chunks))
         self._compactor = Compactor(meta, chunks, files)
         if server.life:
             for work in (self._look, self._repair, self._tidy, self._delete, self._collect):

@@ -50,7 +50,7 @@ class LeadersMeta:
         return query.read(self._server.machine.replica.machine.tree)
 
 
-class _Files:
+class NobodysFiles:
     """What `Compactor` asks of a filesystem, where nobody has a file open."""
 
     def __init__(self, reader: Reader) -> None:
@@ -84,7 +84,7 @@ class Reclaimer:
             OpenVolumes(lambda: LEADER, allotter.allot, allotter.give_back),
             hedges=Hedges(HedgeConfig()),
         )
-        files: Any = _Files(Reader(self._meta, self._chunks))
+        files: Any = NobodysFiles(Reader(self._meta, self._chunks))
         self._compactor = Compactor(self._meta, self._chunks, files)
 
     async def run(self) -> None:
