@@ -57,6 +57,10 @@ class Tree:
         self._inodes: dict[Ino, Inode] = {}
         self._touched: dict[Ino, Inode] = {}
         self._removed: set[Ino] = set()
+        self._before: dict[Ino, bytes] = {}
+        """Records of inodes that the running command changes or removes, as they were before it.
+        New inodes have none.
+        """
         stored = rows.get(keys.COUNTERS)
         self.counters = (
             msgspec.msgpack.decode(stored, type=Counters) if stored is not None else Counters()
@@ -87,6 +91,7 @@ class Tree:
     def _clear(self) -> None:
         self._changes = {}
         self._touched = {}
+        self._before = {}
         self._removed.clear()
 
     def counters_row(self) -> bytes:
@@ -147,6 +152,7 @@ class Tree:
         if inode is None:
             inode = self.inode(ino)
             self._touched[ino] = inode
+            self._before[ino] = inode.record()
         inode.packed = None
         return inode
 
