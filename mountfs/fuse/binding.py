@@ -1,5 +1,6 @@
 """The native binding: our own channel to the kernel, and what the two sides agree on at INIT."""
 
+import contextlib
 import os
 from typing import Any, Protocol
 
@@ -8,6 +9,7 @@ import trio
 from mountfs.errors import Fault, FsError
 from mountfs.fuse import wire
 from mountfs.fuse.device import Channel, Reply, Request
+from mountfs.fuse.kernel_cache import EPOCH_MINOR, KernelCache, guarded
 from mountfs.fuse.operations import WRITE_BYTES_MAX, Operations
 from mountfs.fuse.options import MountOptions
 from mountfs.fuse.wire import InitFlag, Opcode
@@ -69,9 +71,20 @@ class NativeBinding:
         self._mountpoint = mountpoint
         self._options = options
         self._minor = 0
+        leases = filesystem.leases
+        self._kernel_cache = KernelCache(fd)
+        self._guard = contextlib.ExitStack()
+        if leases is not None:
+            guard = self._guard.enter_context(guarded(fd))
+            leases.known.watcher = guard
+            leases.on_valid = guard.good_for
+            leases.on_recall = self._kernel_cache.recall
+            leases.on_forget = self._kernel_cache.forget
         self._operations = Operations(
             filesystem,
-            timeouts=wire.Timeouts(*options.timeouts(shared=filesystem.shared)),
+            timeouts=wire.Timeouts(
+                *options.timeouts(shared=filesystem.shared, leased=leases is not None)
+            ),
             interrupt=lambda unique: self._channel.interrupt(unique),
             initialize=self._initialize,
         )
@@ -85,7 +98,17 @@ class NativeBinding:
         )
 
     async def serve(self) -> None:
-        await self._channel.serve()
+        try:
+            await self._channel.serve()
+        finally:
+            self._stop_guard()
+
+    def _stop_guard(self) -> None:
+        leases = self._filesystem.leases
+        if leases is not None:
+            leases.known.watcher = None
+            leases.on_valid = lambda seconds: None
+        self._guard.close()
 
     def status(self) -> dict[str, Any]:
         return {
@@ -125,6 +148,12 @@ class NativeBinding:
             )
         self._minor = min(asked.minor, wire.MINOR)
         flags = asked.flags & WANTED
+        if self._filesystem.shared:
+            flags = flags & ~InitFlag.EXPLICIT_INVAL_DATA | asked.flags & InitFlag.AUTO_INVAL_DATA
+        if self._filesystem.leases is not None:
+            self._kernel_cache.has_epoch = asked.minor >= EPOCH_MINOR
+            if not self._kernel_cache.has_epoch:
+                self._operations.trust(wire.Timeouts(0, self._operations.attr_s))
         self.initialized.set()
         return wire.reply(
             request.unique,

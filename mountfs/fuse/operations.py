@@ -18,6 +18,7 @@ from mountfs.types import BLOCK_BYTES, MIB, NAME_BYTES_MAX, Cred, Ino
 from mountfs.vfs.access_time import AccessTime
 from mountfs.vfs.filesystem import Filesystem
 from mountfs.vfs.handles import Handle
+from mountfs.vfs.known import NO_INO
 
 ENTRIES_MAX = 1_024
 """Of a directory, in one answer."""
@@ -36,7 +37,8 @@ class Operations:
         initialize: Callable[[Request], Reply],
     ) -> None:
         self._fs = filesystem
-        self._timeouts = timeouts
+        self._leased = filesystem.leases is not None
+        self.trust(timeouts)
         self._interrupt = interrupt
         self._initialize = initialize
         self._counts_reads = filesystem.access_time is AccessTime.STRICT
@@ -45,6 +47,19 @@ class Operations:
         stay unseen, as on every FUSE filesystem.)
         """
         self._counts_listings = filesystem.directory_access_time is AccessTime.STRICT
+
+    @property
+    def attr_s(self) -> float:
+        return self._timeouts.attr_s
+
+    def trust(self, timeouts: wire.Timeouts) -> None:
+        """How long the kernel may believe what we have a lease on; or, where there are none,
+        everything.
+        """
+        self._timeouts = timeouts
+        self._untrusted = wire.Timeouts(0, 0)
+        self._untrusted_name = wire.Timeouts(0, timeouts.attr_s)
+        self._untrusted_attributes = wire.Timeouts(timeouts.entry_s, 0, timeouts.entry_s)
 
     # -- names
 
@@ -55,8 +70,9 @@ class Operations:
         except FsError as error:
             if error.fault is not Fault.NOT_FOUND:
                 raise
-            return wire.reply(request.unique, self._timeouts.negative)  # remembered as absent
-        return self._entry(request, attributes)
+            trusted = self._of_name(request.nodeid, name, NO_INO, None)
+            return wire.reply(request.unique, trusted.negative)  # remembered as absent
+        return self._entry(request, name, attributes)
 
     async def forget(self, request: Request) -> Reply:
         await self._fs.forget([Ino(request.nodeid)])
@@ -71,19 +87,19 @@ class Operations:
         attributes = await self._fs.make(
             Ino(request.nodeid), name, asked.mode, asked.umask, asked.rdev, _cred(request)
         )
-        return self._entry(request, attributes)
+        return self._entry(request, name, attributes)
 
     async def mkdir(self, request: Request) -> Reply:
         asked, name = wire.parse_mkdir(request.body)
         attributes = await self._fs.mkdir(
             Ino(request.nodeid), name, asked.mode, asked.umask, _cred(request)
         )
-        return self._entry(request, attributes)
+        return self._entry(request, name, attributes)
 
     async def symlink(self, request: Request) -> Reply:
         name, target = wire.parse_two_names(request.body)
         attributes = await self._fs.symlink(Ino(request.nodeid), name, target, _cred(request))
-        return self._entry(request, attributes)
+        return self._entry(request, name, attributes)
 
     async def readlink(self, request: Request) -> Reply:
         return wire.reply(request.unique, await self._fs.readlink(Ino(request.nodeid)))
@@ -91,7 +107,7 @@ class Operations:
     async def link(self, request: Request) -> Reply:
         old, name = wire.parse_link(request.body)
         attributes = await self._fs.link(Ino(old), Ino(request.nodeid), name, _cred(request))
-        return self._entry(request, attributes)
+        return self._entry(request, name, attributes)
 
     async def unlink(self, request: Request) -> Reply:
         name = wire.parse_name(request.body)
@@ -134,7 +150,10 @@ class Operations:
         parts, room = [], asked.size
         for position, ino, type, name, attributes in listing:
             if plus:
-                part = wire.direntplus(self._timeouts, attributes, ino, position, name, type)
+                timeouts = self._timeouts
+                if self._leased and attributes:
+                    timeouts = self._of_name(request.nodeid, name, Ino(ino), attributes)
+                part = wire.direntplus(timeouts, attributes, ino, position, name, type)
             else:
                 part = wire.dirent(ino, position, name, type)
             room -= len(part)
@@ -147,13 +166,13 @@ class Operations:
 
     async def getattr(self, request: Request) -> Reply:
         attributes = await self._fs.getattr(Ino(request.nodeid))
-        return wire.reply(request.unique, self._timeouts.attr + attributes)
+        return wire.reply(request.unique, self._of(attributes).attr + attributes)
 
     async def statx(self, request: Request) -> Reply:
         ino = Ino(request.nodeid)
         attributes = await self._fs.getattr(ino)
         birth = await self._fs.birth(ino)
-        return wire.reply(request.unique, wire.statx_out(self._timeouts, attributes, birth))
+        return wire.reply(request.unique, wire.statx_out(self._of(attributes), attributes, birth))
 
     async def setattr(self, request: Request) -> Reply:
         asked = wire.parse_setattr(request.body)
@@ -176,7 +195,7 @@ class Operations:
             drop_privileges=bool(valid & wire.FATTR_KILL_SUIDGID),
         )
         attributes = await self._fs.setattr(change)
-        return wire.reply(request.unique, self._timeouts.attr + attributes)
+        return wire.reply(request.unique, self._of(attributes).attr + attributes)
 
     async def statfs(self, request: Request) -> Reply:
         total, free, inodes = await self._fs.statfs()
@@ -234,14 +253,14 @@ class Operations:
         attributes, handle = await self._fs.create(
             Ino(request.nodeid), name, asked.flags, asked.mode, asked.umask, _cred(request)
         )
-        return self._created(request, attributes, handle)
+        return self._created(request, name, attributes, handle)
 
     async def tmpfile(self, request: Request) -> Reply:
-        asked, _ = wire.parse_create(request.body)
+        asked, name = wire.parse_create(request.body)
         attributes, handle = await self._fs.tmpfile(
             Ino(request.nodeid), asked.flags, asked.mode, asked.umask, _cred(request)
         )
-        return self._created(request, attributes, handle)
+        return self._created(request, name, attributes, handle)
 
     async def read(self, request: Request) -> Reply:
         asked = wire.parse_read(request.body)
@@ -305,7 +324,7 @@ class Operations:
     async def opendir(self, request: Request) -> Reply:
         # Positions need no state, so there is nothing to open: the kernel does without from now on,
         # and caches listings as if FOPEN_KEEP_CACHE and FOPEN_CACHE_DIR had been answered.
-        if not self._counts_listings and not self._fs.shared:
+        if not self._counts_listings and (self._leased or not self._fs.shared):
             raise FsError(Fault.NOT_IMPLEMENTED)
         return wire.reply(request.unique, wire.open_out(0, 0))
 
@@ -356,15 +375,36 @@ class Operations:
         self._interrupt(wire.parse_interrupt(request.body))
         return None
 
-    def _entry(self, request: Request, attributes: Attributes) -> Reply:
-        return wire.reply(
-            request.unique, wire.entry_out(self._timeouts, attributes, ino_of(attributes))
-        )
+    def _entry(self, request: Request, name: bytes, attributes: Attributes) -> Reply:
+        ino = ino_of(attributes)
+        timeouts = self._of_name(request.nodeid, name, ino, attributes)
+        return wire.reply(request.unique, wire.entry_out(timeouts, attributes, ino))
 
-    def _created(self, request: Request, attributes: Attributes, handle: Handle) -> Reply:
-        entry = wire.entry_out(self._timeouts, attributes, ino_of(attributes))
+    def _created(
+        self, request: Request, name: bytes, attributes: Attributes, handle: Handle
+    ) -> Reply:
+        ino = ino_of(attributes)
+        timeouts = self._of_name(request.nodeid, name, ino, attributes)
+        entry = wire.entry_out(timeouts, attributes, ino)
         opened = wire.open_out(handle.number, self._open_flags(handle))
         return wire.reply(request.unique, entry + opened)
+
+    def _of(self, attributes: Attributes) -> wire.Timeouts:
+        """How long the kernel may believe attributes."""
+        if not self._leased or self._fs.trusts(attributes):
+            return self._timeouts
+        return self._untrusted
+
+    def _of_name(
+        self, parent: int, name: bytes, child: Ino, attributes: Attributes | None
+    ) -> wire.Timeouts:
+        """The same of a name, and of what it stands for."""
+        if not self._leased:
+            return self._timeouts
+        named = self._fs.trusts_name(Ino(parent), name, child)
+        if attributes is None or self._fs.trusts(attributes):
+            return self._timeouts if named else self._untrusted_name
+        return self._untrusted_attributes if named else self._untrusted
 
     def _open_flags(self, handle: Handle) -> int:
         """KEEP_CACHE: nobody has changed the file but through this kernel, so what it has cached is

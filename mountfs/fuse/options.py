@@ -31,7 +31,6 @@ MS_STRICTATIME: Final = 1 << 24
 MS_LAZYTIME: Final = 1 << 25
 
 ALONE_S: Final = 3600.0
-SHARED_S: Final = 1.0
 
 BINDINGS: Final = ("native", "pyfuse3")
 
@@ -71,16 +70,15 @@ class MountOptions:
     def read_only(self) -> bool:
         return bool(self.ms_flags & MS_RDONLY)
 
-    def timeouts(self, *, shared: bool) -> tuple[float, float, float]:
+    def timeouts(self, *, shared: bool, leased: bool = False) -> tuple[float, float, float]:
         """How long the kernel may believe names, attributes, and that there is no such name, in
-        seconds.  Long where nobody else can change them.  Where others can, and nobody tells us,
-        what they did is seen after a second; and a name that they made, at once.
+        seconds.  Long where nobody else can change them, or where we are told (`leased`).  Where
+        others can, and nobody tells us, not at all.
         """
-        usual = SHARED_S if shared else ALONE_S
+        usual = ALONE_S if leased or not shared else 0.0
         entry = usual if self.entry_timeout_s is None else self.entry_timeout_s
         attributes = usual if self.attr_timeout_s is None else self.attr_timeout_s
-        absent = 0.0 if shared and self.entry_timeout_s is None else entry
-        return entry, attributes, absent
+        return entry, attributes, entry
 
     @property
     def access_time(self) -> AccessTime:

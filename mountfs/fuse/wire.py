@@ -609,7 +609,10 @@ _NO_INODE = bytes(16)
 class Timeouts:
     """For how many seconds the kernel may remember names, attributes and absent names."""
 
-    __slots__ = ("attr", "entry", "negative")
+    __slots__ = ("attr", "attr_s", "entry", "entry_s", "negative")
+
+    entry_s: float
+    attr_s: float
 
     attr: bytes
     """What stands before the attributes in the answer to GETATTR and SETATTR."""
@@ -619,6 +622,7 @@ class Timeouts:
     """The whole entry of a name that is not there."""
 
     def __init__(self, entry_s: float, attr_s: float, negative_s: float = 0.0) -> None:
+        self.entry_s, self.attr_s = entry_s, attr_s
         entry, entry_ns = _seconds(entry_s)
         attr, attr_ns = _seconds(attr_s)
         negative, negative_ns = _seconds(negative_s)

@@ -13,7 +13,7 @@ import ssl
 import time
 from collections.abc import AsyncIterator, Callable, Collection, Sequence
 from contextlib import asynccontextmanager
-from typing import Final, TypeVar
+from typing import Any, Final, TypeVar
 
 import msgspec
 import trio
@@ -24,6 +24,8 @@ from mountfs.meta.command import Command, Query
 from mountfs.meta.ops.nodes import NodeRecord
 from mountfs.meta.protocol import (
     ROLE,
+    Answer,
+    Changed,
     Cluster,
     Method,
     Opened,
@@ -34,8 +36,8 @@ from mountfs.meta.protocol import (
 )
 from mountfs.meta.retry import ATTEMPT_S, RENEWS_PER_TTL, Backoff, Route, Session, Verdict, judge
 from mountfs.wire.connection import Body, Disconnected
-from mountfs.wire.frames import Hello
-from mountfs.wire.stream import Client, connect
+from mountfs.wire.frames import Hello, Parts
+from mountfs.wire.stream import Client, Handler, Later, connect
 
 log = logging.getLogger(__name__)
 
@@ -67,6 +69,8 @@ class Options(msgspec.Struct, frozen=True, kw_only=True):
     ssl_context: Callable[[], ssl.SSLContext] | None = None
     server_hostname: str | None = None
     about: str = ""
+    caches: bool = False
+    """Keep what is read, under leases: see `vfs/leased_meta.py`."""
 
 
 class Router:
@@ -87,6 +91,8 @@ class Router:
         self._links: dict[Address, Client] = {}
         self._connecting: dict[Address, trio.Lock] = {}
         self._finding = trio.Lock()
+        self.on_push: Handler | None = None
+        """Answers what the leader asks us."""
         self._cluster = options.cluster
         """Once somebody has answered, it is theirs: other machines may come to have an address."""
         self.problem = ""
@@ -223,6 +229,11 @@ class Router:
             cluster.leader, {number: found for number, found in known.items() if found is not None}
         )
 
+    async def _pushed(self, link: Client, method: int, body: Body) -> Parts | Later:
+        if self.on_push is None:
+            raise FsError(Fault.NOT_IMPLEMENTED, f"a client has no method {method}")
+        return await self.on_push(link, method, body)
+
     async def _link(self, address: Address) -> Client:
         async with self._connecting.setdefault(address, trio.Lock()):
             link = self._links.get(address)
@@ -236,6 +247,7 @@ class Router:
                 Hello(cluster=self._cluster, role=ROLE, name=about),
                 ssl_context=options.ssl_context() if options.ssl_context else None,
                 server_hostname=options.server_hostname,
+                on_push=self._pushed,
             )
             self._links[address] = link
             return link
@@ -266,15 +278,24 @@ class RemoteMeta:
         return self._session.ended
 
     async def propose(self, command: Command[R]) -> R:
+        answer = await self._propose(Method.PROPOSE, command)
+        return decode_reply(command, answer)  # type: ignore[no-any-return]
+
+    async def propose_leased(self, command: Command[R]) -> tuple[Changed, R]:
+        """With what the answer says of our leases."""
+        answer = await self._propose(Method.LEASED_PROPOSE, command)
+        found = msgspec.msgpack.decode(answer, type=Changed)
+        return found, decode_reply(command, found.reply)
+
+    async def _propose(self, method: int, command: Command[Any]) -> Body:
         command.check()
         sequence, answered = self._session.begin()
         try:
             body = encode(Propose(self.session, sequence, answered, command))
-            answer = await self._ask(Method.PROPOSE, body)
+            return await self._ask(method, body)
         finally:
             # Whoever is cancelled does not ask again, so the answer need not be kept.
             self._session.done(sequence)
-        return decode_reply(command, answer)  # type: ignore[no-any-return]
 
     async def read(self, query: Query[R]) -> R:
         if self._session.ended is not None:
@@ -282,8 +303,19 @@ class RemoteMeta:
         answer = await self._ask(Method.READ, encode(Read(self.session, query)))
         return decode_reply(query, answer)  # type: ignore[no-any-return]
 
+    async def read_leased(self, query: Query[Any]) -> tuple[int, Any]:
+        """(what the answer says of our leases, it; or NOT_FOUND, which may be believed as well)"""
+        if self._session.ended is not None:
+            raise self._session.ended
+        answer = await self._ask(Method.LEASED_READ, encode(Read(self.session, query)))
+        flags, rest = answer[0], answer[1:]
+        if flags & Answer.ABSENT:
+            return flags, FsError(Fault.NOT_FOUND, bytes(rest).decode(errors="replace").strip())
+        return flags, decode_reply(query, rest)
+
     async def open_session(self) -> None:
-        answer = await self._ask(Method.OPEN_SESSION, encode(self._options.about))
+        asked = (self._options.about, self._options.caches)
+        answer = await self._ask(Method.OPEN_SESSION, encode(asked))
         opened = msgspec.msgpack.decode(answer, type=Opened)
         self.session, self.ttl_ms = opened.session, opened.ttl_ms
         self._latest = max(self._latest, opened.time)

@@ -208,6 +208,11 @@ def useds(number: VolumeId, after: int = 0) -> Range:
     return _INO_KIND_64_64.pack(0, USED, number, after + 1), _INO_KIND_64.pack(0, USED, number + 1)
 
 
+def ino_of(key: bytes) -> Ino:
+    """The inode that a key belongs to; 0: none."""
+    return Ino(int.from_bytes(key[:8], "big"))
+
+
 def last_64(key: bytes) -> int:
     """The number that a key ends with."""
     return int.from_bytes(key[-8:], "big")

@@ -8,11 +8,15 @@ import msgspec
 
 from mountfs.errors import FsError
 from mountfs.meta.command import Command
+from mountfs.meta.leases import Wait
 from mountfs.meta.replica import Checkpoint, Replica
 from mountfs.meta.snapshot import OpenStore, Sink, Source, settle, take_place
 from mountfs.meta.state_machine import decode_entry, encode_entry
 from mountfs.raft.messages import Entry, SnapshotHead
-from mountfs.types import LogIndex
+from mountfs.types import Ino, LogIndex
+
+OnChanges = Callable[[Any, set[Ino], dict[bytes, bytes | None]], None]
+"""(the command as it was asked, the inodes that it looked at, the rows that it changed)"""
 
 
 class Asked(msgspec.Struct):
@@ -23,6 +27,12 @@ class Asked(msgspec.Struct):
     answered: int
     time: int
     command: Command[Any]
+    changes: tuple[Ino, ...] = ()
+    """The inodes that it has changed, once it has been applied."""
+    waits: tuple[Wait, ...] = ()
+    """What its answer has to wait for."""
+    seen: tuple[Ino, ...] = ()
+    """The inodes that it has looked at."""
 
 
 class MetaMachine:
@@ -40,6 +50,8 @@ class MetaMachine:
         self.on_applied: Callable[[Command[Any], object], None] = lambda command, reply: None
         """Told of each command that has been taken in."""
         self.on_installed: Callable[[], None] = lambda: None
+        self.on_changes: OnChanges | None = None
+        """Told before that of what each command has seen and changed, where somebody wants it."""
 
     @property
     def applied(self) -> LogIndex:
@@ -66,7 +78,10 @@ class MetaMachine:
         """
         asked: Any = subject if subject is not None else decode_entry(entry.data)
         machine = self.replica.machine
+        tree = machine.tree
         reply: object
+        if self.on_changes is not None:
+            tree.seen, tree.committed = set(), {}
         try:
             reply = machine.apply(
                 entry.index, asked.session, asked.sequence, asked.answered, asked.time,
@@ -76,6 +91,10 @@ class MetaMachine:
             if machine.applied != entry.index:
                 raise  # it was not refused: it could not be taken in
             reply = error
+        finally:
+            seen, tree.seen = tree.seen, None
+        if self.on_changes is not None and seen is not None:
+            self.on_changes(asked, seen, tree.committed)
         self.on_applied(asked.command, reply)
         return reply
 

@@ -10,11 +10,17 @@ The methods, and what their bodies are (msgpack):
 | READ          | `Read`: session, query                          | the answer to the query   |
 | RENEW         | session                                         | nothing                   |
 | END_SESSION   | session                                         | nothing                   |
+| BEGIN         | session: it has forgotten all that it knew      | how long leases are good  |
+| HOLD          | session                                         | a byte: `Answer`          |
+| LEASED_READ   | `Read`                                          | a byte, then as READ      |
+| LEASED_PROPOSE| `Propose`                                       | `Changed`                 |
+| RECALL        | from the leader: `Recalled`                     | nothing: it is forgotten  |
 
-All but CLUSTER are for the leader; others refuse with NOT_LEADER.
+All but CLUSTER are for the leader; others refuse with NOT_LEADER.  What leases promise is in
+`leases.py`.
 """
 
-from enum import IntEnum
+from enum import IntEnum, IntFlag
 from functools import reduce
 from operator import or_
 from typing import Any, Final, get_args
@@ -23,6 +29,7 @@ import msgspec
 
 from mountfs.errors import Fault, FsError
 from mountfs.meta.command import UNFIT, Command, Query
+from mountfs.meta.leases import Item
 from mountfs.meta.ops.chunk_rows import ChunkRows, CountRows
 from mountfs.meta.ops.copies import GetCopies
 from mountfs.meta.ops.describe import Describe
@@ -46,6 +53,7 @@ from mountfs.meta.ops.slices import Garbage, Tangles
 from mountfs.meta.ops.volumes import GetVolumes, ListVolumes, UsedSlices
 from mountfs.meta.ops.xattr import GetXattr, ListXattr
 from mountfs.meta.state_machine import COMMANDS
+from mountfs.types import Ino
 
 ROLE: Final = "meta"
 """What a client asks for in its hello."""
@@ -89,6 +97,26 @@ class Method(IntEnum):
     READ = 4
     RENEW = 5
     END_SESSION = 6
+    BEGIN = 7
+    HOLD = 8
+    LEASED_READ = 9
+    LEASED_PROPOSE = 10
+    RECALL = 11
+
+
+class Answer(IntFlag):
+    """What an answer says of the leases of who asked."""
+
+    GRANTED = 1
+    """On all inodes that it tells of."""
+    RENEWED = 2
+    """Those that it has are good for the whole time again, from when it asked."""
+    BEGIN = 4
+    """It has none, whatever it believes: it is to begin anew."""
+    ABSENT = 8
+    """Instead of an answer there is the text of a NOT_FOUND, which may be believed as well."""
+    UNKNOWN = 16
+    """Nobody knows any more what the command has changed: it acted before."""
 
 
 class Propose(msgspec.Struct, frozen=True, array_like=True):
@@ -103,6 +131,21 @@ class Propose(msgspec.Struct, frozen=True, array_like=True):
 class Read(msgspec.Struct, frozen=True, array_like=True):
     session: int
     query: reduce(or_, QUERIES)  # type: ignore[valid-type]
+
+
+class Changed(msgspec.Struct, frozen=True, array_like=True):
+    """The answer to a command."""
+
+    flags: int
+    changes: tuple[Ino, ...]
+    """The inodes that it has changed."""
+    reply: msgspec.Raw
+
+
+class Recalled(msgspec.Struct, frozen=True, array_like=True):
+    """What a session is to forget before it answers."""
+
+    items: tuple[Item, ...]
 
 
 class Opened(msgspec.Struct, frozen=True, array_like=True):

@@ -317,6 +317,8 @@ class Replies(msgspec.Struct, array_like=True):
     """Replies by sequence.  Invariant: none below `answered`."""
     about: str = ""
     """Who it is: for people."""
+    caches: bool = False
+    """It may have leases."""
 
 
 class Counters(msgspec.Struct):

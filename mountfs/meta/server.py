@@ -153,6 +153,7 @@ class MetaServer:
             nursery.start_soon(self.node.run)
             nursery.start_soon(self.links.run)
             nursery.start_soon(self.snapshots.run)
+            nursery.start_soon(self.service.keeper.run)
             nursery.start_soon(self._forever, "checkpoint", self._checkpoint_if_due)
             nursery.start_soon(self._forever, "log segments", self._tend_log)
             nursery.start_soon(self._forever, "leader's duties", self._lead)
@@ -248,6 +249,7 @@ class MetaServer:
             self.service.began_to_lead()
         else:
             self.chunkservers.lead_no_more()
+            self.service.lead_no_more()
             if group.leader:
                 self.safe_mode.heard_a_leader()
 

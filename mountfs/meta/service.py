@@ -5,7 +5,6 @@ called back.
 """
 
 import logging
-from collections.abc import Callable
 from typing import Any, Final
 
 import msgspec
@@ -14,15 +13,20 @@ from mountfs.errors import Fault, FsError
 from mountfs.inline import leave
 from mountfs.meta import keys
 from mountfs.meta.command import UNFIT
+from mountfs.meta.lease_keeper import LeaseKeeper
+from mountfs.meta.leases import TTL_MS
 from mountfs.meta.machine import MetaMachine
 from mountfs.meta.ops.nodes import NodeRecord, all_nodes
 from mountfs.meta.ops.reap import Reap
 from mountfs.meta.ops.session import EndSession, OpenSession
 from mountfs.meta.protocol import (
+    Answer,
+    Changed,
     Cluster,
     Method,
     Opened,
     Propose,
+    Read,
     decode_propose,
     decode_read,
     encode,
@@ -30,6 +34,7 @@ from mountfs.meta.protocol import (
 from mountfs.meta.safe_mode import SafeMode
 from mountfs.meta.session_watch import SessionWatch, kept_reply
 from mountfs.raft.driver import Group, Node
+from mountfs.types import Ino
 from mountfs.wire.connection import Body
 from mountfs.wire.frames import Parts
 from mountfs.wire.service import Peer
@@ -52,7 +57,10 @@ class MetaService:
         machine: MetaMachine,
         safe_mode: SafeMode,
         session_ttl_ms: int = SESSION_TTL_MS,
+        lease_ttl_ms: int = TTL_MS,
     ) -> None:
+        self.keeper = LeaseKeeper(node.now, lease_ttl_ms)
+        machine.on_changes = self._changed
         self._node = node
         self._group = group
         self._machine = machine
@@ -66,8 +74,16 @@ class MetaService:
     async def handle(self, peer: Peer, method: int, body: Body) -> Parts | Later:
         if method == Method.PROPOSE:
             return self._propose(body)
+        if method == Method.LEASED_READ:
+            return await self._read_leased(peer, body)
+        if method == Method.LEASED_PROPOSE:
+            return self._propose(body, peer)
         if method == Method.READ:
             return await self._read(body)
+        if method == Method.HOLD:
+            return await self._hold(peer, _number(body))
+        if method == Method.BEGIN:
+            return await self._begin(peer, _number(body))
         if method == Method.RENEW:
             self._require_leader()
             return await self._renew(_number(body))
@@ -80,6 +96,7 @@ class MetaService:
             number = _number(body)
             await self.order(EndSession(number))
             self._watch.forget(number)
+            self.keeper.end(number)
             return b""
         raise FsError(Fault.NOT_IMPLEMENTED, f"a metaserver has no method {method}")
 
@@ -101,7 +118,11 @@ class MetaService:
     # -- sessions
 
     def began_to_lead(self) -> None:
+        self.keeper.lead(self._machine.replica.machine.caching)
         self._watch.began_to_lead(self._machine.replica.machine.sessions, self._node.now())
+
+    def lead_no_more(self) -> None:
+        self.keeper.lead_no_more()
 
     def silent_sessions(self) -> list[int]:
         """Those that have not been heard of for too long."""
@@ -123,20 +144,73 @@ class MetaService:
 
     async def _open_session(self, peer: Peer, body: Body) -> bytes:
         try:
-            about = msgspec.msgpack.decode(body, type=str)
+            about, caches = msgspec.msgpack.decode(body, type=tuple[str, bool])
         except msgspec.MsgspecError as error:
             raise FsError(Fault.INVALID, f"not whom a session is about: {error}") from None
         await leave()
         self._require_leader()
         if len(self._machine.replica.machine.sessions) >= SESSIONS_MAX:
             raise FsError(Fault.BUSY, f"there are {SESSIONS_MAX} sessions; end some of them first")
-        number = await self.order(OpenSession(about))
+        number = await self.order(OpenSession(about, caches))
         self._hear(number)
         return encode(Opened(number, self._ttl_ms, self._machine.now()))
 
+    # -- leases
+
+    async def _begin(self, peer: Peer, session: int) -> bytes:
+        """From now on it may have leases."""
+        await self._prove(session)
+        self.keeper.begin(session, peer)
+        return encode(self.keeper.leases.ttl_ms)
+
+    async def _hold(self, peer: Peer, session: int) -> bytes:
+        await self._prove(session)
+        return bytes((self.keeper.flags(session, peer),))
+
+    async def _prove(self, session: int) -> None:
+        """That we lead, and that there is such a session."""
+        if not self._group.read_now():
+            await leave()
+            await self._group.wait_read()
+        if not self._hear(session):
+            raise _ended(session)
+
+    def _changed(self, asked: Any, seen: set[Ino], committed: dict[bytes, bytes | None]) -> None:
+        if self._group.is_leader:
+            self.keeper.applied(asked, seen, committed)
+
+    async def _read_leased(self, peer: Peer, body: Body) -> bytes:
+        asked = decode_read(body)
+        keeper, session = self.keeper, asked.session
+        while True:
+            await self._prove(session)
+            if not keeper.is_settled:
+                await leave()
+                await keeper.settled()
+                continue
+            tree = self._machine.replica.machine.tree
+            seen = tree.seen = set()
+            try:
+                found, absent = self._answer(asked), b""
+            except FsError as error:
+                if error.fault is not Fault.NOT_FOUND:
+                    raise
+                found, absent = b"", str(error).encode() or b" "
+            finally:
+                tree.seen = None
+            wait = keeper.leases.blocked(seen, session)
+            if wait is None:
+                break
+            await leave()
+            await keeper.over(wait)
+        self.queries += 1
+        flags = keeper.answer(session, peer, seen)
+        return bytes((flags | Answer.ABSENT,)) + absent if absent else bytes((flags,)) + found
+
     # -- commands and queries
 
-    def _propose(self, body: Body) -> Parts | Later:
+    def _propose(self, body: Body, peer: Peer | None = None) -> Parts | Later:
+        """`peer`: who asks, if it keeps what it knows."""
         asked = decode_propose(body)
         group = self._group
         if not group.is_leader:
@@ -146,26 +220,45 @@ class MetaService:
         # One that we do not know may be new: whether it has ended, the log says.
         known, reply = kept_reply(self._machine.replica.machine, asked.session, asked.sequence)
         if known:
-            return encode(reply)
+            return encode(reply) if peer is None else _unknown(reply)
         if isinstance(asked.command, Reap) and asked.command.session != asked.session:
             raise FsError(Fault.NOT_PERMITTED, "a session removes only files of its own")
         if self._safe_mode.is_on:
-            return self._refused(asked)
+            return self._refused(asked, peer)
         self._node.require_room()
         self.commands += 1
         subject = self._machine.ask(asked.session, asked.sequence, asked.answered, asked.command)
         later = Later()
+        keeper = self.keeper
 
         def done(reply: object) -> None:
+            if subject.waits:
+                keeper.when_over(subject.waits, lambda: told(reply))
+            else:
+                told(reply)
+
+        def told(reply: object) -> None:
+            if not group.is_leader:  # others lead, and may have promised otherwise
+                reply = FsError(Fault.NOT_LEADER, "it was carried out, or will be: ask who leads")
             if isinstance(reply, FsError):
                 later.refuse(reply)
-            else:
+            elif peer is None:
                 later.answer(encode(reply))
+            else:
+                touched = {*subject.seen, *subject.changes}
+                flags = keeper.answer(asked.session, peer, touched)
+                later.answer(encode(Changed(flags, subject.changes, msgspec.Raw(encode(reply)))))
 
-        group.propose(self._machine.encoded(subject), done, subject)
+        def go() -> None:
+            group.propose(self._machine.encoded(subject), done, subject)
+
+        if keeper.is_settled:
+            go()
+        else:
+            keeper.leases.when_settled(go)
         return later
 
-    def _refused(self, asked: Propose) -> Later:
+    def _refused(self, asked: Propose, peer: Peer | None) -> Later:
         """In safe mode, once it is known that no leader before us has taken it into the log: it is
         asked again, perhaps, and has acted.
         """
@@ -178,7 +271,7 @@ class MetaService:
                 machine = self._machine.replica.machine
                 known, reply = kept_reply(machine, asked.session, asked.sequence)
                 if known:
-                    later.answer(encode(reply))
+                    later.answer(encode(reply) if peer is None else _unknown(reply))
                     return
                 self._safe_mode.require_writable()
                 raise FsError(Fault.UNAVAILABLE, "safe mode has just ended: ask again")
@@ -196,6 +289,9 @@ class MetaService:
         if asked.session and not self._hear(asked.session):
             raise _ended(asked.session)
         self.queries += 1
+        return self._answer(asked)
+
+    def _answer(self, asked: Read) -> bytes:
         try:
             return encode(asked.query.read(self._machine.replica.machine.tree))
         except FsError as error:
@@ -212,6 +308,10 @@ class MetaService:
         self._group.require_leader()
 
 
+def _unknown(reply: object) -> bytes:
+    return encode(Changed(Answer.UNKNOWN, (), msgspec.Raw(encode(reply))))
+
+
 def _ended(session: int) -> FsError:
     return FsError(Fault.SESSION_ENDED, f"session {session} has ended")
 
@@ -221,6 +321,3 @@ def _number(body: Body) -> int:
         return msgspec.msgpack.decode(body, type=int)
     except msgspec.MsgspecError as error:
         raise FsError(Fault.INVALID, f"not the number of a session: {error}") from None
-
-
-Answer = Callable[[object], None]

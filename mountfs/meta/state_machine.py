@@ -167,7 +167,7 @@ class StateMachine:
             raise
         self._settle(index, time, replies, sequence, reply)
         if type(command) is OpenSession:
-            self._sessions[reply] = Replies(about=command.about)  # type: ignore[index]
+            self._sessions[reply] = Replies(about=command.about, caches=command.caches)  # type: ignore[index]
         elif type(command) is EndSession:
             self._sessions.pop(command.number, None)
         return reply
@@ -176,6 +176,11 @@ class StateMachine:
     def sessions(self) -> KeysView[int]:
         """Those that have not ended."""
         return self._sessions.keys()
+
+    @property
+    def caching(self) -> list[int]:
+        """Those that may have leases."""
+        return [number for number, kept in self._sessions.items() if kept.caches]
 
     def reply_to(self, session: int, sequence: int) -> tuple[bool, Any]:
         """(whether it has been answered, the reply or the FsError).  Raises STALE where the session

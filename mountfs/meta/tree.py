@@ -61,6 +61,10 @@ class Tree:
         """Records of inodes that the running command changes or removes, as they were before it.
         New inodes have none.
         """
+        self.seen: set[Ino] | None = None
+        """If somebody wants to know: the inodes that were looked at."""
+        self.committed: dict[bytes, bytes | None] = {}
+        """The rows that the last command has changed."""
         stored = rows.get(keys.COUNTERS)
         self.counters = (
             msgspec.msgpack.decode(stored, type=Counters) if stored is not None else Counters()
@@ -80,6 +84,7 @@ class Tree:
         for ino, inode in self._touched.items():
             changes[keys.inode(ino)] = inode.record()
         self._rows.apply(changes)
+        self.committed = changes
         self._clear()
 
     def abort(self) -> None:
@@ -100,6 +105,8 @@ class Tree:
     # -- rows
 
     def get(self, key: bytes) -> bytes | None:
+        if self.seen is not None:
+            self.seen.add(keys.ino_of(key))
         if key in self._changes:
             return self._changes[key]
         return self._rows.get(key)
@@ -110,6 +117,8 @@ class Tree:
     def scan(self, span: keys.Range, *, limit: int | None = None) -> Iterator[tuple[bytes, bytes]]:
         """Rows in a range, the first `limit` of them, with the changes of the running command."""
         start, stop = span
+        if self.seen is not None:
+            self.seen.add(keys.ino_of(start))
         if limit is not None and not self._changes:
             return self._rows.scan(start, stop, limit=limit)
         pairs = self._rows.scan(start, stop)
@@ -125,6 +134,8 @@ class Tree:
 
     def inode(self, ino: Ino) -> Inode:
         """The inode, to look at.  Raises STALE when there is none (any more)."""
+        if self.seen is not None:
+            self.seen.add(ino)
         inode = self._inodes.get(ino)
         if inode is None:
             if ino in self._removed:
@@ -138,6 +149,8 @@ class Tree:
 
     def record(self, ino: Ino) -> bytes:
         """The inode as it is stored; for listings, which do not want it taken apart."""
+        if self.seen is not None:
+            self.seen.add(ino)
         inode = self._inodes.get(ino)
         if inode is not None:
             return inode.record()

@@ -25,6 +25,7 @@ from mountfs.meta.ops.read import Usage
 from mountfs.meta.ops.volumes import GetVolumes, VolumeRecord
 from mountfs.types import SLICE_BYTES_MAX, VolumeId
 from mountfs.vfs.filesystem import Filesystem
+from mountfs.vfs.leased_meta import LeasedMeta
 from mountfs.vfs.near import Near
 
 log = logging.getLogger(__name__)
@@ -45,6 +46,7 @@ class ClusterMount:
         self.meta = meta
         self.chunks = chunks
         self.buffers = buffers
+        self.leases: LeasedMeta
         self.filesystem: Filesystem
         self.troubles: dict[str, str] = {}
         self._wake = trio.Event()
@@ -61,6 +63,7 @@ class ClusterMount:
 
     async def run(self) -> None:
         async with trio.open_nursery() as nursery:
+            nursery.start_soon(self.leases.run)
             nursery.start_soon(self.chunks.keep_asking)
             nursery.start_soon(self._flush_for_ever)
 
@@ -115,6 +118,13 @@ class ClusterMount:
             "borrowed": self.chunks.borrowing.reads,
             "rewrites": self.chunks.rewrites,
             "hedging": self.chunks.hedges.told(),
+            "leases": {
+                "held": self.leases.known.count,
+                "hits": self.leases.hits,
+                "misses": self.leases.misses,
+                "recalls": self.leases.recalls,
+                "begun": self.leases.begun,
+            },
         }
 
     async def status(self) -> dict[str, Any]:
@@ -149,18 +159,21 @@ async def cluster_mount(
 
     On the way out everything is flushed, for as long as that may take.
     """
+    options = msgspec.structs.replace(options, caches=True)
     async with remote_meta(seeds, options) as meta:
         buffers = Buffers()
         chunks = _chunks(meta, options, buffers)
         mount = ClusterMount(source, meta, chunks, buffers)
+        leases = mount.leases = LeasedMeta(meta)
         mount.filesystem = Filesystem(
-            meta,
+            leases,
             chunks,
             durable=mount.durable,
             buffers=mount.buffers,
             kick=mount.kick,
             own_copies=lambda: meta.router.own_copies,
             shared=True,
+            leases=leases,
             **settings,
         )
         await chunks.ask_for_room()

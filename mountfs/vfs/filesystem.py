@@ -9,7 +9,7 @@ import math
 import os
 import stat
 import struct
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from typing import Final, TypeVar
 
 import trio
@@ -19,6 +19,7 @@ from mountfs.chunks.base import ChunkStore
 from mountfs.errors import Fault, FsError
 from mountfs.inline import leave
 from mountfs.meta.command import Command
+from mountfs.meta.leases import Item
 from mountfs.meta.local import Meta
 from mountfs.meta.locks import EOF, POSIX, Lock, Owner
 from mountfs.meta.ops.allocate import RESERVED_BYTES_MAX, Allocate
@@ -57,6 +58,7 @@ from mountfs.meta.records import (
 from mountfs.types import BLOCK_BYTES, FILE_BYTES_MAX, ROOT, Cred, Ino
 from mountfs.vfs.access_time import AccessTime, due
 from mountfs.vfs.handles import File, Handle
+from mountfs.vfs.leased_meta import LeasedMeta
 from mountfs.vfs.lock_table import LockTable
 from mountfs.vfs.reader import Bytes, Reader
 from mountfs.vfs.writer import DIRTY_BYTES_MAX, Writer
@@ -84,7 +86,8 @@ class Filesystem:
     """`durable` makes all that was proposed and written so far survive the machine; `kernel` says
     that the door tells by `forget` when an inode is out of use, as the kernel does: until then a
     file without a name is kept; `shared` that others change the filesystem too: then what was known
-    of a file is looked at again when it is opened.
+    of a file is looked at again when it is opened, and, with `leases`, whenever one of them has
+    changed it.
     """
 
     def __init__(
@@ -100,6 +103,7 @@ class Filesystem:
         own_copies: Callable[[], bool] = lambda: False,
         kernel: bool = False,
         shared: bool = False,
+        leases: LeasedMeta | None = None,
         read_only: bool = False,
         access_time: AccessTime = AccessTime.RELATIVE,
         directory_access_time: AccessTime = AccessTime.RELATIVE,
@@ -112,6 +116,9 @@ class Filesystem:
         self._durable = durable
         self._kernel = kernel
         self.shared = shared
+        self.leases = leases
+        if leases is not None:
+            leases.on_touched = self._touched
         self._root: Attributes | None = None
         """Attributes of the root, as they were when we asked last."""
         self._inodes_before = 0
@@ -227,6 +234,10 @@ class Filesystem:
     # -- attributes
 
     async def getattr(self, ino: Ino) -> Attributes:
+        if self.leases is not None:
+            known = self.leases.attributes(ino)
+            if known is not None:
+                return self._now(known)
         if ino == ROOT and self.shared and self._root is not None:
             return self._now(await self._root_attributes(self._root))
         attributes = await self._meta.read(GetAttr(ino))
@@ -299,7 +310,10 @@ class Filesystem:
         if writes and self._read_only:
             raise FsError(Fault.READ_ONLY)
         layout: Layout | None = None
-        if self.shared:
+        known = None if self.leases is None else self.leases.attributes(ino)
+        if known is not None:
+            attributes = known
+        elif self.shared:
             opened = await self._meta.read(Opening(ino))
             attributes, layout = opened.attributes, opened.layout
         else:
@@ -349,6 +363,8 @@ class Filesystem:
     async def read(self, handle: Handle, offset: int, size: int) -> Bytes:
         """Up to `size` bytes; fewer only at the end of the file."""
         file = handle.file
+        if self.leases is not None and (file.is_stale or not self.leases.covers(file.ino)):
+            await self._look_again(file)
         data = await self.reader.read(file, offset, size)
         noted = file.ino in self._atimes and self.access_time is not AccessTime.STRICT
         if not noted and not handle.flags & os.O_NOATIME:
@@ -565,6 +581,34 @@ class Filesystem:
         if not file.unwritten:
             file.size = size_of(attributes)
         return False
+
+    def _touched(self, items: Sequence[Item]) -> None:
+        for item in items:
+            file = self._files.get(item.ino)
+            if file is not None:
+                file.is_stale = True
+
+    async def _look_again(self, file: File) -> None:
+        """What others have made of a file that is open here."""
+        file.is_stale = False
+        try:
+            opened = await self._meta.read(Opening(file.ino))
+        except BaseException:
+            file.is_stale = True
+            raise
+        self._renew(file, opened.attributes)
+        if opened.layout is not None and not file.unwritten and not file.is_stale:
+            file.forget_layouts()
+            self.reader.know(file, opened.layout)
+
+    def trusts(self, attributes: Attributes) -> bool:
+        """Whether the door may believe attributes that it was just given until it is told."""
+        leases = self.leases
+        return leases is None or leases.attributes(ino_of(attributes)) is attributes
+
+    def trusts_name(self, parent: Ino, name: bytes, child: Ino) -> bool:
+        """The same of a name; `child` 0: that it is not there."""
+        return self.leases is None or self.leases.child(parent, name) == child
 
     def _now(self, attributes: Attributes) -> Attributes:
         """Attributes with what has not reached the metadata yet: unwritten bytes, access times."""

@@ -11,13 +11,15 @@ class File:
 
     __slots__ = (
         "content", "copies", "dirty", "drop_privileges", "flight", "flushing", "handles", "ino",
-        "layouts", "locked", "mtime", "seen", "size",
+        "is_stale", "layouts", "locked", "mtime", "seen", "size",
     )  # fmt: skip
 
     def __init__(self, ino: Ino, size: int) -> None:
         self.ino = ino
         self.size = size
         """As read(2) and stat(2) see it: with what is not flushed."""
+        self.is_stale = False
+        """Somebody else has changed it since we looked."""
         self.handles = 0
         self.dirty = Dirty()
         self.flight: list[Run] = []

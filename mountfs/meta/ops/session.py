@@ -17,6 +17,8 @@ class OpenSession(Command[int], frozen=True, tag="open_session"):
 
     about: str = ""
     """Who it is (machine, process, mount point): for people."""
+    caches: bool = False
+    """It may have leases."""
 
     def check(self) -> None:
         if len(self.about.encode()) > ABOUT_BYTES_MAX:
@@ -25,7 +27,10 @@ class OpenSession(Command[int], frozen=True, tag="open_session"):
     def apply(self, tree: Tree, stamp: Stamp) -> int:
         number = tree.counters.next_session
         tree.counters.next_session += 1
-        tree.put(keys.session(number), msgspec.msgpack.encode(Replies(about=self.about)))
+        tree.put(
+            keys.session(number),
+            msgspec.msgpack.encode(Replies(about=self.about, caches=self.caches)),
+        )
         return number
 
 

@@ -1,0 +1,169 @@
+"""Making the kernel forget what it was told under a lease.
+
+A name is forgotten with a lock on its directory, which a program may hold that waits for our
+answer; that answer may wait for another mount, which waits for us in the same way.  So names are
+forgotten in a thread, and if that takes long all names of the mount at once, which needs no lock
+(`INC_EPOCH`).
+"""
+
+import contextlib
+import mmap
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Final, TypeVar
+
+import trio
+
+from mountfs.fuse import guardian, wire
+from mountfs.fuse.wire import NotifyCode
+from mountfs.meta.leases import Item
+from mountfs.types import Ino
+
+T = TypeVar("T")
+
+EPOCH_MINOR: Final = 44
+"""From this version of the protocol on, the kernel knows INC_EPOCH."""
+NAMES_S: Final = 0.02
+"""Forgetting a name takes microseconds, unless somebody holds the directory."""
+THREADS_MAX: Final = 16
+SLOTS: Final = 1 << 19
+"""Inodes that the guardian can know of: more than a session can have leases on."""
+
+
+class KernelCache:
+    def __init__(self, fd: int) -> None:
+        self._fd = fd
+        self.has_epoch = False
+        """Whether the kernel knows INC_EPOCH.  If not, it must not be told that it may believe
+        names.
+        """
+        self._limiter = trio.CapacityLimiter(THREADS_MAX)
+        self.epochs = 0
+
+    async def recall(self, items: Sequence[Item]) -> None:
+        """Returns when the kernel has forgotten it."""
+        names = [(item.ino, name) for item in items for name in item.names if not item.is_whole]
+        inos = [item.ino for item in items]
+        if any(item.is_whole for item in items):
+            self._forget_all_names()
+        async with trio.open_nursery() as nursery:
+            if names:
+                nursery.start_soon(self._forget_names, names)
+            await self._in_thread(self._forget_inodes, inos)
+
+    async def forget(self, inos: Sequence[Ino]) -> None:
+        """All names, and these inodes."""
+        self._forget_all_names()
+        if inos:
+            await self._in_thread(self._forget_inodes, inos)
+
+    async def _forget_names(self, names: Sequence[tuple[Ino, bytes]]) -> None:
+        with trio.move_on_after(NAMES_S) as waited:
+            await self._in_thread(self._forget_each, names)
+        if waited.cancelled_caught:
+            self._forget_all_names()
+
+    async def _in_thread(self, work: Callable[[T], None], what: T) -> None:
+        await trio.to_thread.run_sync(work, what, limiter=self._limiter, abandon_on_cancel=True)
+
+    def _forget_each(self, names: Sequence[tuple[Ino, bytes]]) -> None:
+        for parent, name in names:
+            self._notify(wire.notify_inval_entry(parent, name))
+
+    def _forget_inodes(self, inos: Sequence[Ino]) -> None:
+        for offset in (-1, 0):  # what never waits comes first
+            for ino in inos:
+                self._notify(wire.notify_inval_inode(ino, offset))
+
+    def _forget_all_names(self) -> None:
+        if self.has_epoch:
+            self.epochs += 1
+            self._notify(wire.notify(NotifyCode.INC_EPOCH))
+
+    def _notify(self, notification: bytes) -> None:
+        with contextlib.suppress(OSError):  # it does not know it, or is unmounted
+            os.write(self._fd, notification)
+
+
+class Guarded:
+    """What the guardian is told: until when leases are good, and on which inodes."""
+
+    def __init__(self, memory: mmap.mmap) -> None:
+        self._memory = memory
+        self._slots = memoryview(memory)[guardian.HEAD.size :].cast("Q")
+        self._of: dict[Ino, int] = {}
+        self._free: list[int] = []
+        self._used = 0
+
+    def add(self, ino: Ino) -> None:
+        if ino in self._of:
+            return
+        if self._free:
+            slot = self._free.pop()
+        elif self._used < len(self._slots):
+            slot = self._used
+            self._used += 1
+            guardian.SLOT.pack_into(self._memory, 8, self._used)
+        else:
+            return  # more than there can be
+        self._of[ino] = slot
+        self._slots[slot] = ino
+
+    def discard(self, ino: Ino) -> None:
+        slot = self._of.pop(ino, None)
+        if slot is not None:
+            self._slots[slot] = 0
+            self._free.append(slot)
+
+    def clear(self) -> None:
+        for slot in self._of.values():
+            self._slots[slot] = 0
+        self._of.clear()
+        self._free.clear()
+        self._used = 0
+        guardian.SLOT.pack_into(self._memory, 8, 0)
+
+    def good_for(self, left_s: float) -> None:
+        now = time.clock_gettime_ns(time.CLOCK_BOOTTIME)
+        guardian.SLOT.pack_into(self._memory, 0, now + int(left_s * 1e9))
+
+    def close(self) -> None:
+        self._slots.release()
+
+
+@contextmanager
+def guarded(device: int) -> Iterator[Guarded]:
+    """Have a guardian while the block lasts."""
+    size = guardian.HEAD.size + SLOTS * guardian.SLOT.size
+    memory = os.memfd_create("mountfs-leases", os.MFD_CLOEXEC)
+    reading, writing = os.pipe2(os.O_CLOEXEC)
+    try:
+        os.ftruncate(memory, size)
+        program = [sys.executable, "-I", "-S", str(Path(guardian.__file__).resolve())]
+        process = subprocess.Popen(
+            [*program, str(device), str(memory), str(reading)],
+            pass_fds=(device, memory, reading),
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            start_new_session=True,
+            cwd="/",
+        )
+        with mmap.mmap(memory, size) as shared:
+            found = Guarded(shared)
+            try:
+                yield found
+            finally:
+                found.close()
+                os.close(writing)
+                writing = -1
+                process.wait()
+    finally:
+        os.close(memory)
+        os.close(reading)
+        if writing >= 0:
+            os.close(writing)

@@ -1,0 +1,173 @@
+"""Leases, as who leads keeps them: who is connected, what is sent to whom, what has to wait.
+
+What it decides is in `leases.py`.  Here are the connections of sessions, the tasks that ask them
+to forget, and those who wait for an answer until others have.
+"""
+
+import logging
+from collections.abc import Callable, Collection, Iterable
+from typing import Any, Final
+
+import trio
+
+from mountfs.errors import FsError
+from mountfs.meta import keys
+from mountfs.meta.leases import TTL_MS, Done, Leases, Recall, Wait
+from mountfs.meta.machine import Asked
+from mountfs.meta.ops.lock import ReleaseLock, TakeLock
+from mountfs.meta.ops.session import EndSession
+from mountfs.meta.ops.slices import Discard, Reclaimed, Rewrite, Settle
+from mountfs.meta.ops.touch import Touch
+from mountfs.meta.protocol import Answer, Method, Recalled, encode
+from mountfs.types import Ino
+from mountfs.wire.connection import Disconnected
+from mountfs.wire.service import Peer
+
+log = logging.getLogger(__name__)
+
+LOOK_S: Final = 0.1
+UNSEEN: Final = (Discard, Reclaimed, ReleaseLock, Rewrite, Settle, TakeLock, Touch)
+"""Commands that change nothing that a lease is about: where bytes lie but not which, locks, and
+times of access, which others may see late.
+"""
+
+
+class LeaseKeeper:
+    """`now`: milliseconds that only grow.  Somebody must `run` it."""
+
+    def __init__(self, now: Callable[[], float], ttl_ms: int = TTL_MS) -> None:
+        self.leases = Leases(ttl_ms)
+        self._now = now
+        self._peers: dict[int, Peer] = {}
+        self._wake = trio.Event()
+
+    async def run(self) -> None:
+        """Until cancelled."""
+        async with trio.open_nursery() as nursery:
+            while True:
+                with trio.move_on_after(LOOK_S):
+                    await self._wake.wait()
+                self._wake = trio.Event()
+                _tell(self.leases.look(self._now()))
+                outbox, self.leases.outbox = self.leases.outbox, []
+                for recall in outbox:
+                    nursery.start_soon(self._recall, recall)
+
+    async def _recall(self, recall: Recall) -> None:
+        """If nothing comes of it, the leases run out."""
+        peer = self._peers.get(recall.session)
+        if peer is None or peer.why is not None:
+            return
+        self.leases.sent(recall, self._now())
+        with trio.move_on_after(2 * self.leases.ttl_ms / 1000):
+            try:
+                await peer.push(Method.RECALL, encode(Recalled(recall.items)))
+            except (Disconnected, FsError) as error:
+                log.info("session %d has not forgotten what it was to: %s", recall.session, error)
+                return
+            if self._peers.get(recall.session) is peer:
+                _tell(self.leases.answered(recall))
+
+    # -- who leads, and who is there
+
+    def lead(self, sessions: Iterable[int]) -> None:
+        self._peers.clear()
+        self.leases.lead(sessions, self._now())
+
+    def lead_no_more(self) -> None:
+        self._peers.clear()
+        _tell(self.leases.lead_no_more())
+
+    def begin(self, session: int, peer: Peer) -> None:
+        self._peers[session] = peer
+        _tell(self.leases.begin(session, self._now()))
+
+    def end(self, session: int) -> None:
+        self._peers.pop(session, None)
+        _tell(self.leases.drop(session))
+
+    def flags(self, session: int, peer: Peer) -> int:
+        """How the leases of who asks stand."""
+        if self._peers.get(session) is not peer or not self.leases.has_begun(session):
+            return Answer.BEGIN
+        return Answer.RENEWED if self.leases.hear(session, self._now()) else 0
+
+    # -- questions
+
+    @property
+    def is_settled(self) -> bool:
+        return self.leases.is_settled(self._now())
+
+    async def settled(self) -> None:
+        event = trio.Event()
+        self.leases.when_settled(event.set)
+        await event.wait()
+
+    async def over(self, wait: Wait) -> None:
+        event = trio.Event()
+        wait.then.append(event.set)
+        await event.wait()
+
+    def answer(self, session: int, peer: Peer, seen: Collection[Ino]) -> int:
+        """The flags of an answer that tells of these inodes."""
+        flags = self.flags(session, peer)
+        if flags & Answer.RENEWED and self.leases.grant(session, seen, self._now()):
+            flags |= Answer.GRANTED
+        return flags
+
+    # -- commands
+
+    def applied(self, asked: Any, seen: set[Ino], committed: dict[bytes, bytes | None]) -> None:
+        """A command has taken effect: have others forget what is not so any more, and note what its
+        answer has to wait for.
+        """
+        command = asked.command
+        if type(command) is EndSession:
+            self.end(command.number)
+        changes = {} if type(command) in UNSEEN else _changes(committed)
+        waits = []
+        wait = self.leases.blocked(seen, asked.session)
+        if wait is not None:
+            waits.append(wait)
+        if changes:
+            wait = self.leases.changed(asked.session, changes, self._now())
+            if wait is not None:
+                waits.append(wait)
+                self._wake.set()
+        if type(asked) is Asked:
+            asked.waits = tuple(waits)
+            asked.changes = tuple(changes)
+            asked.seen = tuple(seen)
+
+    def when_over(self, waits: Iterable[Wait], then: Done) -> None:
+        """`then`, once none of `waits` is left: at once, if there are none."""
+        left = 1
+
+        def one() -> None:
+            nonlocal left
+            left -= 1
+            if not left:
+                then()
+
+        for wait in waits:
+            if wait.left:
+                left += 1
+                wait.then.append(one)
+        one()
+
+
+def _changes(committed: dict[bytes, bytes | None]) -> dict[Ino, tuple[bytes, ...]]:
+    """Inodes of which something has changed, and of directories the names."""
+    changes: dict[Ino, tuple[bytes, ...]] = {}
+    for key in committed:
+        ino = keys.ino_of(key)
+        if not ino:
+            continue
+        names = changes.get(ino, ())
+        changes[ino] = (*names, key[9:]) if key[8] == keys.DENTRY else names
+    return changes
+
+
+def _tell(waiting: Iterable[Done]) -> None:
+    for then in waiting:
+        then()

@@ -1,0 +1,357 @@
+"""Who may believe what he has read: the leases of all sessions, as who leads knows them.
+
+A lease on an inode is the right to keep what was read of it (attributes, the names in a directory,
+also those that are not there, where its bytes are) without asking again.  It comes with the answer
+to a question.  A change takes effect in the log, and is then *held back*: neither who made it nor
+anybody who asks for the same inodes hears of it until all other sessions that had a lease on them
+have said that they have forgotten what they knew, or their leases have run out.  So what was
+acknowledged is never contradicted by anybody's cache.
+
+Leases are not in the log.  Who comes to lead knows of none, and waits until all sessions that were
+there have begun anew with it (and thereby forgotten everything), or until the leases that the
+leader before it may have granted have run out.
+
+No I/O.  Times are milliseconds of a clock that neither goes back nor stands still.
+"""
+
+from collections.abc import Callable, Collection, Iterable, Mapping
+from typing import Final
+
+import msgspec
+
+from mountfs.types import Ino
+
+TTL_MS: Final = 6_000
+"""A lease is good for so long after its session was heard of last."""
+HELD_MAX: Final = 262_144
+"""Leases of one session; those that are older than as many others are recalled."""
+HOT_RECALLS: Final = 3
+HOT_WITHIN_MS: Final = 1_000
+"""An inode whose leases were recalled so often within that time is granted to nobody for a while:
+who changes what others look at would wait for them each time.
+"""
+COOL_FIRST_MS: Final = 1_000
+COOL_MAX_MS: Final = 16_000
+HEAT_KEPT: Final = 4_096
+"""Inodes of which it is known how often they were recalled."""
+
+
+class Item(msgspec.Struct, frozen=True, array_like=True):
+    """What a session is to forget of one inode."""
+
+    ino: Ino
+    names: tuple[bytes, ...]
+    """Of a directory: the entries that have changed."""
+    is_whole: bool
+    """The lease ends: everything about it is to be forgotten, and all names in it.  Otherwise only
+    its attributes and these names.
+    """
+
+
+Done = Callable[[], None]
+
+
+class Wait:
+    """A change that is held back until all of `left` have forgotten what it makes untrue."""
+
+    __slots__ = ("holds_back", "inos", "left", "number", "then")
+
+    def __init__(
+        self, number: int, inos: tuple[Ino, ...], left: set[int], *, holds_back: bool
+    ) -> None:
+        self.number = number
+        self.inos = inos
+        """Until it is over, nobody gets a lease on them."""
+        self.left = left
+        self.holds_back = holds_back
+        """Otherwise nothing has changed, and leases are recalled because they are too many."""
+        self.then: list[Done] = []
+
+
+class Recall(msgspec.Struct, frozen=True):
+    """To be sent to a session; it answers with `number`."""
+
+    session: int
+    number: int
+    items: tuple[Item, ...]
+
+
+class _Holder:
+    __slots__ = ("asked", "heard", "inos")
+
+    def __init__(self, now: float) -> None:
+        self.heard = now
+        self.inos: dict[Ino, None] = {}
+        """On which it has a lease; the oldest first."""
+        self.asked: dict[int, float] = {}
+        """Recalls that it has not answered, and since when."""
+
+
+class _Heat:
+    __slots__ = ("cool_ms", "count", "since", "until")
+
+    def __init__(self, now: float) -> None:
+        self.count = 0
+        self.since = now
+        self.until = 0.0
+        self.cool_ms = float(COOL_FIRST_MS)
+
+
+class Leases:
+    def __init__(self, ttl_ms: int = TTL_MS, held_max: int = HELD_MAX) -> None:
+        self.ttl_ms = ttl_ms
+        self._held_max = held_max
+        self._holders: dict[int, _Holder] = {}
+        """Sessions that have begun with us."""
+        self._of: dict[Ino, dict[int, None]] = {}
+        """Which sessions have a lease on an inode."""
+        self._waits: dict[int, Wait] = {}
+        self._pending: dict[Ino, list[Wait]] = {}
+        self._heat: dict[Ino, _Heat] = {}
+        self._next = 1
+        self.outbox: list[Recall] = []
+        """Recalls to be sent."""
+        self._unsettled: set[int] = set()
+        """Sessions that may have leases of a leader before us."""
+        self._honoured_until = 0.0
+        self._settled: list[Done] = []
+        self.recalls = 0
+        self.granted = 0
+
+    # -- who leads
+
+    def lead(self, sessions: Iterable[int], now: float) -> None:
+        """We lead now; `sessions`: those that may have leases."""
+        self.lead_no_more()
+        self._unsettled = set(sessions)
+        self._honoured_until = now + self.ttl_ms
+
+    def lead_no_more(self) -> list[Done]:
+        """Forget everything.  Returns those who waited: it is not for us to answer them now."""
+        waiting = [then for wait in self._waits.values() for then in wait.then]
+        waiting += self._settled
+        self._settled = []
+        self._holders.clear()
+        self._of.clear()
+        self._waits.clear()
+        self._pending.clear()
+        self._unsettled.clear()
+        self.outbox.clear()
+        return waiting
+
+    def is_settled(self, now: float) -> bool:
+        """Whether no lease of a leader before us is left."""
+        if self._unsettled and now >= self._honoured_until:
+            self._unsettled.clear()
+        return not self._unsettled
+
+    def when_settled(self, then: Done) -> None:
+        self._settled.append(then)
+
+    # -- sessions
+
+    def begin(self, session: int, now: float) -> list[Done]:
+        """It has no lease, whatever it had before.  Returns what need not wait any more."""
+        done = self.drop(session)
+        self._holders[session] = _Holder(now)
+        return done
+
+    def drop(self, session: int) -> list[Done]:
+        """It is gone, or its leases have run out."""
+        self._unsettled.discard(session)
+        holder = self._holders.pop(session, None)
+        if holder is not None:
+            for ino in holder.inos:
+                self._forget(ino, session)
+        done = [
+            then
+            for wait in list(self._waits.values())
+            if session in wait.left
+            for then in self._answered(wait, session)
+        ]
+        return done + self._when_settled()
+
+    def _when_settled(self) -> list[Done]:
+        if self._unsettled:
+            return []
+        settled, self._settled = self._settled, []
+        return settled
+
+    def hear(self, session: int, now: float) -> bool:
+        """It has asked us something.  Returns whether its leases are good for the whole time again:
+        not while it owes us an answer for long.
+        """
+        holder = self._holders.get(session)
+        if holder is None:
+            return False
+        if holder.asked and now - next(iter(holder.asked.values())) > self.ttl_ms / 2:
+            return False
+        holder.heard = now
+        return True
+
+    def look(self, now: float) -> list[Done]:
+        """To be called often: what need not wait any more because leases have run out."""
+        done: list[Done] = []
+        if self._unsettled and self.is_settled(now):
+            done += self._when_settled()
+        if not self._waits:
+            return done
+        for session in {one for wait in self._waits.values() for one in wait.left}:
+            holder = self._holders.get(session)
+            if holder is None or now - holder.heard > self.ttl_ms:
+                done += self.drop(session)
+        return done
+
+    def has_begun(self, session: int) -> bool:
+        return session in self._holders
+
+    # -- what is read
+
+    def blocked(self, seen: Collection[Ino], session: int) -> Wait | None:
+        """A change that an answer from these inodes would tell of too early.  Who is himself asked
+        to forget them may hear of it: the kernel may hold a lock on what he has to forget for as
+        long as he waits for an answer.
+        """
+        pending = self._pending
+        if not pending:
+            return None
+        for ino in seen:
+            for wait in pending.get(ino, ()):
+                if wait.holds_back and wait.left - {session}:
+                    return wait
+        return None
+
+    def grant(self, session: int, seen: Collection[Ino], now: float) -> bool:
+        """A lease on each of these inodes, or on none."""
+        holder = self._holders.get(session)
+        if holder is None or not self._may_have(seen, now):
+            return False
+        held, of = holder.inos, self._of
+        for ino in seen:
+            if ino in held or not ino:
+                continue
+            held[ino] = None
+            who = of.get(ino)
+            if who is None:
+                of[ino] = {session: None}
+            else:
+                who[session] = None
+        self.granted += len(seen)
+        if len(held) > self._held_max:
+            self._recall_oldest(session, holder)
+        return True
+
+    def _may_have(self, seen: Collection[Ino], now: float) -> bool:
+        pending, heat = self._pending, self._heat
+        if pending and not pending.keys().isdisjoint(seen):
+            return False
+        if heat:
+            for ino in seen:
+                found = heat.get(ino)
+                if found is not None and now < found.until:
+                    return False
+        return True
+
+    def _recall_oldest(self, session: int, holder: _Holder) -> None:
+        """More than it needs, so that it does not have to be done for each new one."""
+        count = len(holder.inos) - self._held_max + self._held_max // 16
+        items = []
+        for ino in list(holder.inos)[:count]:
+            items.append(Item(ino, (), True))
+        self._ask({session: items}, tuple(item.ino for item in items), holds_back=False)
+
+    # -- what changes
+
+    def changed(
+        self, session: int, changes: Mapping[Ino, tuple[bytes, ...]], now: float
+    ) -> Wait | None:
+        """A command of `session` has changed these inodes, and of directories these names.
+
+        Returns what its answer has to wait for, if anything; `outbox` has what is to be sent.
+        """
+        asked: dict[int, list[Item]] = {}
+        touched: list[Ino] = []
+        for ino, names in changes.items():
+            who = self._of.get(ino)
+            if who is None or not (who.keys() - {session}):
+                continue
+            touched.append(ino)
+            is_whole = self._warm(ino, now)
+            for other in who.keys() - {session}:
+                asked.setdefault(other, []).append(Item(ino, names, is_whole))
+        if not asked:
+            return None
+        return self._ask(asked, tuple(touched), holds_back=True)
+
+    def _warm(self, ino: Ino, now: float) -> bool:
+        """Count a recall.  Returns whether the inode is to be granted to nobody for a while."""
+        heat = self._heat.get(ino)
+        if heat is None:
+            if len(self._heat) >= HEAT_KEPT:
+                del self._heat[next(iter(self._heat))]
+            heat = self._heat[ino] = _Heat(now)
+        if now - heat.since > HOT_WITHIN_MS:
+            if now - heat.since > 2 * heat.cool_ms + HOT_WITHIN_MS:
+                heat.cool_ms = COOL_FIRST_MS
+            heat.since, heat.count = now, 0
+        heat.count += 1
+        if heat.count < HOT_RECALLS:
+            return False
+        heat.until = now + heat.cool_ms
+        heat.cool_ms = min(2 * heat.cool_ms, COOL_MAX_MS)
+        heat.count, heat.since = 0, heat.until
+        return True
+
+    def _ask(
+        self, asked: Mapping[int, list[Item]], inos: tuple[Ino, ...], *, holds_back: bool
+    ) -> Wait:
+        wait = Wait(self._next, inos, set(asked), holds_back=holds_back)
+        self._next += 1
+        self._waits[wait.number] = wait
+        for ino in inos:
+            self._pending.setdefault(ino, []).append(wait)
+        for session, items in asked.items():
+            self.outbox.append(Recall(session, wait.number, tuple(items)))
+            self.recalls += 1
+        return wait
+
+    def sent(self, recall: Recall, now: float) -> None:
+        holder = self._holders.get(recall.session)
+        if holder is not None:
+            holder.asked[recall.number] = now
+
+    def answered(self, recall: Recall) -> list[Done]:
+        """A session has forgotten what it was asked to.  Returns what need not wait any more."""
+        holder = self._holders.get(recall.session)
+        if holder is not None and holder.asked.pop(recall.number, None) is not None:
+            for item in recall.items:
+                if item.is_whole and item.ino in holder.inos:
+                    del holder.inos[item.ino]
+                    self._forget(item.ino, recall.session)
+        wait = self._waits.get(recall.number)
+        return [] if wait is None else self._answered(wait, recall.session)
+
+    def _answered(self, wait: Wait, session: int) -> list[Done]:
+        wait.left.discard(session)
+        if wait.left:
+            return []
+        del self._waits[wait.number]
+        for ino in wait.inos:
+            others = self._pending[ino]
+            others.remove(wait)
+            if not others:
+                del self._pending[ino]
+        return wait.then
+
+    def _forget(self, ino: Ino, session: int) -> None:
+        who = self._of.get(ino)
+        if who is not None:
+            who.pop(session, None)
+            if not who:
+                del self._of[ino]
+
+    # -- for people
+
+    def told(self) -> dict[int, int]:
+        """How many leases each session has."""
+        return {session: len(holder.inos) for session, holder in self._holders.items()}

@@ -1,0 +1,432 @@
+"""A `Meta` that answers from what it knows, as long as it has leases on it.
+
+To the filesystem it looks as the metadata of the cluster does.  It keeps names and attributes,
+learns whole directories when several of their names are asked for, and forgets what the leader
+recalls; `on_recall` has the door make the kernel forget it too, and only then the leader hears that
+it is forgotten.
+
+Leases are tied to one connection to who leads.  When there is another one, everything is forgotten,
+and then `begin` says so.  They are good until `valid_until`; who comes too late to renew them has
+none.
+"""
+
+import logging
+import random
+import time
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Any, Final, TypeVar
+
+import msgspec
+import trio
+
+from mountfs.errors import Fault, FsError
+from mountfs.inline import leave
+from mountfs.meta.client import RemoteMeta
+from mountfs.meta.command import Command, Query
+from mountfs.meta.leases import Item
+from mountfs.meta.ops.link import Link
+from mountfs.meta.ops.make import Make
+from mountfs.meta.ops.mkdir import Mkdir
+from mountfs.meta.ops.read import GetAttr, Listing, Lookup, Opening, ReadDir
+from mountfs.meta.ops.rmdir import Rmdir
+from mountfs.meta.ops.symlink import Symlink
+from mountfs.meta.ops.unlink import Unlink
+from mountfs.meta.protocol import Answer, Changed, Method, Recalled, encode
+from mountfs.meta.records import ATTRIBUTES_BYTES, Attributes, ino_of
+from mountfs.meta.retry import Backoff
+from mountfs.types import Ino
+from mountfs.vfs.known import NO_INO, Known
+from mountfs.wire.connection import Body, Disconnected
+from mountfs.wire.frames import Parts
+from mountfs.wire.stream import Client
+
+log = logging.getLogger(__name__)
+
+R = TypeVar("R")
+
+RENEWS_PER_TTL: Final = 4
+MARGIN: Final = 0.1
+"""This part of the time that leases are good for is given away: clocks do not run alike, and the
+kernel is to have forgotten when the time is over.
+"""
+ANSWER_S: Final = 2.0
+LOOK_S: Final = 0.2
+LISTED_AFTER: Final = 2
+"""When so many names of a directory have been asked for that are not known, it is listed."""
+LISTED_ROWS: Final = 512
+LISTED_MAX: Final = 16_384
+"""Of a directory larger than that, single names are asked for."""
+LOOKED_MAX: Final = 4_096
+
+Forget = Callable[[Sequence[Item]], Awaitable[None]]
+
+
+async def _nobody(items: Sequence[Item]) -> None:
+    return
+
+
+def _boot_time() -> float:
+    """Seconds, and also those for which the machine sleeps: leases run out meanwhile."""
+    return time.clock_gettime(time.CLOCK_BOOTTIME)
+
+
+class LeasedMeta:
+    """`remote`: with `Options.caches`.  Somebody must `run` it."""
+
+    def __init__(self, remote: RemoteMeta, clock: Callable[[], float] = _boot_time) -> None:
+        self.remote = remote
+        self.known = Known()
+        self.on_recall: Forget = _nobody
+        """Make the door forget this, and return when it has."""
+        self.on_forget: Callable[[Sequence[Ino]], Awaitable[None]] = self._nothing
+        """Make the door forget everything; these inodes are those that we had leases on."""
+        self.on_touched: Callable[[Sequence[Item]], None] = lambda items: None
+        """Told at once that others have changed this."""
+        self.on_valid: Callable[[float], None] = lambda seconds: None
+        """Told for how many seconds our leases are good from now on."""
+        self._clock = clock
+        self.valid_until = 0.0
+        self._ttl_s = 0.0
+        self._link: Client | None = None
+        self._anew = trio.Event()
+        self._looked: dict[Ino, int] = {}
+        """How many names of a directory were asked for; -1: it is too large to be listed."""
+        self._listing: set[Ino] = set()
+        self.hits = 0
+        self.misses = 0
+        self.recalls = 0
+        self.begun = 0
+        remote.router.on_push = self._pushed
+
+    @staticmethod
+    async def _nothing(inos: Sequence[Ino]) -> None:
+        return
+
+    # -- as a `Meta`
+
+    @property
+    def session(self) -> int:
+        return self.remote.session
+
+    @session.setter
+    def session(self, number: int) -> None:
+        self.remote.session = number
+
+    def now(self) -> int:
+        return self.remote.now()
+
+    def __getattr__(self, name: str) -> Any:
+        """All that has nothing to do with leases."""
+        return getattr(self.remote, name)
+
+    async def read(self, query: Query[R]) -> R:
+        kind = type(query)
+        if kind is Lookup:
+            return await self._lookup(query)  # type: ignore[arg-type, return-value]
+        if kind is GetAttr:
+            found = self.attributes(query.ino)  # type: ignore[attr-defined]
+            if found is not None:
+                self.hits += 1
+                return found  # type: ignore[return-value]
+        mark = self.known.mark()
+        flags, answer = await self._ask(query)
+        if isinstance(answer, FsError):
+            raise answer
+        if flags & Answer.GRANTED:
+            if kind is GetAttr:
+                self.known.learn(answer, mark)
+            elif kind is Opening:
+                self.known.learn(answer.attributes, mark)
+            elif kind is ReadDir and query.with_attributes:  # type: ignore[attr-defined]
+                self._learn_listing(query, answer, mark)  # type: ignore[arg-type]
+            elif hasattr(query, "ino") and self.known.is_fresh(query.ino, mark):
+                self.known.hold(query.ino)
+        return answer  # type: ignore[no-any-return]
+
+    async def propose(self, command: Command[R]) -> R:
+        mark = self.known.mark()
+        sent = self._clock()
+        try:
+            answer, reply = await self.remote.propose_leased(command)
+        except FsError as error:
+            if error.fault is Fault.TIMED_OUT:  # nobody knows what it has done
+                await self.forget()
+            raise
+        except trio.Cancelled:
+            self._doubt(command)
+            raise
+        if answer.flags & Answer.UNKNOWN:
+            self._doubt(command)
+        else:
+            self._learn_changes(command, answer, reply, mark)
+        self._renewed(answer.flags, sent)
+        return reply
+
+    # -- what may be believed
+
+    @property
+    def is_valid(self) -> bool:
+        return self._clock() < self.valid_until
+
+    def covers(self, ino: Ino) -> bool:
+        """Whether what is known of it is so, until we are told."""
+        return ino in self.known.held and self.is_valid
+
+    def attributes(self, ino: Ino) -> Attributes | None:
+        return self.known.attributes(ino) if self.is_valid else None
+
+    def child(self, parent: Ino, name: bytes) -> Ino | None:
+        """NO_INO: there is no such name.  None: that is not known."""
+        return self.known.child(parent, name) if self.is_valid else None
+
+    # -- asking
+
+    async def _ask(self, query: Query[Any]) -> tuple[int, Any]:
+        self.misses += 1
+        sent = self._clock()
+        flags, answer = await self.remote.read_leased(query)
+        self._renewed(flags, sent)
+        return flags, answer
+
+    async def _lookup(self, query: Lookup) -> Attributes:
+        parent, name = query.parent, query.name
+        if not query.cred.checked or name in (b".", b".."):
+            _, answer = await self._ask(query)
+            if isinstance(answer, FsError):
+                raise answer
+            return answer  # type: ignore[no-any-return]
+        found = self._known_name(parent, name)
+        if found is not None:
+            return found
+        if self._is_worth_listing(parent):
+            await self._list(parent)
+            found = self._known_name(parent, name)
+            if found is not None:
+                return found
+        mark = self.known.mark()
+        flags, answer = await self._ask(query)
+        if flags & Answer.GRANTED:
+            child = NO_INO if isinstance(answer, FsError) else ino_of(answer)
+            self.known.learn_name(parent, name, child, mark)
+            if not isinstance(answer, FsError):
+                self.known.learn(answer, mark)
+        if isinstance(answer, FsError):
+            raise answer
+        return answer  # type: ignore[no-any-return]
+
+    def _known_name(self, parent: Ino, name: bytes) -> Attributes | None:
+        """Raises NOT_FOUND if it is known that there is no such name."""
+        child = self.child(parent, name)
+        if child is None:
+            return None
+        if child == NO_INO:
+            self.hits += 1
+            raise FsError(Fault.NOT_FOUND)
+        found = self.known.attributes(child)
+        if found is not None:
+            self.hits += 1
+        return found
+
+    def _is_worth_listing(self, parent: Ino) -> bool:
+        if parent in self._listing or self.known.is_complete(parent):
+            return False
+        asked = self._looked.pop(parent, 0)
+        if asked >= 0:
+            asked += 1
+        if len(self._looked) >= LOOKED_MAX:
+            del self._looked[next(iter(self._looked))]
+        self._looked[parent] = asked
+        return asked >= LISTED_AFTER and self.covers(parent)
+
+    async def _list(self, parent: Ino) -> None:
+        """Learn the next part of a directory."""
+        self._listing.add(parent)
+        try:
+            after = self.known.next_position(parent)
+            mark = self.known.mark()
+            query = ReadDir(parent, after, LISTED_ROWS, True)
+            flags, answer = await self._ask(query)
+            if isinstance(answer, FsError):
+                return
+            if flags & Answer.GRANTED:
+                self._learn_listing(query, answer, mark)
+            rounds = self._looked.get(parent, 0) - LISTED_AFTER + 1
+            if not flags & Answer.GRANTED or rounds * LISTED_ROWS >= LISTED_MAX:
+                self._looked[parent] = -1
+        finally:
+            self._listing.discard(parent)
+
+    def _learn_listing(self, query: ReadDir, answer: Listing, mark: int) -> None:
+        self.known.learn_listing(query.ino, query.after, query.limit, answer, mark)
+
+    # -- what we have changed
+
+    def _learn_changes(self, command: Command[Any], answer: Changed, reply: Any, mark: int) -> None:
+        known = self.known
+        names = _names_of(command)
+        fresh = {ino: known.is_fresh(ino, mark) for ino in answer.changes}
+        for ino in answer.changes:
+            known.touch(ino)
+        for parent, name in names:
+            if not fresh.get(parent, False) or not isinstance(command, _KEEPS_COMPLETE):
+                known.forget_name(parent, name)
+        if not answer.flags & Answer.GRANTED:
+            return
+        attributes = _attributes_in(reply)
+        now = known.mark()
+        if attributes is not None and fresh.get(ino_of(attributes), False):
+            known.learn(attributes, now)
+        if not names or not fresh.get(names[0][0], False):
+            return
+        parent, name = names[0]
+        if attributes is not None and isinstance(command, _MAKES):
+            known.learn_name(parent, name, ino_of(attributes), now)
+        elif isinstance(command, (Unlink, Rmdir)):
+            known.learn_name(parent, name, NO_INO, now)
+
+    def _doubt(self, command: Command[Any]) -> None:
+        """It may have been carried out, or will be: nothing that it could change is known."""
+        for field in ("ino", "parent", "new_parent", "source", "target"):
+            ino = getattr(command, field, None)
+            if isinstance(ino, int):
+                self.known.touch(Ino(ino))
+                self.known.forget_names(Ino(ino))
+        for parent, name in _names_of(command):
+            child = self.known.child(parent, name)
+            if child:
+                self.known.touch(child)
+
+    # -- the leader
+
+    async def _pushed(self, link: Client, method: int, body: Body) -> Parts:
+        if method != Method.RECALL:
+            raise FsError(Fault.NOT_IMPLEMENTED, f"a client has no method {method}")
+        try:
+            items = msgspec.msgpack.decode(body, type=Recalled).items
+        except msgspec.MsgspecError as error:
+            raise FsError(Fault.INVALID, f"no recall: {error}") from None
+        if link is not self._link:
+            return b""  # we have forgotten all that it has granted
+        self.recalls += 1
+        self.known.recall(items)
+        self.on_touched(items)
+        await leave()
+        await self.on_recall(items)
+        return b""
+
+    async def run(self) -> None:
+        """Have leases, until cancelled."""
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self._look_at_the_time)
+            await self._have_leases()
+
+    async def _look_at_the_time(self) -> None:
+        """Leases that have run out are to be forgotten at once."""
+        while True:
+            left = self.valid_until - self._clock()
+            if left <= 0 and self.known.held:
+                log.info("leases have run out: the leader has not been heard of")
+                await self.forget()
+            await trio.sleep(left if left > 0 else LOOK_S)
+
+    async def _have_leases(self) -> None:
+        backoff = Backoff()
+        while True:
+            try:
+                await self._hold_leases()
+                backoff = Backoff()
+            except (Disconnected, FsError, trio.TooSlowError) as error:
+                log.debug("leases: %s", error)
+                await trio.sleep(backoff.pause_s(random.random()))
+
+    async def _hold_leases(self) -> None:
+        link = await self.remote.router.leader()
+        await self.forget()
+        sent = self._clock()
+        self._anew = trio.Event()
+        with trio.fail_after(ANSWER_S):
+            try:
+                answer = await link.call(Method.BEGIN, encode(self.session))
+            except FsError as error:
+                if error.fault is Fault.NOT_LEADER:
+                    self.remote.router.forget(link)
+                raise
+        self._ttl_s = msgspec.msgpack.decode(answer, type=int) / 1000
+        self._link = link
+        self.begun += 1
+        self._good_until(sent)
+        try:
+            while not self._anew.is_set():
+                with trio.move_on_after(self._ttl_s / RENEWS_PER_TTL):
+                    await _first(self._anew, link.closed)
+                if link.why is not None:
+                    self.remote.router.forget(link)
+                    return
+                await self._renew(link)
+        finally:
+            self._link = None
+
+    async def _renew(self, link: Client) -> None:
+        sent = self._clock()
+        with trio.fail_after(self._ttl_s):
+            try:
+                flags = (await link.call(Method.HOLD, encode(self.session)))[0]
+            except FsError as error:
+                if error.fault is Fault.NOT_LEADER:
+                    self.remote.router.forget(link)
+                raise
+        self._renewed(flags, sent)
+
+    def _renewed(self, flags: int, sent: float) -> None:
+        if flags & Answer.BEGIN:
+            self._anew.set()
+        elif flags & Answer.RENEWED and self._link is not None:
+            self._good_until(sent)
+
+    def _good_until(self, sent: float) -> None:
+        until = sent + self._ttl_s * (1 - MARGIN)
+        if until > self.valid_until:
+            self.valid_until = until
+            self.on_valid(until - self._clock())
+
+    async def forget(self) -> None:
+        """Everything, here and in the kernel."""
+        self.valid_until = 0.0
+        self.on_valid(0.0)
+        held = list(self.known.held)
+        self.known.forget()
+        self._looked.clear()
+        await self.on_forget(held)
+
+
+_MAKES: Final = (Make, Mkdir, Symlink, Link)
+_KEEPS_COMPLETE: Final = (*_MAKES, Unlink, Rmdir)
+
+
+def _names_of(command: Command[Any]) -> list[tuple[Ino, bytes]]:
+    found = []
+    for parent, name in (("parent", "name"), ("new_parent", "new_name")):
+        where, what = getattr(command, parent, None), getattr(command, name, None)
+        if isinstance(where, int) and isinstance(what, bytes):
+            found.append((Ino(where), what))
+    return found
+
+
+def _attributes_in(reply: Any) -> Attributes | None:
+    """Those in the reply of a command, which come first if there are any."""
+    first = reply[0] if isinstance(reply, (tuple, list)) and reply else reply
+    if isinstance(first, bytes) and len(first) == ATTRIBUTES_BYTES:
+        return Attributes(first)
+    return None
+
+
+async def _first(*events: trio.Event) -> None:
+    """Return when one of them is set."""
+    async with trio.open_nursery() as nursery:
+
+        async def wait(event: trio.Event) -> None:
+            await event.wait()
+            nursery.cancel_scope.cancel()
+
+        for event in events:
+            nursery.start_soon(wait, event)

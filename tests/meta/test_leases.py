@@ -1,0 +1,235 @@
+"""Leases: who is asked to forget what, and who waits for it."""
+
+from collections.abc import Sequence
+from functools import partial
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from mountfs.meta.leases import COOL_FIRST_MS, HOT_RECALLS, Leases, Recall, Wait
+from mountfs.types import Ino
+
+A, B, C = 1, 2, 3
+DIRECTORY, FILE = Ino(10), Ino(20)
+TTL = 6_000
+
+
+def leases(*sessions: int, held_max: int = 1_000) -> Leases:
+    found = Leases(TTL, held_max)
+    for session in sessions:
+        found.begin(session, 0)
+    return found
+
+
+def sent(found: Leases, now: float = 0) -> list[Recall]:
+    recalls, found.outbox = found.outbox, []
+    for recall in recalls:
+        found.sent(recall, now)
+    return recalls
+
+
+def changed(found: Leases, session: int, ino: Ino, *names: bytes, now: float = 0) -> Wait:
+    wait = found.changed(session, {ino: names}, now)
+    assert wait is not None
+    return wait
+
+
+def test_a_change_waits_for_others_who_have_a_lease_and_for_nobody_else() -> None:
+    found = leases(A, B, C)
+    assert found.grant(A, [DIRECTORY], 0)
+    assert found.grant(B, [DIRECTORY], 0)
+    wait = changed(found, B, DIRECTORY, b"new")
+    assert wait.left == {A}
+    (recall,) = sent(found)
+    assert (recall.session, recall.items[0].ino, recall.items[0].names) == (A, DIRECTORY, (b"new",))
+    over: list[str] = []
+    wait.then.append(lambda: over.append("over"))
+    for then in found.answered(recall):
+        then()
+    assert over == ["over"]
+    assert found.changed(C, {FILE: ()}, 0) is None
+
+
+def test_what_is_held_back_is_told_to_nobody_but_who_is_to_forget_it() -> None:
+    found = leases(A, B, C)
+    found.grant(A, [FILE], 0)
+    wait = changed(found, B, FILE)
+    assert found.blocked({FILE}, B) is wait
+    assert found.blocked({FILE}, C) is wait
+    assert found.blocked({DIRECTORY}, C) is None
+    assert found.blocked({FILE}, A) is None
+    assert not found.grant(A, [FILE], 0)
+    assert not found.grant(C, [FILE], 0)
+    (recall,) = sent(found)
+    found.answered(recall)
+    assert found.blocked({FILE}, C) is None
+    assert found.grant(C, [FILE], 0)
+
+
+def test_who_has_forgotten_names_keeps_the_lease_on_the_directory() -> None:
+    found = leases(A, B)
+    found.grant(A, [DIRECTORY], 0)
+    changed(found, B, DIRECTORY, b"one")
+    (recall,) = sent(found)
+    assert not recall.items[0].is_whole
+    found.answered(recall)
+    assert changed(found, B, DIRECTORY, b"two").left == {A}
+
+
+def test_what_changes_often_is_granted_to_nobody_for_a_while() -> None:
+    found = leases(A, B)
+    for _ in range(HOT_RECALLS):
+        assert found.grant(A, [DIRECTORY], 0)
+        changed(found, B, DIRECTORY, b"name")
+        (recall,) = sent(found)
+        found.answered(recall)
+    assert recall.items[0].is_whole
+    assert not found.grant(A, [DIRECTORY], 0)
+    assert found.changed(B, {DIRECTORY: (b"name",)}, 0) is None
+    assert found.grant(A, [DIRECTORY], COOL_FIRST_MS)
+
+
+def test_a_lease_of_who_is_silent_runs_out_and_not_before() -> None:
+    found = leases(A, B)
+    found.grant(A, [FILE], 0)
+    found.hear(A, 1_000)
+    wait = changed(found, B, FILE, now=2_000)
+    over: list[str] = []
+    wait.then.append(lambda: over.append("over"))
+    assert found.look(1_000 + TTL) == []
+    for then in found.look(1_000 + TTL + 1):
+        then()
+    assert over == ["over"]
+    assert not found.has_begun(A)
+
+
+def test_who_does_not_answer_a_recall_is_not_renewed_for_ever() -> None:
+    found = leases(A, B)
+    found.grant(A, [FILE], 0)
+    changed(found, B, FILE)
+    sent(found, 0)
+    assert found.hear(A, TTL / 2)
+    assert not found.hear(A, TTL / 2 + 1)
+    assert found.look(TTL + TTL / 2 + 1) is not None
+    assert not found.has_begun(A)
+
+
+def test_who_begins_anew_has_nothing_and_owes_nothing() -> None:
+    found = leases(A, B)
+    found.grant(A, [FILE], 0)
+    wait = changed(found, B, FILE)
+    over: list[str] = []
+    wait.then.append(lambda: over.append("over"))
+    (recall,) = sent(found)
+    for then in found.begin(A, 10):
+        then()
+    assert over == ["over"]
+    assert found.grant(A, [FILE], 10)
+    found.answered(recall)  # of before: it must not take the new lease away
+    assert changed(found, B, FILE).left == {A}
+
+
+def test_a_new_leader_waits_for_those_who_may_have_leases_of_the_last_one() -> None:
+    found = Leases(TTL)
+    found.lead([A, B], 100)
+    settled: list[str] = []
+    assert not found.is_settled(100)
+    found.when_settled(lambda: settled.append("settled"))
+    assert found.begin(A, 200) == []
+    for then in found.begin(B, 300):
+        then()
+    assert settled == ["settled"]
+    assert found.is_settled(300)
+
+
+def test_a_new_leader_waits_no_longer_than_leases_are_good() -> None:
+    found = Leases(TTL)
+    found.lead([A], 100)
+    found.when_settled(lambda: None)
+    assert found.look(99 + TTL) == []
+    assert len(found.look(100 + TTL)) == 1
+
+
+def test_leases_are_bounded_and_the_oldest_go() -> None:
+    found = leases(A, B, held_max=32)
+    for ino in range(1, 34):
+        found.grant(A, [Ino(ino)], 0)
+    (recall,) = sent(found)
+    assert [item.ino for item in recall.items] == [1, 2, 3]
+    assert found.blocked({Ino(1)}, B) is None  # nothing has changed
+    assert not found.grant(A, [Ino(1)], 0)  # what is granted now would be taken away with the rest
+    found.answered(recall)
+    assert found.told() == {A: 30, B: 0}
+    assert found.changed(B, {Ino(1): ()}, 0) is None
+
+
+def test_who_leads_no_more_lets_all_go_that_wait() -> None:
+    found = leases(A, B)
+    found.grant(A, [FILE], 0)
+    wait = changed(found, B, FILE)
+    wait.then.append(lambda: None)
+    assert len(found.lead_no_more()) == 1
+    assert found.blocked({FILE}, C) is None
+
+
+steps = st.lists(
+    st.one_of(
+        st.tuples(st.just("grant"), st.integers(1, 3), st.integers(1, 4)),
+        st.tuples(st.just("change"), st.integers(1, 3), st.integers(1, 4)),
+        st.tuples(st.just("answer"), st.integers(0, 7), st.just(0)),
+        st.tuples(st.just("begin"), st.integers(1, 3), st.just(0)),
+        st.tuples(st.just("wait"), st.integers(1, 4_000), st.just(0)),
+    ),
+    max_size=60,
+)
+
+
+@given(steps)
+def test_nobody_believes_what_an_acknowledged_change_has_made_untrue(
+    steps: Sequence[tuple[str, int, int]],
+) -> None:
+    """A model of three sessions: what each believes it has a lease on, and since which change."""
+    found = leases(A, B, C)
+    now = 0.0
+    version: dict[int, int] = {}
+    believes: dict[int, dict[int, int]] = {A: {}, B: {}, C: {}}
+    until = {A: float(TTL), B: float(TTL), C: float(TTL)}
+    recalls: list[Recall] = []
+
+    def acknowledged(ino: int, number: int, changer: int) -> None:
+        """The change of `ino` that made it `number` is answered."""
+        for session, known in believes.items():
+            if session != changer and now < until[session] and ino in known:
+                assert known[ino] >= number, (session, ino, known, number)
+
+    for what, one, two in steps:
+        if what == "grant":
+            if found.hear(one, now):
+                until[one] = now + TTL
+            if found.blocked({Ino(two)}, one) is None and found.grant(one, [Ino(two)], now):
+                believes[one][two] = version.get(two, 0)
+        elif what == "change":
+            version[two] = number = version.get(two, 0) + 1
+            if two in believes[one]:
+                believes[one][two] = number
+            wait = found.changed(one, {Ino(two): ()}, now)
+            recalls += sent(found, now)
+            if wait is None:
+                acknowledged(two, number, one)
+            else:
+                wait.then.append(partial(acknowledged, two, number, one))
+        elif what == "answer" and recalls:
+            recall = recalls.pop(one % len(recalls))
+            for item in recall.items:
+                believes[recall.session].pop(item.ino, None)
+            for then in found.answered(recall):
+                then()
+        elif what == "begin":
+            believes[one].clear()
+            for then in found.begin(one, now):
+                then()
+            until[one] = now + TTL
+        elif what == "wait":
+            now += one
+            for then in found.look(now):
+                then()
