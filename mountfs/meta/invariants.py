@@ -4,7 +4,8 @@ All rows are gone through in the order of their keys, which is inode by inode; t
 reference is looked up by its key.  What is left to be counted across inodes (names, references to
 slices) is counted in bitmaps, for a window of numbers at a time.  So memory is bounded, however
 many files there are: 64 MiB of bitmaps, the rows of one chunk, the orphans of the sessions, and an
-entry for each file with several names and each slice with several references.
+entry for each file with several names, each slice with several references and each directory above
+a retained file.
 """
 
 import stat
@@ -32,6 +33,7 @@ from mountfs.meta.records import (
     unpack_slice,
     unpack_used,
 )
+from mountfs.meta.retention_invariants import retention_marks, retention_rows
 from mountfs.meta.tree import Tree
 from mountfs.types import BLOCK_BYTES, CHUNK_BYTES, ROOT, Ino, SliceId
 
@@ -57,6 +59,7 @@ def violations(tree: Tree, *, window: int = WINDOW) -> Iterator[str]:
     yield from _orphans(tree)
     yield from _holders(tree)
     yield from _tangles(tree)
+    yield from retention_rows(tree)
     for start in range(0, tree.counters.next_ino, window):
         yield from _names(tree, start, start + window)
     for start in range(0, tree.counters.next_slice, window):
@@ -130,7 +133,7 @@ def _inode(tree: Tree, inode: Inode, rows: Iterator[Row]) -> Iterator[str]:
                     yield from _xattr(inode, rest, value)
                 case keys.LOCKS:
                     yield from _locks(tree, inode)
-                case keys.PIECE:
+                case keys.PIECE | keys.RETENTION | keys.DEFAULT_RETENTION | keys.RETAINED_BELOW:
                     pass
                 case _:
                     yield f"has a row of unknown kind {kind:#x}"
@@ -151,6 +154,7 @@ def _inode(tree: Tree, inode: Inode, rows: Iterator[Row]) -> Iterator[str]:
         yield "has extended attributes without the mark"
     if bool(inode.marks & HAS_LOCKS) != bool(counts[keys.LOCKS]):
         yield "is marked for locks as it should not be"
+    yield from retention_marks(inode, counts)
     if counts[keys.BLOCKS] and not inode.marks & HAS_SLICES:
         yield "has blocks without the mark for slices"
     if counts[keys.PIECE] != pieces:

@@ -17,6 +17,9 @@ The values are in `records.py`, both formats in docs/formats.md.
 | i   | 0x34 |                                    | target of a symlink                        |
 | i   | 0x40 | name                               | an extended attribute                      |
 | i   | 0x50 |                                    | the locks held on the file                 |
+| i   | 0x60 |                                    | retention of a file: mode, until, hold     |
+| i   | 0x62 |                                    | retention that files of a tree get         |
+| i   | 0x64 |                                    | a directory's: holds below, latest until   |
 | 0   | 0x01 |                                    | counters                                   |
 | 0   | 0x02 | session u64, ino u64               | an orphan: no name, still in use           |
 | 0   | 0x03 | session u64                        | session: its last replies                  |
@@ -28,6 +31,7 @@ The values are in `records.py`, both formats in docs/formats.md.
 | 0   | 0x09 | node u64                           | a machine of the cluster                   |
 | 0   | 0x0a | volume u64                         | a volume of the cluster: who has it        |
 | 0   | 0x0b | volume u64, slice u64              | used: some file refers to this slice       |
+| 0   | 0x65 | ino u64                            | written, and to get a tree's retention     |
 """
 
 import struct
@@ -42,6 +46,7 @@ _SLICE = struct.Struct(">QBQQI")
 INODE, DENTRY, ENTRY = 0x10, 0x20, 0x21
 CONTENT, BLOCKS, SLICES, PIECE, TARGET = 0x30, 0x31, 0x32, 0x33, 0x34
 XATTR, LOCKS = 0x40, 0x50
+RETENTION, DEFAULT_RETENTION, RETAINED_BELOW, UNCOMMITTED = 0x60, 0x62, 0x64, 0x65
 ORPHAN, SESSION, GARBAGE, SHARED, TANGLED, LOCKED = range(2, 8)
 NODE, VOLUME, USED = 9, 10, 11
 
@@ -124,6 +129,27 @@ def xattrs(ino: Ino) -> Range:
 
 def locks(ino: Ino) -> bytes:
     return _INO_KIND.pack(ino, LOCKS)
+
+
+def retention(ino: Ino) -> bytes:
+    return _INO_KIND.pack(ino, RETENTION)
+
+
+def default_retention(directory: Ino) -> bytes:
+    return _INO_KIND.pack(directory, DEFAULT_RETENTION)
+
+
+def retained_below(directory: Ino) -> bytes:
+    return _INO_KIND.pack(directory, RETAINED_BELOW)
+
+
+def uncommitted(ino: Ino) -> bytes:
+    return _INO_KIND_64.pack(0, UNCOMMITTED, ino)
+
+
+def uncommitteds(after: int = 0) -> Range:
+    """Files behind that one."""
+    return _INO_KIND_64.pack(0, UNCOMMITTED, after + 1), _INO_KIND.pack(0, UNCOMMITTED + 1)
 
 
 def orphan(session: int, ino: Ino) -> bytes:

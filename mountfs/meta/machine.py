@@ -23,6 +23,7 @@ class Asked(msgspec.Struct):
     answered: int
     time: int
     command: Command[Any]
+    proven: int = 0
 
 
 class MetaMachine:
@@ -40,6 +41,8 @@ class MetaMachine:
         self.on_applied: Callable[[Command[Any], object], None] = lambda command, reply: None
         """Told of each command that has been taken in."""
         self.on_installed: Callable[[], None] = lambda: None
+        self.proven: Callable[[], int] = lambda: 0
+        """The time that has passed for certain, as far as the leader knows; 0: it does not."""
 
     @property
     def applied(self) -> LogIndex:
@@ -47,7 +50,7 @@ class MetaMachine:
 
     def ask(self, session: int, sequence: int, answered: int, command: Command[Any]) -> Asked:
         """What to propose for a command; the time is the leader's, which does not go back."""
-        return Asked(session, sequence, answered, self.now(), command)
+        return Asked(session, sequence, answered, self.now(), command, self.proven())
 
     def now(self) -> int:
         """In nanoseconds since 1970; it does not go back, even if the clock does."""
@@ -57,7 +60,7 @@ class MetaMachine:
     @staticmethod
     def encoded(asked: Asked) -> bytes:
         return encode_entry(
-            asked.session, asked.sequence, asked.answered, asked.time, asked.command
+            asked.session, asked.sequence, asked.answered, asked.time, asked.command, asked.proven
         )
 
     def apply(self, entry: Entry, subject: Any) -> object:
@@ -70,7 +73,7 @@ class MetaMachine:
         try:
             reply = machine.apply(
                 entry.index, asked.session, asked.sequence, asked.answered, asked.time,
-                asked.command,
+                asked.command, asked.proven,
             )  # fmt: skip
         except FsError as error:
             if machine.applied != entry.index:

@@ -36,6 +36,10 @@ _SIZE = struct.Struct("<Q")
 _MODE = struct.Struct("<I")
 assert _ATTRIBUTES.size == ATTRIBUTES_BYTES
 
+MODE_AT, PARENT_AT, VERSION_AT, MARKS_AT = 60, 88, 112, 128
+"""Where fields begin in an inode's record, for who looks at one of them only."""
+assert _RECORD.size == MARKS_AT + 4
+
 HAS_CONTENT = 1
 """The bytes of the file are in its content row; it has no slices."""
 HAS_SLICES = 2
@@ -43,6 +47,12 @@ HAS_XATTRS = 4
 HAS_ACL = 8
 """There is an access or a default ACL among the xattrs."""
 HAS_LOCKS = 16
+RETAINED = 1 << 12
+"""Of a file: it has retention.  Of a directory: some file below it has, or had once."""
+UNCOMMITTED = 1 << 13
+"""It was written in a tree with a default retention, which it gets when it is closed."""
+RETAINS = 1 << 14
+"""Of a directory: files below it get retention by default."""
 COPIES_SHIFT = 8
 COPIES_MARKS = 0xF << COPIES_SHIFT
 """How many copies the bytes are to have; 0: nobody has said."""
@@ -102,7 +112,7 @@ class Inode:
     """Changes whenever the bytes do."""
     btime: int
     marks: int
-    """HAS_* bits, and COPIES_MARKS."""
+    """HAS_* bits, RETAINED, UNCOMMITTED, RETAINS, and COPIES_MARKS."""
     packed: bytes | None
     """The record, as long as nothing has changed since it was made."""
 
@@ -343,3 +353,11 @@ class Counters(msgspec.Struct):
     """Slices with names below it that no file refers to are garbage, for ever."""
     own_copies: bool = False
     """Some directory has once been given a number of copies of its own."""
+    retention: bool = False
+    """Some file has once been given retention."""
+    default_retention: bool = False
+    """Some directory has once been given a default retention."""
+    protected_time: int = 0
+    """Nanoseconds since 1970 that have passed for certain (`meta.proven_time`); retention ends by
+    this clock.  Never goes back.
+    """

@@ -26,6 +26,11 @@ CHECKPOINT_BYTES = 12 << 20
 """When so much has gathered in memory, a checkpoint is due."""
 
 
+def steady_ns() -> int:
+    """Nanoseconds of a clock that nobody can set, and that goes on while the machine sleeps."""
+    return time.clock_gettime_ns(time.CLOCK_BOOTTIME)
+
+
 class Checkpoint:
     """The state as of `head`, on its way to the store."""
 

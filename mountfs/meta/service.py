@@ -85,7 +85,10 @@ class MetaService:
 
     def cluster(self) -> Cluster:
         tree = self._machine.replica.machine.tree
-        return Cluster(self._group.leader, tuple(all_nodes(tree)), tree.counters.own_copies)
+        counters = tree.counters
+        retention = counters.retention or counters.default_retention
+        nodes = tuple(all_nodes(tree))
+        return Cluster(self._group.leader, nodes, counters.own_copies, retention)
 
     def node_of(self, number: int) -> NodeRecord | None:
         tree = self._machine.replica.machine.tree

@@ -21,6 +21,9 @@ from mountfs.meta.records import (
     COPIES_MARKS,
     HAS_CONTENT,
     HAS_SLICES,
+    RETAINED,
+    RETAINS,
+    UNCOMMITTED,
     Attributes,
     Counters,
     Inode,
@@ -37,6 +40,7 @@ from mountfs.meta.records import (
     unpack_inode,
     unpack_slice,
 )
+from mountfs.meta.retention_guard import enforce
 from mountfs.types import BLOCK_BYTES, CHUNK_BYTES, LINKS_MAX, ROOT, Cred, Ino
 
 _INODES_CACHED = 8_192
@@ -61,6 +65,7 @@ class Tree:
         """Records of inodes that the running command changes or removes, as they were before it.
         New inodes have none.
         """
+        self._rearranged: set[Ino] = set()
         stored = rows.get(keys.COUNTERS)
         self.counters = (
             msgspec.msgpack.decode(stored, type=Counters) if stored is not None else Counters()
@@ -76,6 +81,8 @@ class Tree:
         self._counters_before = msgspec.structs.replace(self.counters)
 
     def commit(self) -> None:
+        """Raises NOT_PERMITTED where something that is retained would change."""
+        enforce(self)
         changes = self._changes
         for ino, inode in self._touched.items():
             changes[keys.inode(ino)] = inode.record()
@@ -93,6 +100,7 @@ class Tree:
         self._touched = {}
         self._before = {}
         self._removed.clear()
+        self._rearranged.clear()
 
     def counters_row(self) -> bytes:
         return _encode(self.counters)
@@ -155,6 +163,11 @@ class Tree:
             self._before[ino] = inode.record()
         inode.packed = None
         return inode
+
+    def rearrange(self, ino: Ino) -> Inode:
+        """The inode, as of `edit`, of a file whose bytes are put elsewhere and do not change."""
+        self._rearranged.add(ino)
+        return self.edit(ino)
 
     def attributes(self, inode: Inode) -> Attributes:
         """The reply of most commands.  Asked for last: the inode must not change after it in this
@@ -294,6 +307,13 @@ class Tree:
         self._inodes.pop(inode.ino, None)
         self._removed.add(inode.ino)
         self.put(keys.inode(inode.ino), None)
+        if inode.marks & RETAINED:
+            self.put(keys.retained_below(inode.ino), None)
+            self.put(keys.retention(inode.ino), None)
+        if inode.marks & RETAINS:
+            self.put(keys.default_retention(inode.ino), None)
+        if inode.marks & UNCOMMITTED:
+            self.put(keys.uncommitted(inode.ino), None)
 
     # -- bytes
 

@@ -5,6 +5,7 @@ what is not written yet. Doors translate and do not decide.  Methods raise `FsEr
 else; they run inline until they have to wait (see mountfs.inline).
 """
 
+import logging
 import math
 import os
 import stat
@@ -23,12 +24,14 @@ from mountfs.meta.local import Meta
 from mountfs.meta.locks import EOF, POSIX, Lock, Owner
 from mountfs.meta.ops.allocate import RESERVED_BYTES_MAX, Allocate
 from mountfs.meta.ops.copy_range import CopyRange
+from mountfs.meta.ops.default_retention import AtClose, CommitRetention
 from mountfs.meta.ops.link import Link
 from mountfs.meta.ops.make import Make
 from mountfs.meta.ops.mkdir import Mkdir
 from mountfs.meta.ops.read import (
     Birth,
     GetAttr,
+    IsRetained,
     Layout,
     Listing,
     Lookup,
@@ -39,6 +42,7 @@ from mountfs.meta.ops.read import (
 )
 from mountfs.meta.ops.reap import Reap
 from mountfs.meta.ops.rename import Rename
+from mountfs.meta.ops.retention import Kept, RequireFree
 from mountfs.meta.ops.rmdir import Rmdir
 from mountfs.meta.ops.setattr import SetAttr
 from mountfs.meta.ops.symlink import Symlink
@@ -55,11 +59,14 @@ from mountfs.meta.records import (
     unpack_attributes,
 )
 from mountfs.types import BLOCK_BYTES, FILE_BYTES_MAX, ROOT, Cred, Ino
+from mountfs.vfs import retention_xattrs
 from mountfs.vfs.access_time import AccessTime, due
 from mountfs.vfs.handles import File, Handle
 from mountfs.vfs.lock_table import LockTable
 from mountfs.vfs.reader import Bytes, Reader
 from mountfs.vfs.writer import DIRTY_BYTES_MAX, Writer
+
+log = logging.getLogger(__name__)
 
 R = TypeVar("R")
 
@@ -84,7 +91,8 @@ class Filesystem:
     """`durable` makes all that was proposed and written so far survive the machine; `kernel` says
     that the door tells by `forget` when an inode is out of use, as the kernel does: until then a
     file without a name is kept; `shared` that others change the filesystem too: then what was known
-    of a file is looked at again when it is opened.
+    of a file is looked at again when it is opened; `retention` says whether there are files that
+    are retained, or are to be.
     """
 
     def __init__(
@@ -98,6 +106,7 @@ class Filesystem:
         owed: Callable[[], int] = lambda: 0,
         reclaim: Callable[[], Awaitable[None]] | None = None,
         own_copies: Callable[[], bool] = lambda: False,
+        retention: Callable[[], bool] = lambda: False,
         kernel: bool = False,
         shared: bool = False,
         read_only: bool = False,
@@ -135,7 +144,13 @@ class Filesystem:
             reclaim=reclaim or self.reap,
             own_copies=own_copies,
             slices_at_once=SLICES_AT_ONCE if shared else 1,
+            refused=self._refused,
         )
+        self._retention = retention
+        self._retaining: dict[Ino, trio.Event] = {}
+        """Files that are closed, and are being given the retention of their tree."""
+        self._doubtful: set[Ino] = set()
+        """Files of which the door may have cached bytes that were not taken."""
         self.locks = LockTable(meta)
         self._files: dict[Ino, File] = {}
         self._handles: dict[int, Handle] = {}
@@ -178,6 +193,7 @@ class Filesystem:
         return self._now(attributes)
 
     async def unlink(self, parent: Ino, name: bytes, cred: Cred) -> None:
+        await self._retained()
         await self._lost(await self._propose_name(Unlink(parent, name, cred), grows=False))
 
     async def rmdir(self, parent: Ino, name: bytes, cred: Cred) -> None:
@@ -190,6 +206,7 @@ class Filesystem:
             # A program that writes a new version and renames it over the old one must not find an
             # empty file after a crash: the bytes go first.
             await self._flush_name(parent, name, cred)
+        await self._retained()
         command = Rename(parent, name, new_parent, new_name, flags, cred)
         await self._lost(await self._propose_name(command, grows=False))
 
@@ -266,6 +283,7 @@ class Filesystem:
         if change.atime is not None or change.atime_now:
             self._atimes.pop(change.ino, None)
         if change.size is not None and file is not None:
+            file.written = True
             file.size = change.size
             file.forget_layouts()
         return self._now(attributes)
@@ -273,6 +291,9 @@ class Filesystem:
     async def setxattr(
         self, ino: Ino, name: bytes, value: bytes, flags: int, drop_sgid: bool, cred: Cred
     ) -> None:
+        if retention_xattrs.is_one(name):
+            await self._set_retention(ino, name, value, cred)
+            return
         await self._require_room()
         await self._propose(SetXattr(ino, name, value, flags, drop_sgid, cred))
 
@@ -280,6 +301,8 @@ class Filesystem:
         await self._propose(RemoveXattr(ino, name, cred))
 
     async def getxattr(self, ino: Ino, name: bytes) -> bytes:
+        if retention_xattrs.is_one(name):
+            return retention_xattrs.value(name, (await self._meta.read(Kept(ino)))[0])
         return await self._meta.read(GetXattr(ino, name))
 
     async def listxattr(self, ino: Ino) -> tuple[bytes, ...]:
@@ -299,20 +322,30 @@ class Filesystem:
         if writes and self._read_only:
             raise FsError(Fault.READ_ONLY)
         layout: Layout | None = None
+        if writes:
+            await self._retained(ino)
         if self.shared:
             opened = await self._meta.read(Opening(ino))
             attributes, layout = opened.attributes, opened.layout
+            retained = opened.retained
         else:
             attributes = await self._meta.read(GetAttr(ino))
+            retained = writes and self._retention() and await self._meta.read(IsRetained(ino))
+        if writes and retained:
+            await self._propose(RequireFree(ino))
         if flags & os.O_TRUNC and writes:
             change = SetAttr(ino=ino, cred=_CHECKED, size=0, drop_privileges=drop_privileges)
             attributes, layout = await self.setattr(change), None
         handle = self._open(ino, size_of(attributes), flags)
+        file = handle.file
+        file.written |= bool(flags & os.O_TRUNC and writes)
         if self.shared:
-            file = handle.file
             handle.unchanged = self._renew(file, attributes)
             if layout is not None and file.handles == 1 and not file.unwritten:
                 self.reader.know(file, layout)
+        if ino in self._doubtful:
+            self._doubtful.discard(ino)
+            handle.unchanged = False
         return handle
 
     async def create(
@@ -366,8 +399,11 @@ class Filesystem:
             raise FsError(Fault.FILE_TOO_LARGE)
         if self._read_only:
             raise FsError(Fault.READ_ONLY)
+        if handle.file.refused is not None:
+            raise handle.file.refused
         if drop_privileges and not handle.file.drop_privileges:
             await self._drop_privileges(handle.file.ino)
+        handle.file.written = True
         kept = await self.writer.write(handle.file, offset, data, drop_privileges)
         if self._sync_writes or handle.flags & (os.O_SYNC | os.O_DSYNC):
             # The kernel leaves it to us: it asks for no FSYNC after a direct write.
@@ -383,6 +419,7 @@ class Filesystem:
             await self._unlock(file.ino, POSIX, self.owner(owner))
         if file.dirty.runs or file.flight:
             await self.writer.flush(file)
+        _raise_refused(handle)
 
     async def release(self, handle: Handle) -> None:
         """The last descriptor of an open(2) is closed."""
@@ -397,11 +434,17 @@ class Filesystem:
             if file.ino in self._orphans:
                 self.writer.drop(file)
             else:
-                await self.writer.flush(file)
+                try:
+                    await self.writer.flush(file)
+                except FsError:
+                    if file.unwritten:  # or it is tried again in vain; close(2) was told
+                        raise
                 if file.handles:  # opened again while we flushed
                     return
         if not file.unwritten and self._files.get(file.ino) is file:
             del self._files[file.ino]
+            if file.written and file.ino not in self._orphans and self._retention():
+                await self._retain(file.ino)
             if not self._kernel and file.ino in self._orphans:
                 await self.forget([file.ino])
                 await self.reap()
@@ -409,6 +452,7 @@ class Filesystem:
     async def fsync(self, handle: Handle) -> None:
         """The bytes and the name of a file survive the machine."""
         await self.writer.flush(handle.file, synced=True)
+        _raise_refused(handle)
         await self._durable()
 
     async def durable(self) -> None:
@@ -452,6 +496,7 @@ class Filesystem:
             attributes = await self._propose(
                 Allocate(file.ino, mode, offset, part, drop_privileges)
             )
+            file.written = True
             file.size = size_of(attributes)
             file.forget_layouts()
             offset += part
@@ -469,6 +514,7 @@ class Filesystem:
             source.file.ino, offset, target.file.ino, target_offset, length, drop_privileges
         )
         attributes, copied = await self._propose(command)
+        target.file.written = True
         target.file.size = size_of(attributes)
         target.file.forget_layouts()
         return copied
@@ -519,6 +565,47 @@ class Filesystem:
         file = self._files.get(ino)
         if file is not None:
             file.forget_layouts()
+
+    # -- retention
+
+    async def _set_retention(self, ino: Ino, name: bytes, value: bytes, cred: Cred) -> None:
+        retention, _ = await self._meta.read(Kept(ino))
+        command = retention_xattrs.command(ino, name, value, retention, cred)
+        file = self._files.get(ino)
+        if file is not None and file.unwritten:
+            await self.writer.flush(file)
+        await self._propose(command)
+
+    async def _retain(self, ino: Ino) -> None:
+        """A file that was written is closed.  close(2) has returned already: who opens it to write,
+        or takes a name away, waits.  What fails here is done again when the file was left alone.
+        """
+        retained = self._retaining[ino] = trio.Event()
+        try:
+            if await self._meta.read(AtClose(ino)):
+                await self._meta.propose(CommitRetention(ino))
+        except FsError as error:
+            if error.fault is not Fault.STALE:
+                log.warning("inode %d gets its retention later: %s", ino, error)
+        finally:
+            retained.set()
+            if self._retaining.get(ino) is retained:
+                del self._retaining[ino]
+
+    async def _retained(self, ino: Ino | None = None) -> None:
+        """Wait for `_retain` of a file, or of all."""
+        if not self._retaining:
+            return
+        for closed, retained in list(self._retaining.items()):
+            if ino in (None, closed):
+                await leave()
+                await retained.wait()
+
+    def _refused(self, file: File) -> None:
+        """What was written to a file was not taken: the door may have it in its cache."""
+        self._doubtful.add(file.ino)
+        self._known.pop(file.ino, None)
+        file.forget_layouts()
 
     # -- inside
 
@@ -647,6 +734,13 @@ class Filesystem:
         if self._atimes:
             times, self._atimes = self._atimes, {}
             await self._meta.propose(Touch(tuple(times.items())))
+
+
+def _raise_refused(handle: Handle) -> None:
+    """Who wrote what was not taken is told, although that was found out behind its back."""
+    writes = handle.flags & os.O_ACCMODE != os.O_RDONLY
+    if writes and handle.file.refused is not None:
+        raise handle.file.refused
 
 
 def _content_of(attributes: Attributes) -> bytes:

@@ -44,6 +44,8 @@ LANDING_BYTES = 16 * MIB
 """A command of a flush takes no more runs, or no more bytes, at once: their memory is free when it
 is applied, and who waits for room need not wait for all that is dirty.
 """
+_FOR_EVER = (Fault.STALE, Fault.NOT_PERMITTED)
+"""Bytes that were refused so are not tried again: the file is gone, or is kept as it is."""
 
 
 class Writer:
@@ -59,11 +61,13 @@ class Writer:
         reclaim: Callable[[], Awaitable[None]],
         own_copies: Callable[[], bool] = lambda: False,
         slices_at_once: int = 1,
+        refused: Callable[[File], None] = lambda file: None,
     ) -> None:
         """`own_copies` says whether some files are to have another number of copies;
         `slices_at_once`, of one file, are on their way: more than one is good where each waits for
-        a network.
+        a network; `refused` is told of a file that takes nothing any more.
         """
+        self._refused = refused
         self._slices_at_once = slices_at_once
         self._own_copies = own_copies
         self._meta = meta
@@ -141,9 +145,12 @@ class Writer:
         except BaseException as error:
             left, file.flight = file.flight, []
             before = file.dirty.bytes
-            if not (isinstance(error, FsError) and error.fault is Fault.STALE):
+            if not isinstance(error, FsError) or error.fault not in _FOR_EVER:
                 file.dirty.put_back(left)
                 file.drop_privileges |= drop_privileges
+            elif error.fault is Fault.NOT_PERMITTED:
+                file.refused = error
+                self._refused(file)
             self.dirty_bytes += file.dirty.bytes - before - sum(run.size for run in left)
             self._settle(file)
             raise

@@ -41,6 +41,18 @@ from mountfs.meta.records import (
     unpack_slice,
     unpack_used,
 )
+from mountfs.meta.retention import (
+    Below,
+    Default,
+    Mode,
+    Retention,
+    pack_below,
+    pack_default,
+    pack_retention,
+    unpack_below,
+    unpack_default,
+    unpack_retention,
+)
 from mountfs.meta.state_machine import COMMANDS, Refused, decode_entry, encode_entry
 from mountfs.types import BLOCK_BYTES, CHUNK_BYTES, ROOT, SUPERUSER, Cred, Ino, SliceId, VolumeId
 
@@ -71,6 +83,10 @@ EIGHT = "00000000000000"  # and one byte more
         (keys.locked(5, INO), EIGHT + "00" + "07" + EIGHT + "05" + HEX),
         (keys.node(5), EIGHT + "00" + "09" + EIGHT + "05"),
         (keys.volume(VolumeId(5)), EIGHT + "00" + "0a" + EIGHT + "05"),
+        (keys.retention(INO), HEX + "60"),
+        (keys.default_retention(INO), HEX + "62"),
+        (keys.retained_below(INO), HEX + "64"),
+        (keys.uncommitted(INO), EIGHT + "00" + "65" + HEX),
         (keys.used(VolumeId(5), SliceId(6)), EIGHT + "00" + "0b" + EIGHT + "05" + EIGHT + "06"),
     ],
 )
@@ -111,6 +127,8 @@ def test_a_key_can_be_taken_apart():
          [keys.volume(VolumeId(5)), keys.node(9), keys.used(VolumeId(6), SliceId(1))]),
         (keys.useds(VolumeId(5), 6), [keys.used(VolumeId(5), SliceId(7))],
          [keys.used(VolumeId(5), SliceId(6)), keys.used(VolumeId(6), SliceId(7))]),
+        (keys.uncommitteds(5), [keys.uncommitted(Ino(6)), keys.uncommitted(INO)],
+         [keys.uncommitted(Ino(5)), keys.locked(9, INO)]),
         (keys.tangles(INO), [keys.tangled(INO, 9)], [keys.tangled(Ino(INO + 1), 0)]),
     ],
 )  # fmt: skip
@@ -204,10 +222,12 @@ def test_the_blocks_that_bytes_touch():
     [
         (
             Counters(next_ino=9, applied=300),
-            "8ca6666f726d617403a86e6578745f696e6f09aa6e6578745f736c69636501ac6e6578745f7365737369"
+            "8fa6666f726d617403a86e6578745f696e6f09aa6e6578745f736c69636501ac6e6578745f7365737369"
             "6f6e01a6696e6f64657300a9616c6c6f636174656400a76170706c696564cd012ca96c6173745f74696d"
             "6500a96e6578745f6e6f646502ab6e6578745f766f6c756d65ce80000000ad636c6f7365645f736c69"
-            "63657300aa6f776e5f636f70696573c2",
+            "63657300aa6f776e5f636f70696573c2"
+            "a9726574656e74696f6ec2" "b164656661756c745f726574656e74696f6ec2"
+            "ae70726f7465637465645f74696d6500",
         ),
         (Replies(4, {4: b"x", 5: None}, "me"), "93" "04" "82" "04c40178" "05c0" "a26d65"),
         (
@@ -263,12 +283,38 @@ def test_an_entry_of_the_log(command, golden):
     assert (entry.session, entry.sequence, entry.answered, entry.time) == (3, 5, 4, 17)
 
 
+def test_an_entry_says_what_time_is_known_for_certain_where_there_is_one():
+    command = Settle(Ino(2), 0, 5)
+    record = encode_entry(3, 5, 4, 17, command, 300)
+    assert record.hex() == "96" "03" "05" "04" "11" "95a6736574746c65020005c0" "cd012c"  # fmt: skip
+    assert decode_entry(record).proven == 300
+    assert decode_entry(encode_entry(3, 5, 4, 17, command)).proven == 0
+
+
+def test_retention():
+    assert pack_retention(Retention(Mode.COMPLIANCE, 5, True)).hex() == "020105" + EIGHT
+    assert pack_default(Default(Mode.GOVERNANCE, 5, 6, False)).hex() == (
+        "01" "00" "05" + EIGHT + "06" + EIGHT
+    )  # fmt: skip
+    assert pack_below(Below(5, 6)).hex() == "05" + EIGHT + "06" + EIGHT
+
+
+@given(st.sampled_from(Mode), st.integers(0, (1 << 63) - 1), st.booleans())
+def test_retention_comes_back_as_it_was(mode, until, flag):
+    retention = Retention(mode, until, flag)
+    assert unpack_retention(pack_retention(retention)) == retention
+    default = Default(mode, until, until // 2, flag)
+    assert unpack_default(pack_default(default)) == default
+    assert unpack_below(pack_below(Below(until, until))) == Below(until, until)
+
+
 def test_every_command_that_was_ever_logged_can_still_be_read():
     assert {command.__struct_config__.tag for command in COMMANDS} >= {
         "allocate", "copy_range", "discard", "end_session", "link", "make", "mkdir",
         "open_session", "reap", "reclaimed", "release_lock", "removexattr", "rename",
         "reserve_slices", "rewrite", "rmdir", "setattr", "setxattr", "settle", "symlink",
-        "take_lock", "tmpfile", "touch", "unlink", "write",
+        "take_lock", "tmpfile", "touch", "unlink", "write", "set_retention", "set_legal_hold",
+        "set_default_retention", "commit_retention", "require_free",
     }  # fmt: skip
 
 

@@ -51,6 +51,8 @@ def anything(form: Any, chance: random.Random) -> Any:
         return chance.choice(NUMBERS)
     if form is bytes:
         return chance.choice(BYTES)
+    if form is str:
+        return chance.choice(["", "legal_hold", "x" * 300])
     if issubclass(form, enum.Enum):
         return chance.choice(list(form)).value
     names = form.__struct_fields__ if issubclass(form, msgspec.Struct) else form._fields
