@@ -23,7 +23,7 @@ from mountfs.meta.ops.session import EndSession, OpenSession, Sessions
 from mountfs.meta.ops.slices import ReserveSlices
 from mountfs.meta.proven_time import ProvenTime
 from mountfs.meta.replica import META_GROUP, Checkpoint, Replica, steady_ns
-from mountfs.meta.state_machine import Entry, decode_entry, encode_entry
+from mountfs.meta.state_machine import Entry, decode_entry, encode_entry, needs_time
 from mountfs.raft.messages import (
     NOBODY,
     EntryKind,
@@ -144,7 +144,8 @@ class LocalMeta:
         index = LogIndex(self._machine.applied + 1)
         now = self.now()
         self._sequence = sequence = self._sequence + 1
-        proven = self._clock.own(steady_ns())
+        timed = needs_time(self._machine.tree, command)
+        proven = self._clock.own(steady_ns()) if timed else 0
         data = encode_entry(self.session, sequence, sequence, now, command, proven)
         self._storage.append_command(META_GROUP, self._term, index, data)
         try:

@@ -10,7 +10,7 @@ from mountfs.errors import FsError
 from mountfs.meta.command import Command
 from mountfs.meta.replica import Checkpoint, Replica
 from mountfs.meta.snapshot import OpenStore, Sink, Source, settle, take_place
-from mountfs.meta.state_machine import decode_entry, encode_entry
+from mountfs.meta.state_machine import decode_entry, encode_entry, needs_time
 from mountfs.raft.messages import Entry, SnapshotHead
 from mountfs.types import LogIndex
 
@@ -50,7 +50,9 @@ class MetaMachine:
 
     def ask(self, session: int, sequence: int, answered: int, command: Command[Any]) -> Asked:
         """What to propose for a command; the time is the leader's, which does not go back."""
-        return Asked(session, sequence, answered, self.now(), command, self.proven())
+        timed = needs_time(self.replica.machine.tree, command)
+        proven = self.proven() if timed else 0
+        return Asked(session, sequence, answered, self.now(), command, proven)
 
     def now(self) -> int:
         """In nanoseconds since 1970; it does not go back, even if the clock does."""

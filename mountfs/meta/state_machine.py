@@ -103,6 +103,16 @@ def decode_entry(record: bytes) -> Entry:
     return _decode(record)
 
 
+_TIMED = frozenset({CommitRetention, RequireFree, SetLegalHold, SetRetention})
+
+
+def needs_time(tree: Tree, command: Command[Any]) -> bool:
+    """Whether an entry is to say what time is known for certain: nothing is retained, mostly, and
+    then it makes no difference.
+    """
+    return tree.counters.retention or type(command) in _TIMED
+
+
 class Refused(msgspec.Struct, frozen=True, tag="refused"):
     """A reply: the command was refused, and changed nothing."""
 

@@ -54,13 +54,13 @@ class SetRetention(Command[Retention], frozen=True, tag="set_retention", kw_only
             require_right(self.cred, self.rights, Right.RETENTION, "retention of another's file")
         if self.bypass:
             require_right(self.cred, self.rights, Right.BYPASS_GOVERNANCE, "to bypass governance")
-        now, before = tree.counters.protected_time, retention_of(tree, inode)
-        after = Retention(self.mode, self._until(before, start_of(tree, stamp)), before.hold)
-        if after.until <= now and self.mode != Mode.NONE:
+        start, before = start_of(tree, stamp), retention_of(tree, inode)
+        after = Retention(self.mode, self._until(before, start), before.hold)
+        if after.until <= start and self.mode != Mode.NONE:
             raise FsError(Fault.INVALID, "until when it is to be kept has to be said, and not past")
-        if after.until > start_of(tree, stamp) + LONGEST_NS:
+        if after.until > start + LONGEST_NS:
             raise FsError(Fault.INVALID, f"a file is kept for up to {YEARS_MAX} years")
-        require_change(before, after, now, self.bypass)
+        require_change(before, after, tree.counters.protected_time, self.bypass)
         set_retention(tree, self.ino, before, after)
         return after
 
