@@ -7,8 +7,11 @@ from mountfs.meta import acl, keys
 from mountfs.meta.invariants import violations
 from mountfs.meta.locks import EOF, POSIX, Lock, Owner
 from mountfs.meta.ops.copy_range import CopyRange
+from mountfs.meta.ops.default_retention import SetDefault
+from mountfs.meta.ops.legal_hold import SetLegalHold
 from mountfs.meta.ops.link import Link
 from mountfs.meta.ops.lock import TakeLock
+from mountfs.meta.ops.retention import SetRetention
 from mountfs.meta.ops.symlink import Symlink
 from mountfs.meta.ops.unlink import Unlink
 from mountfs.meta.ops.xattr import SetXattr
@@ -18,6 +21,8 @@ from mountfs.meta.records import (
     HAS_LOCKS,
     HAS_SLICES,
     HAS_XATTRS,
+    RETAINED,
+    UNCOMMITTED,
     ino_of,
     pack_blocks,
     pack_dentry,
@@ -26,6 +31,15 @@ from mountfs.meta.records import (
     pack_slice,
     unpack_inode,
     unpack_slice,
+)
+from mountfs.meta.retention import (
+    Below,
+    Default,
+    Mode,
+    Retention,
+    pack_below,
+    pack_retention,
+    unpack_below,
 )
 from mountfs.types import CHUNK_BYTES, ROOT, SUPERUSER, Ino, VolumeId
 
@@ -57,6 +71,13 @@ class Sound:
         machine.do(SetXattr(self.directory, acl.DEFAULT, default, 0, False, SUPERUSER))
         lock = Lock(POSIX, Owner(machine.session, 1), 0, EOF, True, 1)
         machine.do(TakeLock(self.small, lock))
+        self.kept = machine.make("d/e/kept")
+        keep = SetRetention(ino=self.kept, mode=Mode.COMPLIANCE, duration=1 << 50, cred=SUPERUSER)
+        machine.do(keep)
+        machine.do(SetLegalHold(self.kept, True, SUPERUSER))
+        machine.do(SetDefault(self.inner, Default(Mode.GOVERNANCE, 1 << 50), SUPERUSER))
+        self.waiting = machine.make("d/e/waiting")
+        machine.write(self.waiting, (0, b"hello"))
         assert self.violations() == []
 
     def violations(self) -> list[str]:
@@ -362,6 +383,61 @@ def leave_a_row_of_unknown_kind(sound):
 @damage
 def give_a_file_names(sound):
     sound.put(keys.dentry(sound.large, b"x"), pack_dentry(sound.small, 5, 8))
+
+
+@damage
+def forget_what_is_retained(sound):
+    sound.drop(keys.retention(sound.kept))
+
+
+@damage
+def unmark_what_is_retained(sound):
+    sound.unmark(sound.kept, RETAINED)
+
+
+@damage
+def retain_a_directory(sound):
+    sound.put(keys.retention(sound.inner), pack_retention(Retention(hold=True)))
+
+
+@damage
+def forget_that_something_below_is_retained(sound):
+    sound.drop(keys.retained_below(sound.directory))
+    sound.unmark(sound.directory, RETAINED)
+
+
+@damage
+def count_fewer_holds(sound):
+    found = unpack_below(sound.get(keys.retained_below(ROOT)))
+    sound.put(keys.retained_below(ROOT), pack_below(Below(0, found.until)))
+
+
+@damage
+def count_more_holds(sound):
+    found = unpack_below(sound.get(keys.retained_below(ROOT)))
+    sound.put(keys.retained_below(ROOT), pack_below(Below(2, found.until)))
+
+
+@damage
+def let_a_directory_go_too_early(sound):
+    found = unpack_below(sound.get(keys.retained_below(sound.directory)))
+    early = pack_below(Below(found.holds, found.until - 1))
+    sound.put(keys.retained_below(sound.directory), early)
+
+
+@damage
+def forget_a_default(sound):
+    sound.drop(keys.default_retention(sound.inner))
+
+
+@damage
+def forget_who_waits(sound):
+    sound.drop(keys.uncommitted(sound.waiting))
+
+
+@damage
+def unmark_who_waits(sound):
+    sound.unmark(sound.waiting, UNCOMMITTED)
 
 
 @pytest.mark.parametrize("damage", DAMAGES, ids=lambda damage: damage.__name__)
