@@ -23,6 +23,7 @@ from mountfs.cli import (
     sim,
     stats,
     status,
+    worm,
 )
 from mountfs.cli.show import EXIT_FAILED, EXIT_INTERRUPTED, EXIT_USAGE
 from mountfs.errors import FsError
@@ -41,6 +42,7 @@ COMMANDS = (
     balance,
     safemode,
     replication,
+    worm,
     pki,
     sim,
 )

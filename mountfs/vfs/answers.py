@@ -13,6 +13,7 @@ from mountfs.types import Ino, VolumeId
 from mountfs.vfs.cluster import ClusterMount
 from mountfs.vfs.control import Answerer
 from mountfs.vfs.embedded import EmbeddedNode
+from mountfs.vfs.retention_answers import retention_answers
 
 SLICES_MAX = 100_000
 """In one answer, however many are asked for."""
@@ -47,7 +48,17 @@ def answers(node: EmbeddedNode | ClusterMount) -> dict[str, Answerer]:
         node.meta.router.own_copies = True
         return {}
 
-    return {"status": status, "info": info, "copies": copies, "set_copies": set_copies}
+    def retention_is_used() -> None:
+        if isinstance(node, ClusterMount):
+            node.meta.router.retention = True
+
+    return {
+        "status": status,
+        "info": info,
+        "copies": copies,
+        "set_copies": set_copies,
+        **retention_answers(node.meta, node.filesystem.write_out, retention_is_used),
+    }
 
 
 def _ino(args: dict[str, Any]) -> Ino:

@@ -275,10 +275,9 @@ class Filesystem:
         return await self._meta.read(Birth(ino))
 
     async def setattr(self, change: SetAttr) -> Attributes:
+        # Later writes must not undo this change, nor earlier ones come after it.
+        await self.write_out(change.ino)
         file = self._files.get(change.ino)
-        if file is not None and file.unwritten:
-            # Later writes must not undo this change, nor earlier ones come after it.
-            await self.writer.flush(file)
         attributes = await self._propose(change)
         if change.atime is not None or change.atime_now:
             self._atimes.pop(change.ino, None)
@@ -571,10 +570,14 @@ class Filesystem:
     async def _set_retention(self, ino: Ino, name: bytes, value: bytes, cred: Cred) -> None:
         retention, _ = await self._meta.read(Kept(ino))
         command = retention_xattrs.command(ino, name, value, retention, cred)
+        await self.write_out(ino)
+        await self._propose(command)
+
+    async def write_out(self, ino: Ino) -> None:
+        """What was written to a file is in the metadata: what comes later is something else."""
         file = self._files.get(ino)
         if file is not None and file.unwritten:
             await self.writer.flush(file)
-        await self._propose(command)
 
     async def _retain(self, ino: Ino) -> None:
         """A file that was written is closed.  close(2) has returned already: who opens it to write,
