@@ -165,6 +165,7 @@ class MetaServer:
             nursery.start_soon(self._forever, "log segments", self._tend_log)
             nursery.start_soon(self._forever, "leader's duties", self._lead)
             nursery.start_soon(self._forever, "clocks", self.clocks.ask)
+            nursery.start_soon(self._forever, "retention", self._retain)
 
     async def _forever(self, name: str, work: Callable[[], Any]) -> None:
         while True:
@@ -271,7 +272,6 @@ class MetaServer:
         await self._introduce()
         await self._end_silent_sessions()
         await self._reap()
-        await self._retain()
         await self._tend_members()
 
     async def _introduce(self) -> None:
@@ -299,7 +299,8 @@ class MetaServer:
     async def _retain(self) -> None:
         """Files whose writers are gone, or keep them open and do nothing, get their retention."""
         tree = self.machine.replica.machine.tree
-        if not tree.counters.default_retention:
+        leads = self.group.is_leader and self.group.raft.state.proven
+        if not leads or not tree.counters.default_retention:
             return
         page = Uncommitted(COMMIT_BATCH, self.machine.now(), self._uncommitted).read(tree)
         self._uncommitted = page[-1][0] if len(page) == COMMIT_BATCH else Ino(0)

@@ -4,6 +4,7 @@ Whoever may use the socket is the owner of the home or mount, and may do what us
 """
 
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any
 
 from mountfs.errors import Fault, FsError
@@ -11,7 +12,7 @@ from mountfs.meta.local import Meta
 from mountfs.meta.ops.default_retention import GetDefault, SetDefault
 from mountfs.meta.ops.legal_hold import SetLegalHold
 from mountfs.meta.ops.list_retained import ListRetained
-from mountfs.meta.ops.retention import Kept, SetRetention
+from mountfs.meta.ops.retention import Kept, RequireFree, SetRetention
 from mountfs.meta.retention import Default, Mode, Retention
 from mountfs.types import SUPERUSER, Ino
 from mountfs.vfs.control import Answerer
@@ -27,7 +28,12 @@ def retention_answers(
     """
 
     async def get(args: dict[str, Any]) -> Any:
-        retention, now = await meta.read(Kept(_ino(args)))
+        ino = _ino(args)
+        retention, now = await meta.read(Kept(ino))
+        if not retention.hold and now < retention.until <= meta.now():
+            with suppress(FsError):
+                await meta.propose(RequireFree(ino))  # time goes on with commands
+            retention, now = await meta.read(Kept(ino))
         return {**told(retention, now), "now_ns": now}
 
     async def set_(args: dict[str, Any]) -> Any:
