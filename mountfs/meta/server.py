@@ -300,7 +300,7 @@ class MetaServer:
         """Files whose writers are gone, or keep them open and do nothing, get their retention."""
         tree = self.machine.replica.machine.tree
         leads = self.group.is_leader and self.group.raft.state.proven
-        if not leads or not tree.counters.default_retention:
+        if not leads or not tree.counters.default_retention or not self.clocks.now():
             return
         page = Uncommitted(COMMIT_BATCH, self.machine.now(), self._uncommitted).read(tree)
         self._uncommitted = page[-1][0] if len(page) == COMMIT_BATCH else Ino(0)

@@ -101,6 +101,24 @@ async def test_another_leader_with_a_clock_that_is_ahead_frees_nothing(tmp_path:
         assert now < retention.until
 
 
+async def test_who_sets_retention_waits_until_a_majority_tells_the_time(tmp_path: Path) -> None:
+    async with servers(tmp_path) as found, found.mount() as meta:
+        leader = await known(found)
+        clocks = leader.meta.clocks
+        set_clock(leader, 0)
+
+        def hears(node: int, told: int, steady: int) -> None:
+            """Nothing."""
+
+        hear, clocks.proven.hear = clocks.proven.hear, hears  # type: ignore[method-assign]
+        with trio.move_on_after(0.5) as waited:
+            await keep(meta, b"f", time.time_ns() + HOUR)
+        assert waited.cancelled_caught
+        clocks.proven.hear = hear  # type: ignore[method-assign]
+        await keep(meta, b"g", time.time_ns() + HOUR)
+        assert await is_kept(meta, b"g")
+
+
 async def test_with_one_of_three_away_the_earlier_clock_counts(tmp_path: Path) -> None:
     async with servers(tmp_path) as found, found.mount() as meta:
         leader = await known(found)

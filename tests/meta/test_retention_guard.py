@@ -39,7 +39,7 @@ from mountfs.meta.ops.unlink import Unlink
 from mountfs.meta.ops.volumes import CloseSlices, ForgetVolume
 from mountfs.meta.ops.write import Run, Write
 from mountfs.meta.ops.xattr import RemoveXattr, SetXattr
-from mountfs.meta.protocol import OPERATORS
+from mountfs.meta.protocol import OPERATORS, Propose, decode_propose, encode
 from mountfs.meta.records import NS, Slice
 from mountfs.meta.retention import Default, Mode
 from mountfs.meta.state_machine import COMMANDS
@@ -341,8 +341,10 @@ def test_compaction_puts_the_bytes_of_a_retained_file_elsewhere(machine: Any) ->
     assert machine.ask(Garbage(10))
 
 
-def test_no_client_says_where_the_bytes_of_a_file_are() -> None:
-    assert "Rewrite" in OPERATORS
+def test_no_client_says_where_the_bytes_of_a_file_are(fails: Any) -> None:
+    command = Rewrite(Ino(5), 0, ((1, 1),), ())
+    with fails(Fault.NOT_PERMITTED):
+        decode_propose(encode(Propose(1, 1, 1, command)))
 
 
 def test_a_slice_of_another_file_cannot_be_taken_down_with_ones_own(
@@ -396,4 +398,3 @@ def test_retention_itself_changes_nothing_that_stat_tells(world: World) -> None:
     world.machine.do(SetLegalHold(world.file, True, SUPERUSER))
     assert world.seen() == before
     assert world.machine.ask(Kept(world.file))[0].hold
-    assert isinstance(world.file, int) and Ino(world.file)

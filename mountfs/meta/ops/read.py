@@ -12,6 +12,7 @@ from mountfs.meta.records import (
     ATTRIBUTES_BYTES,
     HAS_CONTENT,
     HAS_SLICES,
+    MARKS_AT,
     RETAINED,
     Attributes,
     Slice,
@@ -152,9 +153,9 @@ class Opening(Query[Opened], frozen=True, tag="opening"):
     ino: Ino
 
     def read(self, tree: Tree) -> Opened:
-        attributes = Attributes(tree.record(self.ino)[:ATTRIBUTES_BYTES])
+        record = tree.record(self.ino)
+        attributes, retained = Attributes(record[:ATTRIBUTES_BYTES]), _is_retained(record)
         is_small = 0 < size_of(attributes) <= SLICE_BYTES_MAX
-        retained = bool(tree.inode(self.ino).marks & RETAINED)
         if not is_small or not stat.S_ISREG(mode_of(attributes)):
             return Opened(attributes, None, retained)
         return Opened(attributes, GetLayout(self.ino, 0).read(tree), retained)
@@ -166,7 +167,11 @@ class IsRetained(Query[bool], frozen=True, tag="is_retained"):
     ino: Ino
 
     def read(self, tree: Tree) -> bool:
-        return bool(tree.inode(self.ino).marks & RETAINED)
+        return _is_retained(tree.record(self.ino))
+
+
+def _is_retained(record: bytes) -> bool:
+    return bool(record[MARKS_AT + 1] & RETAINED >> 8)
 
 
 class NextChunk(Query[int | None], frozen=True, tag="next_chunk"):
