@@ -24,6 +24,7 @@ import msgspec
 from mountfs.errors import Fault, FsError
 from mountfs.meta.command import UNFIT, Command, Query
 from mountfs.meta.ops.chunk_rows import ChunkRows, CountRows
+from mountfs.meta.ops.consent import MustKeep, Needed
 from mountfs.meta.ops.copies import GetCopies
 from mountfs.meta.ops.default_retention import AtClose, GetDefault, Uncommitted
 from mountfs.meta.ops.describe import Describe
@@ -61,7 +62,7 @@ QUERIES: Final[tuple[type[Query[Any]], ...]] = (
     Birth, ChunkRows, CountRows, Describe, Garbage, GetAttr, GetCopies, GetLayout, GetPiece,
     GetVolumes, GetXattr, ListVolumes, ListXattr, Lookup, NextChunk, Nodes, Opening, Orphans,
     ReadDir, Readlink, Sessions, Tangles, TestLock, Usage, UsedSlices,
-    IsRetained, Kept, GetDefault, AtClose, Uncommitted, ListRetained,
+    IsRetained, Kept, GetDefault, AtClose, Uncommitted, ListRetained, Needed, MustKeep,
 )  # fmt: skip
 
 OPERATORS: Final = frozenset(

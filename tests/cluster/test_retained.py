@@ -10,13 +10,34 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from pathlib import Path
 from typing import Any, Final
 
+import msgspec
 import pytest
+import trio
 from mounted import Node
-from nodes import Nodes
+from nodes import PORT, Nodes
+
+from mountfs.chunks.protocol import Delete, Drop
+from mountfs.chunks.protocol import Method as Orders
+from mountfs.cli.trust import Trust
+from mountfs.errors import Fault, FsError
+from mountfs.meta import admin
+from mountfs.meta.client import Options, remote_meta
+from mountfs.meta.ops.make import Make
+from mountfs.meta.ops.retention import SetRetention
+from mountfs.meta.ops.slices import Discard, Rewrite
+from mountfs.meta.ops.unlink import Unlink
+from mountfs.meta.ops.write import Run, Write
+from mountfs.meta.protocol import ROLE
+from mountfs.meta.records import ino_of
+from mountfs.meta.retention import Mode
+from mountfs.rpc.client import open_client
+from mountfs.types import ROOT, Cred, Ino, SliceId, VolumeId
+from mountfs.wire.frames import Hello
+from mountfs.wire.stream import connect
 
 MOUNTFS: Final = [sys.executable, "-m", "mountfs.cli.main"]
 OVER_S_MAX: Final = 30
@@ -135,9 +156,9 @@ def seen(file: Path) -> Any:
     attributes = {
         name: os.getxattr(file, name) for name in os.listxattr(file) if name not in XATTRS
     }
-    fields = [getattr(found, name) for name in dir(found) if name.startswith("st_")]
-    atimes = {found.st_atime, found.st_atime_ns, int(found.st_atime)}
-    return [one for one in fields if one not in atimes], attributes, file.read_bytes()
+    names = [name for name in dir(found) if name.startswith("st_")]
+    fields = [getattr(found, name) for name in names if not name.startswith(("st_atime", "st_dev"))]
+    return fields, attributes, file.read_bytes()
 
 
 @pytest.fixture
@@ -273,3 +294,76 @@ def test_files_of_a_tree_are_retained_when_they_are_closed(top: Path) -> None:
             writer.close()
     assert kept_open.read_bytes() == b"and left alone"
     assert {one["path"] for one in worm("list", top)} == set(map(str, (empty, file, kept_open)))
+
+
+def test_nor_does_who_speaks_the_protocols_of_the_cluster(shared_cluster: Nodes) -> None:
+    """As a client that leaves out what a mount checks, and as a node that gives orders."""
+    point = shared_cluster.mount("one").point
+    file = point / "spoken of"
+    file.write_bytes(BYTES)
+    worm("set", file, "--mode", "compliance", "--for", "1d", "--yes")
+    ino, before = file.stat().st_ino, seen(file)
+    said = shared_cluster.run(*MOUNTFS, "info", str(file), "--json")
+    slices = [
+        (SliceId(one["slice"]), VolumeId(one["volume"]), one["length"], one["crc32c"])
+        for one in json.loads(said.stdout)["slices"]
+    ]
+    assert slices
+    hosts = [member.host for member in shared_cluster.running]
+
+    async def attack() -> None:
+        async with remote_meta([(host, PORT + 1) for host in hosts], Options()) as meta:
+            for command in (
+                Unlink(ROOT, b"spoken of", Cred(0, 0, (), True)),
+                SetRetention(ino=Ino(ino), mode=Mode.NONE, cred=Cred(0, 0), bypass=True),
+                Write(Ino(ino), (Run(0, 1, 0, data=b"x"),), 0, False),
+                Rewrite(Ino(ino), 0, ((1, 0),), ()),
+            ):
+                await denied(meta.propose(command))
+            await meta.propose(
+                Discard(tuple((name, volume, size) for name, volume, size, _ in slices))
+            )
+            made, _ = await meta.propose(
+                Make(ROOT, b"thief", 0o100644, 0, 0, True, Cred(0, 0, (), True))
+            )
+            for name, volume, size, crc in slices:
+                stolen = Write(ino_of(made), (Run(0, size, crc, name, volume),), 0, False)
+                with pytest.raises(FsError) as caught:
+                    await meta.propose(stolen)
+                assert caught.value.fault is Fault.INVALID
+        for member in shared_cluster.running:
+            async with trio.open_nursery() as nursery:
+                term = await term_at(member.rpc)
+                hello = Hello(cluster=bytes(16), role=ROLE, name="a rogue")
+                link = await connect(nursery, (member.host, PORT + 1), hello)
+                for name, volume, _, _ in slices:
+                    for method, order in (
+                        (Orders.DELETE, Delete(term, {volume: [name]})),
+                        (Orders.DROP, Drop(term, volume)),
+                    ):
+                        await denied(link.call(method, msgspec.msgpack.encode(order)))
+                nursery.cancel_scope.cancel()
+
+    try:
+        trio.run(attack)
+        assert seen(file) == before
+    finally:
+        shared_cluster.calm()
+    again = shared_cluster.mount("other")
+    assert seen(again.point / "spoken of") == before  # nothing of it was in a cache
+    for member in shared_cluster.running:
+        assert "needed" in member.said() or "not dropped" in member.said()
+    shared_cluster.calm()
+
+
+async def term_at(rpc: str) -> int:
+    trust = Trust(None, kind=None)
+    async with open_client(trust.cluster, trust.credentials) as client:
+        said = await admin.ask(client, [rpc], "Status", None, deadline_s=10)
+    return int(said["term"])
+
+
+async def denied(asked: Awaitable[object]) -> None:
+    with trio.fail_after(OVER_S_MAX), pytest.raises(FsError) as caught:
+        await asked
+    assert caught.value.fault is Fault.NOT_PERMITTED, caught.value
