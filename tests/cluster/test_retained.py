@@ -2,6 +2,7 @@
 file is what it was; and when its time is over, none of them is refused.
 """
 
+import contextlib
 import ctypes
 import errno
 import json
@@ -18,9 +19,9 @@ import msgspec
 import pytest
 import trio
 from mounted import Node
-from nodes import PORT, Nodes
+from nodes import PORT, Nodes, until
 
-from mountfs.chunks.protocol import Delete, Drop
+from mountfs.chunks.protocol import Delete, Drop, List
 from mountfs.chunks.protocol import Method as Orders
 from mountfs.cli.trust import Trust
 from mountfs.errors import Fault, FsError
@@ -354,6 +355,42 @@ def test_nor_does_who_speaks_the_protocols_of_the_cluster(shared_cluster: Nodes)
     for member in shared_cluster.running:
         assert "needed" in member.said() or "not dropped" in member.said()
     shared_cluster.calm()
+
+
+def test_what_was_released_is_deleted_by_the_chunkservers(shared_cluster: Nodes) -> None:
+    point = shared_cluster.mount("one").point
+    file = point / "short"
+    file.write_bytes(BYTES)
+    worm("set", file, "--mode", "compliance", "--for", "1s", "--yes")
+    said = shared_cluster.run(*MOUNTFS, "info", str(file), "--json")
+    (slice_,) = json.loads(said.stdout)["slices"]
+
+    def is_removed() -> bool:
+        with contextlib.suppress(PermissionError):
+            file.unlink()
+        return not file.exists()
+
+    def has_it(host: str) -> bool:
+        listed = trio.run(listing, host, VolumeId(slice_["volume"]))
+        return any(name == slice_["slice"] for name, _ in listed)
+
+    hosts = [member.host for member in shared_cluster.running]
+    try:
+        assert all(map(has_it, hosts))
+        until(is_removed, OVER_S_MAX, lambda: "the file is not released")
+        until(lambda: not any(map(has_it, hosts)), OVER_S_MAX, lambda: "it is not deleted")
+    finally:
+        shared_cluster.calm()
+
+
+async def listing(host: str, volume: VolumeId) -> list[tuple[int, int]]:
+    async with trio.open_nursery() as nursery:
+        hello = Hello(cluster=bytes(16), role=ROLE, name="who looks")
+        link = await connect(nursery, (host, PORT + 1), hello)
+        body = msgspec.msgpack.encode(List(volume, SliceId(0), 1_000))
+        listed = msgspec.msgpack.decode(await link.call(Orders.LIST, body))
+        nursery.cancel_scope.cancel()
+    return [(one[0], one[1]) for one in listed]
 
 
 async def term_at(rpc: str) -> int:
