@@ -185,10 +185,16 @@ def set_retention(tree: "Tree", ino: Ino, before: Retention, after: Retention) -
     else:
         inode.marks |= RETAINED
         tree.put(keys.retention(ino), pack_retention(after))
-    if after.hold != before.hold:
-        _count_hold(tree, inode.parent, after.hold - before.hold)
-    if after.until > before.until:
-        _raise_until(tree, inode.parent, after.until)
+    for directory in directories_of(tree, inode):
+        if after.hold != before.hold:
+            _count_hold(tree, directory, after.hold - before.hold)
+        if after.until > before.until:
+            _raise_until(tree, directory, after.until)
+
+
+def directories_of(tree: "Tree", file: Inode) -> list[Ino]:
+    """Those that hold its names, as far as is known: of several names, that of the last one."""
+    return [file.parent]
 
 
 def below(tree: "Tree", directory: Inode) -> Below:

@@ -5,7 +5,7 @@ from collections.abc import Iterator, Mapping
 
 from mountfs.meta import keys
 from mountfs.meta.records import RETAINED, RETAINS, UNCOMMITTED, Inode, unpack_inode
-from mountfs.meta.retention import unpack_below, unpack_retention
+from mountfs.meta.retention import directories_of, unpack_below, unpack_retention
 from mountfs.meta.tree import Tree
 from mountfs.types import ROOT, Ino
 
@@ -48,9 +48,10 @@ def retention_rows(tree: Tree) -> Iterator[str]:
             inode = unpack_inode(record)
             if not inode.nlink:
                 yield f"inode {ino}: is retained, and has no name"
-            for directory in _above(tree, inode.parent):
-                holds[directory] += retention.hold
-                until[directory] = max(until.get(directory, 0), retention.until)
+            for parent in directories_of(tree, inode):
+                for directory in _above(tree, parent):
+                    holds[directory] += retention.hold
+                    until[directory] = max(until.get(directory, 0), retention.until)
         elif kind == keys.INODE and unpack_inode(value).marks & UNCOMMITTED:
             waiting += 1
             if tree.get(keys.uncommitted(ino)) is None:
