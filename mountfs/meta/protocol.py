@@ -28,6 +28,15 @@ from mountfs.meta.ops.copies import GetCopies
 from mountfs.meta.ops.describe import Describe
 from mountfs.meta.ops.lock import TestLock
 from mountfs.meta.ops.nodes import NodeRecord, Nodes
+from mountfs.meta.ops.quota import (
+    Below,
+    GetQuota,
+    ListQuotas,
+    Owners,
+    Room,
+    TreeSpace,
+    VirtualXattr,
+)
 from mountfs.meta.ops.read import (
     Birth,
     GetAttr,
@@ -56,7 +65,8 @@ LIMIT_MAX: Final = 100_000
 QUERIES: Final[tuple[type[Query[Any]], ...]] = (
     Birth, ChunkRows, CountRows, Describe, Garbage, GetAttr, GetCopies, GetLayout, GetPiece,
     GetVolumes, GetXattr, ListVolumes, ListXattr, Lookup, NextChunk, Nodes, Opening, Orphans,
-    ReadDir, Readlink, Sessions, Tangles, TestLock, Usage, UsedSlices,
+    ReadDir, Readlink, Sessions, Tangles, TestLock, Usage, UsedSlices, Below, GetQuota, ListQuotas,
+    Owners, Room, TreeSpace, VirtualXattr,
 )  # fmt: skip
 
 OPERATORS: Final = frozenset(

@@ -93,7 +93,9 @@ class Inode:
     gid: int
     rdev: int
     parent: Ino
-    """The directory that holds the name it got last.  Exact for directories."""
+    """The directory that holds its name; of several the first one (see `places`); without a name,
+    the directory that held the last one.
+    """
     next_position: int
     """Directories: the position that the next entry gets.  Only shrinks."""
     entries: int
@@ -322,9 +324,9 @@ class Replies(msgspec.Struct, array_like=True):
 class Counters(msgspec.Struct):
     """Numbers of the filesystem as a whole."""
 
-    format: int = 3
+    format: int = 4
     """1: the log that belongs to this state may be one of format 1.  2: it has no rows of the kind
-    USED.
+    USED.  3: it has no accounts.
     """
     next_ino: int = 2
     next_slice: int = 1
