@@ -11,8 +11,10 @@ from mountfs.meta.ops.quota import Below, Owners
 from mountfs.meta.ops.reap import Reap
 from mountfs.meta.ops.rename import Rename
 from mountfs.meta.ops.rmdir import Rmdir
+from mountfs.meta.ops.tmpfile import Tmpfile
 from mountfs.meta.ops.unlink import Unlink
 from mountfs.meta.quota import Kind
+from mountfs.meta.records import ino_of
 from mountfs.types import BLOCK_BYTES, KIB, ROOT, SUPERUSER, Cred
 
 
@@ -190,3 +192,15 @@ def test_accounts_are_the_same_after_they_were_stored(machine: Any) -> None:
     stored = Accounts(machine.overlay)
     assert stored.owners(Kind.USER) == [0, 5]
     assert stored.use(Kind.TREE, ROOT) == (0, 2)
+
+
+def test_a_file_that_gets_a_name_again_leaves_the_removed_directory(machine: Any) -> None:
+    machine.make("a/", "a/b/")
+    b = machine.ino("a/b")
+    file = ino_of(machine.do(Tmpfile(b, 0o600, 0, SUPERUSER)))
+    machine.do(Rmdir(machine.ino("a"), b"b", SUPERUSER))
+    machine.do(Reap(machine.session, (b,)))
+    assert below(machine, "a") == (0, 1, 0)
+    machine.do(Link(file, ROOT, b"named", SUPERUSER))
+    assert below(machine, "a") == (0, 0, 0)
+    assert b not in sums_rows(machine)
