@@ -25,6 +25,7 @@ from mountfs.errors import Fault, FsError
 from mountfs.meta.command import UNFIT, Command, Query
 from mountfs.meta.ops.chunk_rows import ChunkRows, CountRows
 from mountfs.meta.ops.copies import GetCopies
+from mountfs.meta.ops.count import CountIn, OpenBelow, PathOf
 from mountfs.meta.ops.describe import Describe
 from mountfs.meta.ops.lock import TestLock
 from mountfs.meta.ops.nodes import NodeRecord, Nodes
@@ -66,7 +67,7 @@ QUERIES: Final[tuple[type[Query[Any]], ...]] = (
     Birth, ChunkRows, CountRows, Describe, Garbage, GetAttr, GetCopies, GetLayout, GetPiece,
     GetVolumes, GetXattr, ListVolumes, ListXattr, Lookup, NextChunk, Nodes, Opening, Orphans,
     ReadDir, Readlink, Sessions, Tangles, TestLock, Usage, UsedSlices, Below, GetQuota, ListQuotas,
-    Owners, Room, TreeSpace, VirtualXattr,
+    Owners, Room, TreeSpace, VirtualXattr, CountIn, OpenBelow, PathOf,
 )  # fmt: skip
 
 OPERATORS: Final = frozenset(

@@ -13,6 +13,7 @@ from mountfs.types import Ino, VolumeId
 from mountfs.vfs.cluster import ClusterMount
 from mountfs.vfs.control import Answerer
 from mountfs.vfs.embedded import EmbeddedNode
+from mountfs.vfs.quota_answers import quota_answers
 
 SLICES_MAX = 100_000
 """In one answer, however many are asked for."""
@@ -47,7 +48,13 @@ def answers(node: EmbeddedNode | ClusterMount) -> dict[str, Answerer]:
         node.meta.router.own_copies = True
         return {}
 
-    return {"status": status, "info": info, "copies": copies, "set_copies": set_copies}
+    return {
+        "status": status,
+        "info": info,
+        "copies": copies,
+        "set_copies": set_copies,
+        **quota_answers(node.meta),
+    }
 
 
 def _ino(args: dict[str, Any]) -> Ino:
