@@ -2,9 +2,10 @@
 places of files with several names are counted when such a state is opened.
 
 They follow from the inodes and names that there are, so every server makes the same ones, whenever
-it does.  The sums of the root come with the last batch: a crash in between leaves a state without
-them, and it is done again.  In memory there is an entry for each directory, and for each file with
-several names.
+it does.  That they are there is said with the last batch: a crash in between leaves a state without
+them, and it is done again; and so it is where a program that does not know of them has worked on
+the state since.  In memory there is an entry for each directory, and for each file with several
+names.
 """
 
 from collections import Counter
@@ -15,12 +16,13 @@ import msgspec
 from mountfs.kv.base import Store
 from mountfs.kv.overlay import Rows
 from mountfs.meta import keys
+from mountfs.meta.quota import Kind
 from mountfs.meta.records import Counters, Inode, unpack_dentry, unpack_inode
 from mountfs.meta.sums import NOBODY, Sums, Use
 from mountfs.types import ROOT, Ino
 
 BEFORE: Final = 3
-"""`Counters.format` of a state without accounts, as are those of all lower formats."""
+"""`Counters.format` of states from before there were accounts."""
 SINCE: Final = 4
 BATCH: Final = 20_000
 
@@ -31,14 +33,13 @@ def make_account_rows(store: Store) -> None:
     if row is None:
         return
     counters = msgspec.msgpack.decode(row, type=Counters)
-    counted = store.get(keys.sums(ROOT)) is not None
-    if counters.format >= SINCE or (counters.format < BEFORE and counted):
-        return  # one of a lower format is brought to BEFORE first, and comes again
-    rows = _Counting(store).rows()
-    if counters.format == BEFORE:
+    if counters.counted and counters.format != BEFORE:
+        return
+    rows = {} if counters.counted else _Counting(store).rows()
+    counters.counted = True
+    if counters.format == BEFORE:  # or it is brought to that first, and comes again
         counters.format = SINCE
-        rows[keys.COUNTERS] = msgspec.msgpack.encode(counters)
-    store.write(rows, sync=True)
+    store.write({**rows, keys.COUNTERS: msgspec.msgpack.encode(counters)}, sync=True)
 
 
 class _Counting:
@@ -53,6 +54,7 @@ class _Counting:
 
     def rows(self) -> Rows:
         """The last of them; all others are written."""
+        self._forget()
         self._scan()
         self._charge_linked()
         self._charge_orphans()
@@ -61,12 +63,19 @@ class _Counting:
             self._put(keys.use_of_user(number), use.pack())
         for number, use in self._groups.items():
             self._put(keys.use_of_group(number), use.pack())
-        last = self._directories.pop(ROOT, None)
         for ino, sums in self._directories.items():
             self._put(keys.sums(ino), sums.pack())
-        if last is not None:
-            self._rows[keys.sums(ROOT)] = last.pack()
         return self._rows
+
+    def _forget(self) -> None:
+        """What somebody has counted who was not the last to change something."""
+        for span in (keys.uses_of_users(), keys.uses_of_groups()):
+            for key, _ in list(self._store.scan(*span)):
+                self._put(key, None)
+        for key, _ in list(self._store.scan(*keys.quotas())):
+            kind, number = keys.quota_of(key)
+            if kind == Kind.TREE and self._store.get(keys.inode(Ino(number))) is None:
+                self._put(key, None)
 
     def _scan(self) -> None:
         first = keys.everything_of(keys.FIRST_INO)[0]
@@ -80,6 +89,8 @@ class _Counting:
                 if inode.is_directory:
                     parent = inode.parent if inode.ino != ROOT else NOBODY
                     self._directories[inode.ino] = Sums(parent)
+            elif key[8] in (keys.SUMS, keys.PLACE):
+                self._put(key, None)
             elif key[8] == keys.DENTRY:
                 directory = Ino(int.from_bytes(key[:8], "big"))
                 ino, _, type = unpack_dentry(value)

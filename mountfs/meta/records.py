@@ -34,6 +34,7 @@ _RECORD = struct.Struct("<QQQqqqIIIIIIIIII" + "QQQQqI")
 _ATTRIBUTES = struct.Struct("<QQQqqqIIIIIIIIII")
 _SIZE = struct.Struct("<Q")
 _MODE = struct.Struct("<I")
+_OWNER = struct.Struct("<II")
 assert _ATTRIBUTES.size == ATTRIBUTES_BYTES
 
 HAS_CONTENT = 1
@@ -194,6 +195,11 @@ def size_of(attributes: Attributes) -> int:
     return int(_SIZE.unpack_from(attributes, 8)[0])
 
 
+def owner_of(attributes: Attributes) -> tuple[int, int]:
+    """(uid, gid)"""
+    return _OWNER.unpack_from(attributes, 68)
+
+
 def mode_of(attributes: Attributes) -> int:
     return int(_MODE.unpack_from(attributes, 60)[0])
 
@@ -345,3 +351,5 @@ class Counters(msgspec.Struct):
     """Slices with names below it that no file refers to are garbage, for ever."""
     own_copies: bool = False
     """Some directory has once been given a number of copies of its own."""
+    counted: bool = False
+    """The accounts are right.  Programs that do not know of them do not keep them, nor this."""

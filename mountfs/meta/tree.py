@@ -65,7 +65,9 @@ class Tree:
         stored = rows.get(keys.COUNTERS)
         self.accounts = Accounts(rows)
         self.counters = (
-            msgspec.msgpack.decode(stored, type=Counters) if stored is not None else Counters()
+            msgspec.msgpack.decode(stored, type=Counters)
+            if stored is not None
+            else Counters(counted=True)
         )
         self._counters_before = self.counters
         self.stamp = Stamp(0, 0, 0)

@@ -54,6 +54,7 @@ from mountfs.meta.records import (
     Attributes,
     ino_of,
     mode_of,
+    owner_of,
     size_of,
     unpack_attributes,
 )
@@ -369,7 +370,9 @@ class Filesystem:
         attributes, new = await self._propose_name(command)
         ino = ino_of(attributes)
         if new:
-            return attributes, self._open(ino, 0, flags)
+            handle = self._open(ino, 0, flags)
+            handle.file.charged = (parent, *owner_of(attributes))
+            return attributes, handle
         if not stat.S_ISREG(mode_of(attributes)):
             raise FsError(Fault.EXISTS)
         handle = await self.open(ino, flags)

@@ -28,6 +28,7 @@ from mountfs.meta.records import (
     blocks_mask,
     ino_of,
     mode_of,
+    owner_of,
     pack_blocks,
     pack_dentry,
     pack_entry,
@@ -178,6 +179,7 @@ def test_the_attributes_of_an_inode_are_what_its_record_begins_with():
     assert attributes.hex() == INODE_GOLDEN[: 2 * ATTRIBUTES_BYTES]
     found = unpack_attributes(attributes)
     assert (ino_of(attributes), size_of(attributes), mode_of(attributes)) == (INO, 2, 0o100644)
+    assert owner_of(attributes) == (8, 9)
     assert (found.ino, found.size, found.blocks, found.mode) == (INO, 2, 16, 0o100644)
     assert (found.atime_s, found.atime_ns, found.blksize) == (-1, NS - 1, 4096)
 
@@ -220,10 +222,10 @@ def test_the_blocks_that_bytes_touch():
     [
         (
             Counters(next_ino=9, applied=300),
-            "8ca6666f726d617404a86e6578745f696e6f09aa6e6578745f736c69636501ac6e6578745f7365737369"
+            "8da6666f726d617404a86e6578745f696e6f09aa6e6578745f736c69636501ac6e6578745f7365737369"
             "6f6e01a6696e6f64657300a9616c6c6f636174656400a76170706c696564cd012ca96c6173745f74696d"
             "6500a96e6578745f6e6f646502ab6e6578745f766f6c756d65ce80000000ad636c6f7365645f736c69"
-            "63657300aa6f776e5f636f70696573c2",
+            "63657300aa6f776e5f636f70696573c2a7636f756e746564c2",
         ),
         (Replies(4, {4: b"x", 5: None}, "me"), "93" "04" "82" "04c40178" "05c0" "a26d65"),
         (

@@ -10,14 +10,18 @@ from mountfs.kv.overlay import Overlay
 from mountfs.meta import account_rows, keys
 from mountfs.meta.account_rows import make_account_rows
 from mountfs.meta.invariants import violations
+from mountfs.meta.limited import quota_row
 from mountfs.meta.ops.link import Link
 from mountfs.meta.ops.mkdir import Mkdir
+from mountfs.meta.ops.quota import SetQuota
 from mountfs.meta.ops.rmdir import Rmdir
 from mountfs.meta.ops.symlink import Symlink
 from mountfs.meta.ops.unlink import Unlink
+from mountfs.meta.quota import Kind, Limits, Quota
 from mountfs.meta.records import Counters, unpack_inode
 from mountfs.meta.replica import Replica
 from mountfs.meta.state_machine import StateMachine
+from mountfs.meta.sums import NOBODY, Sums, Use
 from mountfs.meta.tree import Tree
 from mountfs.types import ROOT, SUPERUSER, Cred, Ino
 
@@ -60,7 +64,7 @@ def as_of_before(machine: Any, format: int, parents: dict[Ino, Ino]) -> MemorySt
         inode.parent = parent
         rows[keys.inode(ino)] = inode.pack()
     counters = msgspec.msgpack.decode(rows[keys.COUNTERS], type=Counters)
-    counters.format = format
+    counters.format, counters.counted = format, False
     rows[keys.COUNTERS] = msgspec.msgpack.encode(counters)
     store.write(rows, sync=True)
     return store
@@ -112,6 +116,28 @@ def test_what_was_charged_to_a_directory_that_is_gone_is_charged_to_the_root(mac
     store = as_of_before(machine, 3, {inos["open"]: Ino(99), inos["removed"]: Ino(99)})
     Replica(store)
     assert list(violations(Tree(Overlay(store)))) == []
+
+
+def test_what_a_program_did_that_does_not_count_is_counted_afterwards(machine: Any) -> None:
+    """A server of before may get a snapshot with accounts, and go on with it."""
+    inos = filled(machine)
+    machine.do(SetQuota(Kind.TREE, machine.ino("a"), Limits(hard_inodes=100)))
+    machine.checkpoint()
+    store = MemoryStore()
+    rows = dict(machine.store.scan(b"", b"\xff" * 16))
+    stale = {
+        keys.sums(ROOT): Sums(NOBODY, 1, 2, 3).pack(),
+        keys.sums(Ino(98)): Sums(ROOT, 1, 2, 3).pack(),
+        keys.place(inos["single"], ROOT): (1).to_bytes(4, "little"),
+        keys.use_of_user(0): Use(1, 2).pack(),
+        keys.use_of_group(99): Use(1, 2).pack(),
+        keys.quota(Kind.TREE, 98): quota_row(Quota(Limits(hard_inodes=1))),
+    }
+    counters = msgspec.msgpack.decode(rows[keys.COUNTERS], type=Counters)
+    counters.counted = False
+    store.write({**rows, **stale, keys.COUNTERS: msgspec.msgpack.encode(counters)}, sync=True)
+    Replica(store)
+    assert stored(store) == rows
 
 
 def test_an_empty_store_is_left_alone() -> None:
