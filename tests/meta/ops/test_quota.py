@@ -429,3 +429,18 @@ def test_a_file_without_a_name_counts_where_it_was_made(machine: Any) -> None:
     machine.do(Link(ino, machine.ino("e"), b"named", SUPERUSER))
     assert use(machine, "d") == (0, 0)
     assert use(machine, "e") == (BLOCK_BYTES, 1)
+
+
+def test_setting_and_asking_takes_as_many_steps_whatever_there_is(machine: Any) -> None:
+    directory = machine.make("d/")
+    steps = []
+    for number in range(2):
+        for file in range(400):
+            machine.make(f"d/{number}.{file}")
+        machine.checkpoint()
+        before = machine.overlay.gets
+        machine.do(SetQuota(Kind.TREE, directory, Limits(hard_inodes=10_000)))
+        assert machine.ask(GetQuota(Kind.TREE, directory)).inodes == 400 * (number + 1)
+        assert machine.ask(TreeSpace(directory)) == Space(0, 0, 10_000, 400 * (number + 1))
+        steps.append(machine.overlay.gets - before)
+    assert steps[1] <= steps[0] < 20
