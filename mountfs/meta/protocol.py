@@ -26,11 +26,21 @@ from mountfs.meta.command import UNFIT, Command, Query
 from mountfs.meta.ops.chunk_rows import ChunkRows, CountRows
 from mountfs.meta.ops.consent import MustKeep, Needed
 from mountfs.meta.ops.copies import GetCopies
+from mountfs.meta.ops.count import CountIn, OpenBelow, PathOf
 from mountfs.meta.ops.default_retention import AtClose, GetDefault, Uncommitted
 from mountfs.meta.ops.describe import Describe
 from mountfs.meta.ops.list_retained import ListRetained
 from mountfs.meta.ops.lock import TestLock
 from mountfs.meta.ops.nodes import NodeRecord, Nodes
+from mountfs.meta.ops.quota import (
+    Below,
+    GetQuota,
+    ListQuotas,
+    Owners,
+    Room,
+    TreeSpace,
+    VirtualXattr,
+)
 from mountfs.meta.ops.read import (
     Birth,
     GetAttr,
@@ -61,7 +71,8 @@ LIMIT_MAX: Final = 100_000
 QUERIES: Final[tuple[type[Query[Any]], ...]] = (
     Birth, ChunkRows, CountRows, Describe, Garbage, GetAttr, GetCopies, GetLayout, GetPiece,
     GetVolumes, GetXattr, ListVolumes, ListXattr, Lookup, NextChunk, Nodes, Opening, Orphans,
-    ReadDir, Readlink, Sessions, Tangles, TestLock, Usage, UsedSlices,
+    ReadDir, Readlink, Sessions, Tangles, TestLock, Usage, UsedSlices, Below, GetQuota, ListQuotas,
+    Owners, Room, TreeSpace, VirtualXattr, CountIn, OpenBelow, PathOf,
     IsRetained, Kept, GetDefault, AtClose, Uncommitted, ListRetained, Needed, MustKeep,
 )  # fmt: skip
 

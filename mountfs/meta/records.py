@@ -34,6 +34,7 @@ _RECORD = struct.Struct("<QQQqqqIIIIIIIIII" + "QQQQqI")
 _ATTRIBUTES = struct.Struct("<QQQqqqIIIIIIIIII")
 _SIZE = struct.Struct("<Q")
 _MODE = struct.Struct("<I")
+_OWNER = struct.Struct("<II")
 assert _ATTRIBUTES.size == ATTRIBUTES_BYTES
 
 MODE_AT, PARENT_AT, VERSION_AT, MARKS_AT = 60, 88, 112, 128
@@ -103,7 +104,9 @@ class Inode:
     gid: int
     rdev: int
     parent: Ino
-    """The directory that holds the name it got last.  Exact for directories."""
+    """The directory that holds its name; of several the first one (see `places`); without a name,
+    the directory that held the last one.
+    """
     next_position: int
     """Directories: the position that the next entry gets.  Only shrinks."""
     entries: int
@@ -200,6 +203,11 @@ def ino_of(attributes: Attributes) -> Ino:
 
 def size_of(attributes: Attributes) -> int:
     return int(_SIZE.unpack_from(attributes, 8)[0])
+
+
+def owner_of(attributes: Attributes) -> tuple[int, int]:
+    """(uid, gid)"""
+    return _OWNER.unpack_from(attributes, 68)
 
 
 def mode_of(attributes: Attributes) -> int:
@@ -332,9 +340,9 @@ class Replies(msgspec.Struct, array_like=True):
 class Counters(msgspec.Struct):
     """Numbers of the filesystem as a whole."""
 
-    format: int = 3
+    format: int = 4
     """1: the log that belongs to this state may be one of format 1.  2: it has no rows of the kind
-    USED.
+    USED.  3: it has no accounts.
     """
     next_ino: int = 2
     next_slice: int = 1
@@ -353,6 +361,8 @@ class Counters(msgspec.Struct):
     """Slices with names below it that no file refers to are garbage, for ever."""
     own_copies: bool = False
     """Some directory has once been given a number of copies of its own."""
+    counted: bool = False
+    """The accounts are right.  Programs that do not know of them do not keep them, nor this."""
     retention: bool = False
     """Some file has once been given retention."""
     default_retention: bool = False

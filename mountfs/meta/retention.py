@@ -193,8 +193,10 @@ def set_retention(tree: "Tree", ino: Ino, before: Retention, after: Retention) -
 
 
 def directories_of(tree: "Tree", file: Inode) -> list[Ino]:
-    """Those that hold its names, as far as is known: of several names, that of the last one."""
-    return [file.parent]
+    """Those that hold its names."""
+    if file.nlink < 2:
+        return [file.parent]
+    return [Ino(keys.last_64(key)) for key, _ in tree.scan(keys.places(file.ino))]
 
 
 def below(tree: "Tree", directory: Inode) -> Below:

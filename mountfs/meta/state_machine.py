@@ -30,6 +30,7 @@ from mountfs.meta.ops.make import Make
 from mountfs.meta.ops.make_root import MakeRoot
 from mountfs.meta.ops.mkdir import Mkdir
 from mountfs.meta.ops.nodes import AddNode, DrainNode, LeaveNode, MoveNode, RemoveNode
+from mountfs.meta.ops.quota import DeleteQuota, SetQuota
 from mountfs.meta.ops.reap import Reap
 from mountfs.meta.ops.rename import Rename
 from mountfs.meta.ops.retention import RequireFree, SetRetention
@@ -62,8 +63,8 @@ COMMANDS: tuple[type[Command[Any]], ...] = (
     EndSession, ForgetVolume, LeaveNode, Link, Make, MakeRoot, Mkdir, MoveNode, OpenSession, Reap,
     Reclaimed, ReleaseLock, RemoveNode, RemoveXattr, Rename, ReserveSlices, ReturnVolumes, Rewrite,
     Rmdir, SealVolume, SetAttr, SetCopies, SetReplicas, SetXattr, Settle, Symlink, TakeLock,
-    Tmpfile, Touch, Unlink, Write, SetRetention, SetLegalHold, SetDefault, CommitRetention,
-    RequireFree,
+    Tmpfile, Touch, Unlink, Write, SetQuota, DeleteQuota, SetRetention, SetLegalHold, SetDefault,
+    CommitRetention, RequireFree,
 )  # fmt: skip
 """Everything that can be in the log.  A command that was ever written must stay readable."""
 
@@ -229,12 +230,14 @@ class StateMachine:
     def freeze(self) -> Rows:
         """What a checkpoint has to write so that the stored state is that of `applied`."""
         self._rows.apply(self.loose_rows())
+        self.tree.accounts.written()
         return self._rows.freeze()
 
     def loose_rows(self) -> Rows:
         """The rows that change with every entry: only checkpoints bring them up to date."""
         last = {keys.session(number): _encode(kept) for number, kept in self._sessions.items()}
-        return {keys.COUNTERS: self.tree.counters_row(), **last}
+        loose = self.tree.accounts.loose_rows()
+        return {keys.COUNTERS: self.tree.counters_row(), **last, **loose}
 
     def _settle(
         self, index: int, time: int, replies: Replies | None, sequence: int, reply: Any

@@ -14,7 +14,8 @@ import msgspec
 
 from mountfs.errors import Fault, FsError
 from mountfs.kv.overlay import Overlay, merge
-from mountfs.meta import keys
+from mountfs.meta import keys, places
+from mountfs.meta.accounts import Accounts
 from mountfs.meta.command import Stamp
 from mountfs.meta.records import (
     ATTRIBUTES_BYTES,
@@ -67,8 +68,11 @@ class Tree:
         """
         self._rearranged: set[Ino] = set()
         stored = rows.get(keys.COUNTERS)
+        self.accounts = Accounts(rows)
         self.counters = (
-            msgspec.msgpack.decode(stored, type=Counters) if stored is not None else Counters()
+            msgspec.msgpack.decode(stored, type=Counters)
+            if stored is not None
+            else Counters(counted=True)
         )
         self._counters_before = self.counters
         self.stamp = Stamp(0, 0, 0)
@@ -81,17 +85,21 @@ class Tree:
         self._counters_before = msgspec.structs.replace(self.counters)
 
     def commit(self) -> None:
-        """Raises NOT_PERMITTED where something that is retained would change."""
+        """Raises NOT_PERMITTED where something that is retained would change, and OVER_QUOTA where
+        the command would make use grow over a quota.
+        """
         enforce(self)
         changes = self._changes
         for ino, inode in self._touched.items():
             changes[keys.inode(ino)] = inode.record()
+        self.accounts.settle(self._touched, self._before, self._removed, changes, self.stamp.time)
         self._rows.apply(changes)
         self._clear()
 
     def abort(self) -> None:
         for ino in self._touched:
             self._inodes.pop(ino, None)
+        self.accounts.abort()
         self._clear()
         self.counters = self._counters_before
 
@@ -127,7 +135,8 @@ class Tree:
     def everything(self) -> Iterator[tuple[bytes, bytes]]:
         """All rows, in the order of their keys; between commands, for checks."""
         assert not self._changes
-        return self._rows.everything()
+        loose = self.accounts.loose_rows()
+        return merge(sorted(loose.items()), self._rows.everything())
 
     # -- inodes
 
@@ -208,9 +217,13 @@ class Tree:
         inode.entries = 0
         inode.version = self.stamp.index
         inode.marks = parent.marks & COPIES_MARKS
+        self.take_in(inode)
+        return inode
+
+    def take_in(self, inode: Inode) -> None:
+        """One that there has not been before."""
         self._remember(inode)
         self._touched[inode.ino] = inode
-        return inode
 
     def _remember(self, inode: Inode) -> None:
         if len(self._inodes) >= _INODES_CACHED:
@@ -254,9 +267,10 @@ class Tree:
         if type == _DIRECTORY:
             directory.nlink += 1
             child.nlink += 2
+            child.parent = parent
         else:
+            places.add(self, child, parent)
             child.nlink += 1
-        child.parent = parent
         self.put(keys.dentry(parent, name), pack_dentry(child.ino, position, type))
         self.put(keys.entry(parent, position), pack_entry(child.ino, type, name))
 
@@ -277,6 +291,7 @@ class Tree:
             child.nlink -= 2  # those of its subdirectories stay, where it is moved
         else:
             assert child.nlink >= 1, ino
+            places.remove(self, child, parent)
             child.nlink -= 1
         child.ctime = self.stamp.time
         self.put(keys.dentry(parent, name), None)

@@ -13,6 +13,7 @@ from mountfs.types import Ino, VolumeId
 from mountfs.vfs.cluster import ClusterMount
 from mountfs.vfs.control import Answerer
 from mountfs.vfs.embedded import EmbeddedNode
+from mountfs.vfs.quota_answers import quota_answers
 from mountfs.vfs.retention_answers import retention_answers
 
 SLICES_MAX = 100_000
@@ -57,6 +58,7 @@ def answers(node: EmbeddedNode | ClusterMount) -> dict[str, Answerer]:
         "info": info,
         "copies": copies,
         "set_copies": set_copies,
+        **quota_answers(node.meta),
         **retention_answers(node.meta, node.filesystem.write_out, retention_is_used),
     }
 

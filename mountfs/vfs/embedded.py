@@ -185,11 +185,17 @@ class EmbeddedNode:
     async def _flush(self) -> None:
         writer = self.filesystem.writer
         now = trio.current_time()
+        failed: FsError | None = None
         for file, since in list(writer.unwritten.items()):
-            if file.dirty.bytes >= SLICE_BYTES_MAX:
-                await self.filesystem.flush_file(file, full_only=True)
-            elif now - since > FLUSH_AFTER_S:
-                await self.filesystem.flush_file(file)
+            try:
+                if file.dirty.bytes >= SLICE_BYTES_MAX:
+                    await self.filesystem.flush_file(file, full_only=True)
+                elif now - since > FLUSH_AFTER_S:
+                    await self.filesystem.flush_file(file)
+            except FsError as error:  # the others may have quotas that leave them room
+                failed = error
+        if failed is not None:
+            raise failed
         await self.filesystem.reap()
 
     async def _commit(self) -> None:

@@ -5,6 +5,7 @@ what is not written yet. Doors translate and do not decide.  Methods raise `FsEr
 else; they run inline until they have to wait (see mountfs.inline).
 """
 
+import contextlib
 import logging
 import math
 import os
@@ -28,6 +29,7 @@ from mountfs.meta.ops.default_retention import AtClose, CommitRetention
 from mountfs.meta.ops.link import Link
 from mountfs.meta.ops.make import Make
 from mountfs.meta.ops.mkdir import Mkdir
+from mountfs.meta.ops.quota import VIRTUAL, Space, TreeSpace, VirtualXattr
 from mountfs.meta.ops.read import (
     Birth,
     GetAttr,
@@ -55,6 +57,7 @@ from mountfs.meta.records import (
     Attributes,
     ino_of,
     mode_of,
+    owner_of,
     size_of,
     unpack_attributes,
 )
@@ -62,6 +65,7 @@ from mountfs.types import BLOCK_BYTES, FILE_BYTES_MAX, ROOT, Cred, Ino
 from mountfs.vfs import retention_xattrs
 from mountfs.vfs.access_time import AccessTime, due
 from mountfs.vfs.handles import File, Handle
+from mountfs.vfs.headroom import KEEP_S
 from mountfs.vfs.lock_table import LockTable
 from mountfs.vfs.reader import Bytes, Reader
 from mountfs.vfs.writer import DIRTY_BYTES_MAX, Writer
@@ -83,6 +87,10 @@ _KNOWN_MAX = 65_536
 
 SLICES_AT_ONCE: Final = 16
 """Of a file, on their way to other machines."""
+FREE_INODES: Final = 1 << 32
+"""What statfs(2) says where no quota limits them: inodes are made as they are needed, there is no
+table to run out of.
+"""
 ROOT_S: Final = 2.0
 """So long the attributes of the root may take before those that we know are good enough."""
 
@@ -145,6 +153,7 @@ class Filesystem:
             own_copies=own_copies,
             slices_at_once=SLICES_AT_ONCE if shared else 1,
             refused=self._refused,
+            quota_known_s=KEEP_S if shared else 0.0,
         )
         self._retention = retention
         self._retaining: dict[Ino, trio.Event] = {}
@@ -275,9 +284,10 @@ class Filesystem:
         return await self._meta.read(Birth(ino))
 
     async def setattr(self, change: SetAttr) -> Attributes:
-        # Later writes must not undo this change, nor earlier ones come after it.
-        await self.write_out(change.ino)
         file = self._files.get(change.ino)
+        if file is not None and file.unwritten:
+            # Later writes must not undo this change, nor earlier ones come after it.
+            await self._flush_before(file, change)
         attributes = await self._propose(change)
         if change.atime is not None or change.atime_now:
             self._atimes.pop(change.ino, None)
@@ -286,6 +296,16 @@ class Filesystem:
             file.size = change.size
             file.forget_layouts()
         return self._now(attributes)
+
+    async def _flush_before(self, file: File, change: SetAttr) -> None:
+        try:
+            await self.writer.flush(file)
+        except FsError as error:
+            if error.fault is not Fault.OVER_QUOTA or change.size is None:
+                raise
+            # A file that is cut gives its quota room: nothing behind the cut is to be in the way.
+            self.writer.cut(file, change.size)
+            await self.writer.flush(file)
 
     async def setxattr(
         self, ino: Ino, name: bytes, value: bytes, flags: int, drop_sgid: bool, cred: Cred
@@ -302,16 +322,40 @@ class Filesystem:
     async def getxattr(self, ino: Ino, name: bytes) -> bytes:
         if retention_xattrs.is_one(name):
             return retention_xattrs.value(name, (await self._meta.read(Kept(ino)))[0])
+        if name.startswith(VIRTUAL):
+            return await self._meta.read(VirtualXattr(ino, name))
         return await self._meta.read(GetXattr(ino, name))
 
     async def listxattr(self, ino: Ino) -> tuple[bytes, ...]:
         return await self._meta.read(ListXattr(ino))
 
-    async def statfs(self) -> tuple[int, int, int]:
-        """(total bytes, free bytes, inodes in use)"""
+    async def statfs(self, ino: Ino = ROOT) -> tuple[int, int, int, int]:
+        """(total bytes, free bytes, inodes in use, inodes that may still be made), of the tree with
+        a quota that a file or directory lies in, if it lies in one.
+        """
         inodes = await self._inodes()
         total, free = self._chunks.space()
-        return total, max(free - self.writer.promised_bytes, 0), inodes
+        free = max(free - self.writer.promised_bytes, 0)
+        space = await self._space(ino)
+        if space is None:
+            return total, free, inodes, FREE_INODES
+        if space.bytes_limit:
+            free = min(free, max(space.bytes_limit - space.bytes, 0))
+            total = max(min(space.bytes_limit, space.bytes + free), free)
+        if not space.inodes_limit:
+            return total, free, inodes, FREE_INODES
+        return total, free, space.inodes, max(space.inodes_limit - space.inodes, 0)
+
+    async def _space(self, ino: Ino) -> Space | None:
+        """None also if nobody answers, or the file is gone: umount(8) asks for that too."""
+        found: Space | None = None
+        with contextlib.suppress(FsError):
+            if not self.shared:
+                return await self._meta.read(TreeSpace(ino))
+            await leave()
+            with trio.move_on_after(ROOT_S):
+                found = await self._meta.read(TreeSpace(ino))
+        return found
 
     # -- open files
 
@@ -356,7 +400,9 @@ class Filesystem:
         attributes, new = await self._propose_name(command)
         ino = ino_of(attributes)
         if new:
-            return attributes, self._open(ino, 0, flags)
+            handle = self._open(ino, 0, flags)
+            handle.file.charged = (parent, *owner_of(attributes))
+            return attributes, handle
         if not stat.S_ISREG(mode_of(attributes)):
             raise FsError(Fault.EXISTS)
         handle = await self.open(ino, flags)
@@ -434,7 +480,7 @@ class Filesystem:
                 self.writer.drop(file)
             else:
                 try:
-                    await self.writer.flush(file)
+                    await self._flush_closed(file)
                 except FsError:
                     if file.unwritten:  # or it is tried again in vain; close(2) was told
                         raise
@@ -727,9 +773,24 @@ class Filesystem:
             if len(self._atimes) > _TOUCHES_MAX:
                 await self.write_access_times()
 
+    async def _flush_closed(self, file: File) -> None:
+        """Flush a file that nobody has open any more.  What a quota refuses is lost: close(2) has
+        said so, and it must not wait for ever.
+        """
+        try:
+            await self.writer.flush(file)
+        except FsError as error:
+            if error.fault is not Fault.OVER_QUOTA or file.handles:
+                raise
+            log.warning("inode %d: %d bytes are lost: %s", file.ino, file.dirty.bytes, error)
+            self.writer.drop(file)
+
     async def flush_file(self, file: File, *, full_only: bool = False) -> None:
         """Flush a file behind the requests; one that nobody has open any more is let go."""
-        await self.writer.flush(file, full_only=full_only)
+        if file.handles:
+            await self.writer.flush(file, full_only=full_only)
+        else:
+            await self._flush_closed(file)
         if not file.handles and not file.unwritten and self._files.get(file.ino) is file:
             del self._files[file.ino]
 

@@ -11,8 +11,8 @@ class File:
     """An inode that is open, or has bytes that are not in a slice yet."""
 
     __slots__ = (
-        "content", "copies", "dirty", "drop_privileges", "flight", "flushing", "handles", "ino",
-        "layouts", "locked", "mtime", "refused", "seen", "size", "written",
+        "charged", "content", "copies", "dirty", "drop_privileges", "flight", "flushing",
+        "handles", "ino", "layouts", "locked", "mtime", "refused", "seen", "size", "written",
     )  # fmt: skip
 
     def __init__(self, ino: Ino, size: int) -> None:
@@ -42,6 +42,9 @@ class File:
         """The whole content of a small file; then there are no layouts."""
         self.copies: int | None = None
         """How many copies its bytes are to have, if that was asked for."""
+
+        self.charged: tuple[Ino, int, int] | None = None
+        """Home and owners, as far as they are known: what its space counts for."""
 
     def forget_layouts(self) -> None:
         self.layouts.clear()

@@ -18,6 +18,7 @@ from mountfs.meta.ops.lock import ReleaseLock, TakeLock
 from mountfs.meta.ops.make import Make
 from mountfs.meta.ops.make_root import MakeRoot
 from mountfs.meta.ops.mkdir import Mkdir
+from mountfs.meta.ops.quota import DeleteQuota, SetQuota
 from mountfs.meta.ops.reap import Reap
 from mountfs.meta.ops.rename import EXCHANGE, NOREPLACE, Rename
 from mountfs.meta.ops.retention import Kept, RequireFree, SetRetention
@@ -40,6 +41,7 @@ from mountfs.meta.ops.volumes import CloseSlices, ForgetVolume
 from mountfs.meta.ops.write import Run, Write
 from mountfs.meta.ops.xattr import RemoveXattr, SetXattr
 from mountfs.meta.protocol import OPERATORS, Propose, decode_propose, encode
+from mountfs.meta.quota import Kind, Limits
 from mountfs.meta.records import NS, Slice
 from mountfs.meta.retention import Default, Mode
 from mountfs.meta.state_machine import COMMANDS
@@ -184,6 +186,8 @@ class World:
             OpenSession("x"),
             ReserveSlices(5),
             Reclaimed(()),
+            SetQuota(Kind.TREE, self.dir, Limits(hard_inodes=1, hard_bytes=1)),
+            DeleteQuota(Kind.TREE, self.dir),
         ]
 
     def seen(self) -> Any:
