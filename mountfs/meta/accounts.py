@@ -104,6 +104,12 @@ class Accounts:
         found = self._limited.find(kind, number)
         return None if found is None else found.quota
 
+    def weighed(self, kind: Kind, number: int) -> tuple[int, int]:
+        """(bytes, inodes) as they are held against a quota: always the same as `use`."""
+        found = self._limited.find(kind, number)
+        assert found is not None, (kind, number)
+        return found.bytes, found.inodes
+
     def quotas(self) -> list[tuple[Kind, int]]:
         """By kind and number."""
         return self._limited.numbers()
@@ -267,7 +273,9 @@ class Accounts:
                 delta[0] += sign * below.allocated
                 delta[1] += sign * below.files
                 delta[2] += sign * below.directories
-        nets = self._nets(homes)
+        # A file that is exchanged for a directory may be at home in that directory then: what comes
+        # to it meanwhile counts where it is now.
+        nets = self._nets(homes, {inode.ino: inode.parent for inode, _ in moved})
         empty = [
             ino
             for ino in nets.keys() | gone
@@ -339,15 +347,18 @@ class Accounts:
     def _add_pending(self) -> None:
         charges = [(account, *delta) for account, delta in self._pending.items()]
         homes, users, groups = _totals(charges)  # type: ignore[arg-type]
-        self._add_up(self._nets(homes), self._owners(users, groups))
+        self._add_up(self._nets(homes, {}), self._owners(users, groups))
         self._pending.clear()
 
-    def _nets(self, homes: Totals) -> Nets:
+    def _nets(self, homes: Totals, moved: Mapping[Ino, Ino]) -> Nets:
+        """`moved`: directories that are to lie elsewhere, and where."""
         nets: Nets = {}
         for home, delta in homes.items():
             if not any(delta):
                 continue
-            for ino, sums in self._chain(Ino(home)):
+            ino = Ino(home)
+            while ino:
+                sums = self._sums_of(ino)
                 found = nets.get(ino)
                 if found is None:
                     nets[ino] = (sums, delta[:])
@@ -356,6 +367,7 @@ class Accounts:
                     net[0] += delta[0]
                     net[1] += delta[1]
                     net[2] += delta[2]
+                ino = moved.get(ino, sums.parent)
         return nets
 
     def _owners(self, users: Totals, groups: Totals) -> list[tuple[Book[Use], int, Use, list[int]]]:

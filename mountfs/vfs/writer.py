@@ -47,6 +47,10 @@ is applied, and who waits for room need not wait for all that is dirty.
 """
 
 
+async def _nothing() -> bool:
+    return False
+
+
 class Writer:
     def __init__(
         self,
@@ -61,11 +65,15 @@ class Writer:
         own_copies: Callable[[], bool] = lambda: False,
         slices_at_once: int = 1,
         quota_known_s: float = 0.0,
+        give_back: Callable[[], Awaitable[bool]] = _nothing,
     ) -> None:
         """`own_copies` says whether some files are to have another number of copies;
         `slices_at_once`, of one file, are on their way: more than one is good where each waits for
-        a network; `quota_known_s`: how long what quotas leave is known, once it was asked for.
+        a network; `quota_known_s`: how long what quotas leave is known, once it was asked for;
+        `give_back` removes what was deleted and still counts for them, and says whether there was
+        anything.
         """
+        self._give_back = give_back
         self._slices_at_once = slices_at_once
         self._own_copies = own_copies
         self._meta = meta
@@ -250,7 +258,12 @@ class Writer:
             else:
                 records = await self._store(file, runs, written)
             command = ops.Write(file.ino, tuple(records), file.mtime, drop_privileges)
-            _, piece = await self._meta.propose(command)
+            try:
+                _, piece = await self._meta.propose(command)
+            except FsError as error:
+                if error.fault is not Fault.OVER_QUOTA or not await self._give_back():
+                    raise
+                _, piece = await self._meta.propose(command)
         except FsError as error:
             # What nobody has answered may still be carried out, and then they are in use.
             if written and error.fault is not Fault.TIMED_OUT:
