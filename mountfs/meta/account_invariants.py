@@ -93,3 +93,7 @@ def _quotas(tree: Tree) -> Iterator[str]:
     for kind, number in tree.accounts.quotas():
         if kind is Kind.TREE and tree.get(keys.inode(Ino(number))) is None:
             yield f"inode {number}: has a quota, but does not exist"
+            continue
+        use, weighed = tree.accounts.use(kind, number), tree.accounts.weighed(kind, number)
+        if use != weighed:
+            yield f"{kind.name.lower()} {number} has {use}, and its quota weighs {weighed}"

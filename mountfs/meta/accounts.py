@@ -39,6 +39,21 @@ Nets = dict[Ino, tuple[Sums, list[int]]]
 """Sums, and what is to be added to them: bytes, files, directories."""
 
 
+class _Changes:
+    """What a command has done."""
+
+    __slots__ = ("born", "charges", "gone", "moved")
+
+    def __init__(self) -> None:
+        self.charges: list[Charge] = []
+        self.born: list[Inode] = []
+        """New directories."""
+        self.moved: list[tuple[Inode, Ino]] = []
+        """Directories that lie elsewhere now, and where they lay."""
+        self.gone: set[Ino] = set()
+        """Directories without an inode that lose something, or their inode now."""
+
+
 class Accounts:
     def __init__(self, rows: Overlay) -> None:
         self._rows = rows
@@ -104,6 +119,12 @@ class Accounts:
         found = self._limited.find(kind, number)
         return None if found is None else found.quota
 
+    def weighed(self, kind: Kind, number: int) -> tuple[int, int]:
+        """(bytes, inodes) as they are held against a quota: always the same as `use`."""
+        found = self._limited.find(kind, number)
+        assert found is not None, (kind, number)
+        return found.bytes, found.inodes
+
     def quotas(self) -> list[tuple[Kind, int]]:
         """By kind and number."""
         return self._limited.numbers()
@@ -149,22 +170,35 @@ class Accounts:
         Raises OVER_QUOTA where the command makes use grow over what a quota allows, and then
         nothing has changed here.
         """
-        charges: list[Charge] = []
-        born: list[Inode] = []
-        moved: list[tuple[Inode, Ino]] = []
-        gone: set[Ino] = set()
-        """Directories without an inode that lose something, or their inode now."""
+        found = self._changes(touched, before, removed, changes)
+        if found.charges:
+            if found.moved or found.gone:
+                self._settle_directories(found, changes, now)
+            else:
+                self._settle(found.charges, changes, now)
+            for inode in found.born:
+                self._sums.put(inode.ino, Sums(inode.parent if inode.ino != ROOT else NOBODY))
+        if self._staged:
+            self._take_in_quotas(changes)
+
+    def _changes(
+        self,
+        touched: Mapping[Ino, Inode],
+        before: Mapping[Ino, bytes],
+        removed: set[Ino],
+        changes: Rows,
+    ) -> _Changes:
+        found = _Changes()
+        charges = found.charges
         for ino, inode in touched.items():
             record = before.get(ino)
             if record is None:
-                home: Ino = inode.parent
-                if inode.mode & _TYPE == _DIRECTORY:
-                    born.append(inode)
-                    if ino == ROOT:
-                        home = NOBODY
-                    charges.append(((home, inode.uid, inode.gid), 0, 0, 1))
+                if inode.mode & _TYPE != _DIRECTORY:
+                    charges.append(((inode.parent, inode.uid, inode.gid), inode.allocated, 1, 0))
                 else:
-                    charges.append(((home, inode.uid, inode.gid), inode.allocated, 1, 0))
+                    found.born.append(inode)
+                    home = inode.parent if ino != ROOT else NOBODY
+                    charges.append(((home, inode.uid, inode.gid), 0, 0, 1))
                 continue
             blocks, mode, uid, gid, parent = _charged(record)
             more = inode.allocated - (blocks << 9)
@@ -172,38 +206,30 @@ class Accounts:
                 if more:
                     charges.append(((parent, uid, gid), more, 0, 0))
                 continue
-            is_directory = mode & _TYPE == _DIRECTORY
+            directory = int(mode & _TYPE == _DIRECTORY)
             home = inode.parent
             if ino == ROOT:
                 parent = home = NOBODY
-            file, directory = int(not is_directory), int(is_directory)
-            charges.append(((parent, uid, gid), -(blocks << 9), -file, -directory))
-            charges.append(((home, inode.uid, inode.gid), inode.allocated, file, directory))
+            charges.append(((parent, uid, gid), -(blocks << 9), directory - 1, -directory))
+            charges.append(
+                ((home, inode.uid, inode.gid), inode.allocated, 1 - directory, directory)
+            )
             if parent != home:
-                if is_directory:
-                    moved.append((inode, parent))
+                if directory:
+                    found.moved.append((inode, parent))
                 elif parent not in touched and self._is_gone(parent, changes):
-                    gone.add(parent)
+                    found.gone.add(parent)
         for ino in removed:
             blocks, mode, uid, gid, parent = _charged(before[ino])
-            is_directory = mode & _TYPE == _DIRECTORY
-            file, directory = int(not is_directory), int(is_directory)
-            charges.append(((parent, uid, gid), -(blocks << 9), -file, -directory))
-            if is_directory:
-                gone.add(ino)
+            directory = int(mode & _TYPE == _DIRECTORY)
+            charges.append(((parent, uid, gid), -(blocks << 9), directory - 1, -directory))
+            if directory:
+                found.gone.add(ino)
                 if self._limited.find(Kind.TREE, ino) is not None:
                     self._staged[Kind.TREE, ino] = None
-            if parent not in touched and parent not in gone and self._is_gone(parent, changes):
-                gone.add(Ino(parent))
-        if charges:
-            if moved or gone:
-                self._settle_directories(charges, moved, gone, changes, now)
-            else:
-                self._settle(charges, changes, now)
-            for inode in born:
-                self._sums.put(inode.ino, Sums(inode.parent if inode.ino != ROOT else NOBODY))
-        if self._staged:
-            self._take_in_quotas(changes)
+            if parent not in touched and self._is_gone(parent, changes):
+                found.gone.add(parent)
+        return found
 
     def _settle(self, charges: list[Charge], changes: Rows, now: int) -> None:
         """What nearly every command does: something changes in directories that stay."""
@@ -247,33 +273,28 @@ class Accounts:
             self._limits_known[account] = found
         return found
 
-    def _settle_directories(
-        self,
-        charges: list[Charge],
-        moved: list[tuple[Inode, Ino]],
-        gone: set[Ino],
-        changes: Rows,
-        now: int,
-    ) -> None:
+    def _settle_directories(self, found: _Changes, changes: Rows, now: int) -> None:
         """Directories move, each with all that is below it, or are gone: then their sums go when
         nothing is charged to them any more.
         """
         self._add_pending()
-        homes, users, groups = _totals(charges)
-        for inode, parent in moved:
+        homes, users, groups = _totals(found.charges)
+        for inode, parent in found.moved:
             below = self._sums_of(inode.ino)
             for home, sign in ((parent, -1), (inode.parent, 1)):
                 delta = homes.setdefault(home, [0, 0, 0])
                 delta[0] += sign * below.allocated
                 delta[1] += sign * below.files
                 delta[2] += sign * below.directories
-        nets = self._nets(homes)
+        # A file that is exchanged for a directory may be at home in that directory then: what comes
+        # to it meanwhile counts where it is now.
+        nets = self._nets(homes, {inode.ino: inode.parent for inode, _ in found.moved})
         empty = [
             ino
-            for ino in nets.keys() | gone
+            for ino in nets.keys() | found.gone
             if self._is_empty(ino, nets) and self._is_gone(ino, changes)
         ]
-        moving = [(self._sums_of(inode.ino), inode) for inode, _ in moved]
+        moving = [(self._sums_of(inode.ino), inode) for inode, _ in found.moved]
         owners = self._owners(users, groups)
         if self._limited.exist:
             deltas = self._deltas_of(nets, users, groups)
@@ -339,15 +360,18 @@ class Accounts:
     def _add_pending(self) -> None:
         charges = [(account, *delta) for account, delta in self._pending.items()]
         homes, users, groups = _totals(charges)  # type: ignore[arg-type]
-        self._add_up(self._nets(homes), self._owners(users, groups))
+        self._add_up(self._nets(homes, {}), self._owners(users, groups))
         self._pending.clear()
 
-    def _nets(self, homes: Totals) -> Nets:
+    def _nets(self, homes: Totals, moved: Mapping[Ino, Ino]) -> Nets:
+        """`moved`: directories that are to lie elsewhere, and where."""
         nets: Nets = {}
         for home, delta in homes.items():
             if not any(delta):
                 continue
-            for ino, sums in self._chain(Ino(home)):
+            ino = Ino(home)
+            while ino:
+                sums = self._sums_of(ino)
                 found = nets.get(ino)
                 if found is None:
                     nets[ino] = (sums, delta[:])
@@ -356,6 +380,7 @@ class Accounts:
                     net[0] += delta[0]
                     net[1] += delta[1]
                     net[2] += delta[2]
+                ino = moved.get(ino, sums.parent)
         return nets
 
     def _owners(self, users: Totals, groups: Totals) -> list[tuple[Book[Use], int, Use, list[int]]]:

@@ -91,6 +91,8 @@ FREE_INODES: Final = 1 << 32
 """What statfs(2) says where no quota limits them: inodes are made as they are needed, there is no
 table to run out of.
 """
+FORGET_S: Final = 0.1
+"""So long the kernel may take to say that a file that was deleted is out of use."""
 ROOT_S: Final = 2.0
 """So long the attributes of the root may take before those that we know are good enough."""
 
@@ -154,6 +156,7 @@ class Filesystem:
             slices_at_once=SLICES_AT_ONCE if shared else 1,
             refused=self._refused,
             quota_known_s=KEEP_S if shared else 0.0,
+            give_back=self._give_back,
         )
         self._retention = retention
         self._retaining: dict[Ino, trio.Event] = {}
@@ -167,6 +170,9 @@ class Filesystem:
         self._atimes: dict[Ino, int] = {}
         self._orphans: set[Ino] = set()
         self._forgotten: list[Ino] = []
+        self._forgets: trio.Event | None = None
+        """Set, and gone, when the kernel has forgotten something again; None: nobody waits for it.
+        """
         self._known: dict[Ino, bytes] = {}
         """Of files that were opened lately, what tells whether their bytes have changed since."""
 
@@ -238,6 +244,9 @@ class Filesystem:
             if ino in self._orphans and ino not in self._files:
                 self._orphans.discard(ino)
                 self._forgotten.append(ino)
+        if self._forgets is not None:
+            self._forgets.set()
+            self._forgets = None
         if len(self._forgotten) >= _REAPS_MAX:
             await self.reap()
 
@@ -661,7 +670,32 @@ class Filesystem:
     async def _propose(self, command: Command[R]) -> R:
         if self._read_only:
             raise FsError(Fault.READ_ONLY)
+        try:
+            return await self._meta.propose(command)
+        except FsError as error:
+            if error.fault is not Fault.OVER_QUOTA or not await self._give_back():
+                raise
         return await self._meta.propose(command)
+
+    async def _give_back(self) -> bool:
+        """Remove what was deleted here and still counts.  Returns whether there was anything.
+
+        The kernel says a moment after the last close that a file is out of use: it is waited for.
+        """
+        if not self._forgotten and not self._closed_orphans:
+            return False
+        await leave()
+        with trio.move_on_after(FORGET_S):
+            while self._closed_orphans:
+                self._forgets = self._forgets or trio.Event()
+                await self._forgets.wait()
+        found = bool(self._forgotten)
+        await self.reap()
+        return found
+
+    @property
+    def _closed_orphans(self) -> bool:
+        return any(ino not in self._files for ino in self._orphans)
 
     async def _propose_name(self, command: Command[R], *, grows: bool = True) -> R:
         """A change of names.  What makes new ones leaves the last of a full disk to those that

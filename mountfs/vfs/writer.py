@@ -49,6 +49,10 @@ _FOR_EVER = (Fault.STALE, Fault.NOT_PERMITTED)
 """Bytes that were refused so are not tried again: the file is gone, or is kept as it is."""
 
 
+async def _nothing() -> bool:
+    return False
+
+
 class Writer:
     def __init__(
         self,
@@ -63,13 +67,16 @@ class Writer:
         own_copies: Callable[[], bool] = lambda: False,
         slices_at_once: int = 1,
         quota_known_s: float = 0.0,
+        give_back: Callable[[], Awaitable[bool]] = _nothing,
         refused: Callable[[File], None] = lambda file: None,
     ) -> None:
         """`own_copies` says whether some files are to have another number of copies;
         `slices_at_once`, of one file, are on their way: more than one is good where each waits for
         a network; `quota_known_s`: how long what quotas leave is known, once it was asked for;
-        `refused` is told of a file that takes nothing any more.
+        `give_back` removes what was deleted and still counts for them, and says whether there was
+        anything; `refused` is told of a file that takes nothing any more.
         """
+        self._give_back = give_back
         self._refused = refused
         self._slices_at_once = slices_at_once
         self._own_copies = own_copies
@@ -258,7 +265,12 @@ class Writer:
             else:
                 records = await self._store(file, runs, written)
             command = ops.Write(file.ino, tuple(records), file.mtime, drop_privileges)
-            _, piece = await self._meta.propose(command)
+            try:
+                _, piece = await self._meta.propose(command)
+            except FsError as error:
+                if error.fault is not Fault.OVER_QUOTA or not await self._give_back():
+                    raise
+                _, piece = await self._meta.propose(command)
         except FsError as error:
             # What nobody has answered may still be carried out, and then they are in use.
             if written and error.fault is not Fault.TIMED_OUT:

@@ -84,6 +84,15 @@ def test_a_program_hears_of_a_quota_when_it_writes(node: Node) -> None:
     assert quota("get", tree)["limits"] is None
 
 
+def test_what_was_deleted_makes_room_at_once(node: Node) -> None:
+    node.mount()
+    quota("set", node.point, "--bytes", "4MiB", "--inodes", "1")
+    for number in range(20):
+        file = node.point / f"{number}"
+        file.write_bytes(bytes(4 * MIB))
+        file.unlink()
+
+
 @pytest.mark.parametrize("size", [BLOCK, 128 * KIB])
 def test_writers_on_two_mounts_use_all_of_a_quota_and_no_more(
     shared_cluster: Nodes, size: int

@@ -9,7 +9,7 @@ from mountfs.meta.accounts import Accounts
 from mountfs.meta.ops.link import Link
 from mountfs.meta.ops.quota import Below, Owners
 from mountfs.meta.ops.reap import Reap
-from mountfs.meta.ops.rename import Rename
+from mountfs.meta.ops.rename import EXCHANGE, Rename
 from mountfs.meta.ops.rmdir import Rmdir
 from mountfs.meta.ops.tmpfile import Tmpfile
 from mountfs.meta.ops.unlink import Unlink
@@ -119,6 +119,19 @@ def test_a_file_with_several_names_is_charged_to_the_first_of_their_directories(
     assert not any(key[8] == keys.PLACE for key in machine.rows())
     machine.do(Rename(b, b"2", a, b"2", 0, SUPERUSER))
     assert homes() == [1, 1, 0]
+
+
+def test_a_file_is_exchanged_for_the_directory_that_becomes_its_home(machine: Any) -> None:
+    d, p = machine.make("d/"), machine.make("p/")
+    machine.do(Rename(ROOT, b"d", p, b"d", 0, SUPERUSER))
+    file = machine.make("file")
+    machine.do(Link(file, d, b"x", SUPERUSER))
+    assert [below(machine, path) for path in ("", "p")] == [(0, 1, 2), (0, 0, 1)]
+    exchange = Rename(p, b"d", ROOT, b"file", EXCHANGE, SUPERUSER)
+    machine.do(exchange)
+    assert [below(machine, path) for path in ("", "p", "file")] == [(0, 1, 2), (0, 0, 0), (0, 1, 0)]
+    machine.do(exchange)
+    assert [below(machine, path) for path in ("", "p")] == [(0, 1, 2), (0, 0, 1)]
 
 
 def test_owners_that_have_nothing_are_forgotten(machine: Any) -> None:

@@ -7,6 +7,7 @@ from typing import Any
 from unittest import mock
 
 import pytest
+import trio
 
 from mountfs.errors import Fault, FsError
 from mountfs.meta.ops.quota import Below, DeleteQuota, Room, SetQuota
@@ -184,3 +185,41 @@ async def test_sums_are_told_as_attributes_that_are_not_listed(fs: Filesystem, m
     with pytest.raises(FsError) as caught:
         await fs.getxattr(ROOT, b"mountfs.quota.hard_bytes")
     assert caught.value.fault is Fault.NO_ATTRIBUTE
+
+
+async def test_what_was_deleted_just_now_makes_room(meta: Any, chunks: Any) -> None:
+    async def durable() -> None:
+        meta.sync_log()
+
+    fs = Filesystem(meta, chunks, durable=durable, kernel=True)
+    try:
+        directory = await tree(fs, meta, hard_bytes=10 * BLOCK_BYTES, hard_inodes=2)
+        for name in (b"one", b"two"):
+            handle = await opened(fs, directory, name)
+            await write(fs, handle, 0, bytes(5 * BLOCK_BYTES))
+            await fs.release(handle)
+        await refused_name(fs, directory)
+        await fs.unlink(directory, b"one", SUPERUSER)
+        with trio.fail_after(5):
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(forget_soon, fs)
+                handle = await opened(fs, directory, b"three")
+        await fs.unlink(directory, b"two", SUPERUSER)
+        await forget_soon(fs)
+        await write(fs, handle, 0, bytes(10 * BLOCK_BYTES))
+        await refused(fs, handle, 10 * BLOCK_BYTES, b"x")
+        assert (await meta.read(Below(directory)))[:2] == (10 * BLOCK_BYTES, 1)
+    finally:
+        meta.close()
+
+
+async def forget_soon(fs: Filesystem) -> None:
+    """As the kernel does."""
+    await trio.sleep(0.01)
+    await fs.forget([ino for ino in fs._orphans if ino not in fs._files])
+
+
+async def refused_name(fs: Filesystem, parent: Ino) -> None:
+    with pytest.raises(FsError) as caught:
+        await opened(fs, parent, b"more")
+    assert caught.value.fault is Fault.OVER_QUOTA
