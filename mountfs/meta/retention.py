@@ -259,3 +259,12 @@ def default_of(tree: "Tree", directory: Ino) -> tuple[Ino, Default] | None:
         if error.fault is not Fault.STALE:
             raise
         return None
+
+
+def default_for(tree: "Tree", file: Inode) -> tuple[Ino, Default] | None:
+    """What a file is to get; of what holds for several names, the strictest and longest."""
+    if not file.nlink:
+        return None
+    found = [default_of(tree, directory) for directory in directories_of(tree, file)]
+    said = [one for one in found if one is not None]
+    return max(said, key=lambda one: (one[1].mode, one[1].duration), default=None)

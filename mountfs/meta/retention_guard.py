@@ -23,6 +23,7 @@ from mountfs.meta.records import (
 from mountfs.meta.retention import (
     Below,
     Retention,
+    default_for,
     default_of,
     unpack_below,
     unpack_retention,
@@ -162,19 +163,19 @@ def _note_written(tree: "Tree") -> None:
             continue
         if ino in tree._rearranged or not _is_news(tree, record, inode):
             continue
-        if default_of(tree, inode.parent) is not None:
+        if default_for(tree, inode) is not None:
             inode.marks |= UNCOMMITTED
             inode.packed = None
             tree.put(keys.uncommitted(ino), b"")
 
 
 def _is_news(tree: "Tree", record: bytes, inode: Inode) -> bool:
-    """Whether its bytes have changed, or it has come from elsewhere with some."""
+    """Whether its bytes have changed, or it has come from elsewhere, or got a name, with some."""
     if _U64.unpack_from(record, VERSION_AT)[0] != inode.version:
         return True
     if not inode.size:
         return False
+    if inode.nlink > _U32.unpack_from(record, _NLINK_AT)[0]:
+        return True
     parent = Ino(_U64.unpack_from(record, PARENT_AT)[0])
-    if parent != inode.parent:
-        return default_of(tree, parent) != default_of(tree, inode.parent)
-    return not _U32.unpack_from(record, _NLINK_AT)[0]
+    return parent != inode.parent and default_of(tree, parent) != default_of(tree, inode.parent)

@@ -14,6 +14,7 @@ from mountfs.meta.retention import (
     Mode,
     Retention,
     Right,
+    default_for,
     default_of,
     pack_default,
     require_right,
@@ -85,7 +86,7 @@ class CommitRetention(Command[Retention | None], frozen=True, tag="commit_retent
             return None
         if not inode.marks & UNCOMMITTED:
             return None
-        found = default_of(tree, inode.parent) if inode.nlink else None
+        found = default_for(tree, inode)
         if found is not None and not _is_due(inode, found[1], stamp.time, self.idle):
             return None
         inode = tree.edit(self.ino)
@@ -116,7 +117,7 @@ class Uncommitted(Query[tuple[tuple[Ino, bool], ...]], frozen=True, tag="uncommi
 
     def _is_due(self, tree: Tree, ino: Ino) -> bool:
         inode = tree.inode(ino)
-        found = default_of(tree, inode.parent) if inode.nlink else None
+        found = default_for(tree, inode)
         return found is None or _is_due(inode, found[1], self.now, True)
 
 
@@ -129,7 +130,7 @@ class AtClose(Query[bool], frozen=True, tag="at_close"):
         inode = tree.inode(self.ino)
         if not inode.marks & UNCOMMITTED:
             return False
-        found = default_of(tree, inode.parent) if inode.nlink else None
+        found = default_for(tree, inode)
         return found is not None and found[1].at_close
 
 
