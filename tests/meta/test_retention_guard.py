@@ -330,6 +330,8 @@ def test_all_names_that_a_file_has_are_kept(machine: Any, fails: Any) -> None:
     for directory, name in (("a", b"f"), ("b", b"g")):
         with fails(Fault.NOT_PERMITTED):
             machine.do(Unlink(machine.ino(directory), name, SUPERUSER))
+        with fails(Fault.NOT_PERMITTED):
+            machine.do(Rename(ROOT, directory.encode(), ROOT, b"moved", 0, SUPERUSER))
 
 
 def test_compaction_puts_the_bytes_of_a_retained_file_elsewhere(machine: Any) -> None:

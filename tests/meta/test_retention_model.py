@@ -92,20 +92,15 @@ class Retained(RuleBasedStateMachine):
 
     @rule(source=places, place=places, name=names)
     def link(self, source: list[bytes], place: list[bytes], name: bytes) -> None:
-        ino = self.at(source)
-        if self.machine.stat(ino).nlink == 1:
-            self.do(Link(ino, self.at(place), name, SUPERUSER))
+        self.do(Link(self.at(source), self.at(place), name, SUPERUSER))
 
     @rule(place=places, mode=modes, length=seconds, bypass=st.booleans())
     def keep(self, place: list[bytes], mode: Mode, length: int, bypass: bool) -> None:
         ino = self.at(place)
-        if self.machine.stat(ino).nlink == 1:
-            self.do(
-                SetRetention(
-                    ino=ino, mode=mode, duration=length * NS, cred=SUPERUSER, bypass=bypass
-                )
-            )
-            self.forget()
+        self.do(
+            SetRetention(ino=ino, mode=mode, duration=length * NS, cred=SUPERUSER, bypass=bypass)
+        )
+        self.forget()
 
     @rule(place=places)
     def release(self, place: list[bytes]) -> None:
@@ -114,10 +109,8 @@ class Retained(RuleBasedStateMachine):
 
     @rule(place=places, on=st.booleans())
     def hold(self, place: list[bytes], on: bool) -> None:
-        ino = self.at(place)
-        if self.machine.stat(ino).nlink == 1:
-            self.do(SetLegalHold(ino, on, SUPERUSER))
-            self.forget()
+        self.do(SetLegalHold(self.at(place), on, SUPERUSER))
+        self.forget()
 
     @rule(place=places, mode=modes, length=seconds, end=st.booleans())
     def default(self, place: list[bytes], mode: Mode, length: int, end: bool) -> None:
@@ -126,9 +119,7 @@ class Retained(RuleBasedStateMachine):
 
     @rule(place=places)
     def close(self, place: list[bytes]) -> None:
-        ino = self.at(place)
-        if self.machine.stat(ino).nlink == 1:
-            self.do(CommitRetention(ino))
+        self.do(CommitRetention(self.at(place)))
 
     @rule(length=seconds)
     def wait(self, length: int) -> None:
