@@ -5,7 +5,6 @@ what is not written yet. Doors translate and do not decide.  Methods raise `FsEr
 else; they run inline until they have to wait (see mountfs.inline).
 """
 
-import contextlib
 import logging
 import math
 import os
@@ -278,15 +277,27 @@ class Filesystem:
             self._root = before = await self._meta.read(GetAttr(ROOT))
         return before
 
-    async def _inodes(self) -> int:
-        """How many there are; as of before, if nobody answers: umount(8) asks for that too."""
+    async def _usage(self, ino: Ino) -> tuple[int, Space | None]:
+        """(how many inodes there are, what the trees leave that one lies in); as of before, if
+        nobody answers: umount(8) asks for that too.
+        """
         if not self.shared:
             inodes, _ = await self._meta.read(Usage())
-            return inodes
+            return inodes, await self._space(ino)
+        space: Space | None = None
         await leave()
         with trio.move_on_after(ROOT_S):
             self._inodes_before, _ = await self._meta.read(Usage())
-        return self._inodes_before
+            space = await self._space(ino)
+        return self._inodes_before, space
+
+    async def _space(self, ino: Ino) -> Space | None:
+        try:
+            return await self._meta.read(TreeSpace(ino))
+        except FsError as error:
+            if error.fault is not Fault.STALE:
+                raise
+            return None  # it is gone, and so is what it had
 
     async def birth(self, ino: Ino) -> int:
         """When the inode was made, in nanoseconds."""
@@ -342,10 +353,9 @@ class Filesystem:
         """(total bytes, free bytes, inodes in use, inodes that may still be made), of the tree with
         a quota that a file or directory lies in, if it lies in one.
         """
-        inodes = await self._inodes()
+        inodes, space = await self._usage(ino)
         total, free = self._chunks.space()
         free = max(free - self.writer.promised_bytes, 0)
-        space = await self._space(ino)
         if space is None:
             return total, free, inodes, FREE_INODES
         if space.bytes_limit:
@@ -354,17 +364,6 @@ class Filesystem:
         if not space.inodes_limit:
             return total, free, inodes, FREE_INODES
         return total, free, space.inodes, max(space.inodes_limit - space.inodes, 0)
-
-    async def _space(self, ino: Ino) -> Space | None:
-        """None also if nobody answers, or the file is gone: umount(8) asks for that too."""
-        found: Space | None = None
-        with contextlib.suppress(FsError):
-            if not self.shared:
-                return await self._meta.read(TreeSpace(ino))
-            await leave()
-            with trio.move_on_after(ROOT_S):
-                found = await self._meta.read(TreeSpace(ino))
-        return found
 
     # -- open files
 

@@ -13,6 +13,7 @@ from typing import Final
 
 import trio
 
+from mountfs.inline import leave
 from mountfs.meta.local import Meta
 from mountfs.meta.ops.quota import UNLIMITED, Leeway, Room
 from mountfs.types import BLOCK_BYTES, MIB, Ino
@@ -22,6 +23,8 @@ FAR_BYTES: Final = 64 * MIB
 FAR_TIMES: Final = 4
 """A limit is far if it leaves so much, and so often what this mount has not written yet."""
 KEEP_S: Final = 1.0
+ANSWER_S: Final = 0.25
+"""A leader that takes longer has died, or is about to be followed by another one."""
 _KNOWN_MAX: Final = 1_024
 
 Charged = tuple[Ino, int, int]
@@ -61,17 +64,26 @@ class Headroom:
         before = self._accepted
         self._accepted += (size // BLOCK_BYTES + 2) * BLOCK_BYTES
         known = self._known.get(file.charged) if file.charged is not None else None
-        if known is None or now - known.at >= self._keep_s:
-            known = None
-        elif self._is_far(known):
-            return False
-        elif known.bytes < FAR_BYTES:
-            return True
-        leeway = await self._meta.read(Room(file.ino))
-        if not leeway.exists:
+        was_near = known is not None and not self._is_far(known)
+        if known is not None and now - known.at < self._keep_s:
+            if not was_near:
+                return False
+            if known.bytes < FAR_BYTES:
+                return True
+        leeway = await self._ask(file, was_near)
+        if leeway is None or not leeway.exists:
             self._no_quotas_at = now
             return False
         return not self._is_far(self._learn(file, leeway, now, before))
+
+    async def _ask(self, file: File, was_near: bool) -> Leeway | None:
+        """None: nobody answers.  Who was not near a limit goes on then, as without quotas."""
+        if was_near or not self._keep_s:
+            return await self._meta.read(Room(file.ino))
+        await leave()
+        with trio.move_on_after(ANSWER_S):
+            return await self._meta.read(Room(file.ino))
+        return None
 
     def _learn(self, file: File, leeway: Leeway, now: float, accepted: int) -> _Answer:
         file.charged = (leeway.home, leeway.uid, leeway.gid)

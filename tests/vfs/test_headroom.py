@@ -160,6 +160,25 @@ async def test_the_answer_is_asked_for_once_in_a_while_where_it_takes_a_network(
     assert asked == 2, "files with the same home and owners share the answer"
 
 
+async def test_who_was_far_from_limits_does_not_wait_for_a_cluster_without_a_leader(
+    fs: Filesystem, meta: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read = meta.read
+
+    async def silent(query: Any) -> Any:
+        if isinstance(query, Room):
+            await trio.sleep_forever()
+        return await read(query)
+
+    fs.writer._headroom._keep_s = 1_000.0
+    handle = await opened(fs, ROOT)
+    monkeypatch.setattr(meta, "read", silent)
+    with trio.fail_after(5):
+        for _ in range(100):
+            await write(fs, handle, 0, bytes(10_000))
+    assert fs.writer.dirty_bytes == 10_000
+
+
 async def test_statfs_shows_the_tree(fs: Filesystem, meta: Any) -> None:
     whole = await fs.statfs()
     assert whole[3] == FREE_INODES
