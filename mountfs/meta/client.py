@@ -82,6 +82,8 @@ class Router:
         """They do not know who leads."""
         self.own_copies = False
         """Some files are to have another number of copies than others."""
+        self.retention = False
+        """Some file has retention, or had it once, or is to get it from its tree."""
         self.leader_number = 0
         """Who led when we last asked; 0: nobody."""
         self._links: dict[Address, Client] = {}
@@ -214,6 +216,7 @@ class Router:
         """(who leads, and if nobody, why not)"""
         self.leader_number = cluster.leader
         self.own_copies |= cluster.own_copies
+        self.retention |= cluster.retention
         if cluster.nodes:  # or it has only just joined
             self.nodes = cluster.nodes
             doors = (node.door for node in self.nodes if not node.has_metadata)

@@ -7,6 +7,7 @@ proposed before it survive a loss of power.
 """
 
 import os
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Protocol, TypeVar
@@ -20,8 +21,9 @@ from mountfs.meta.command import Command, Query
 from mountfs.meta.ops.make_root import MakeRoot
 from mountfs.meta.ops.session import EndSession, OpenSession, Sessions
 from mountfs.meta.ops.slices import ReserveSlices
-from mountfs.meta.replica import META_GROUP, Checkpoint, Replica
-from mountfs.meta.state_machine import Entry, decode_entry, encode_entry
+from mountfs.meta.proven_time import ProvenTime
+from mountfs.meta.replica import META_GROUP, Checkpoint, Replica, steady_ns
+from mountfs.meta.state_machine import Entry, decode_entry, encode_entry, needs_time
 from mountfs.raft.messages import (
     NOBODY,
     EntryKind,
@@ -99,6 +101,9 @@ class LocalMeta:
         self._membership = memberships[-1]
         self._refuse_if_not_alone()
         self._replay(bytes_present)
+        proven = self._machine.tree.counters.protected_time
+        self._clock = ProvenTime(node, time.time_ns(), steady_ns(), proven)
+        """By which retention ends.  Nobody else is there to say that ours is wrong."""
         self._term = Term(self._log.hard.term + 1)
         """Of all entries from now on; a group of one elects itself at its start."""
         self._last_term = stored.terms[-1][1] if stored.terms else stored.base.term
@@ -139,10 +144,14 @@ class LocalMeta:
         index = LogIndex(self._machine.applied + 1)
         now = self.now()
         self._sequence = sequence = self._sequence + 1
-        data = encode_entry(self.session, sequence, sequence, now, command)
+        timed = needs_time(self._machine.tree, command)
+        proven = self._clock.own(steady_ns()) if timed else 0
+        data = encode_entry(self.session, sequence, sequence, now, command, proven)
         self._storage.append_command(META_GROUP, self._term, index, data)
         try:
-            return self._machine.apply(index, self.session, sequence, sequence, now, command)
+            return self._machine.apply(
+                index, self.session, sequence, sequence, now, command, proven
+            )
         except FsError:
             if self._machine.applied != index:  # the store could not be read
                 self._storage.cut(META_GROUP, LogIndex(index - 1))
@@ -168,6 +177,12 @@ class LocalMeta:
         """Nobody mounts this any more: the next one need not wait for it to fall silent."""
         self.propose_now(EndSession(self.session))
         self.session = 0
+
+    @property
+    def retention(self) -> bool:
+        """Some file has retention, or had it once, or is to get it from its tree."""
+        counters = self._machine.tree.counters
+        return counters.retention or counters.default_retention
 
     @property
     def applied(self) -> int:
@@ -281,7 +296,7 @@ class LocalMeta:
                 try:
                     machine.apply(
                         found.index, entry.session, entry.sequence, entry.answered, entry.time,
-                        entry.command,
+                        entry.command, entry.proven,
                     )  # fmt: skip
                 except FsError:
                     if machine.applied != found.index:

@@ -10,7 +10,7 @@ from mountfs.errors import FsError
 from mountfs.meta.command import Command
 from mountfs.meta.replica import Checkpoint, Replica
 from mountfs.meta.snapshot import OpenStore, Sink, Source, settle, take_place
-from mountfs.meta.state_machine import decode_entry, encode_entry
+from mountfs.meta.state_machine import decode_entry, encode_entry, needs_time
 from mountfs.raft.messages import Entry, SnapshotHead
 from mountfs.types import LogIndex
 
@@ -23,6 +23,7 @@ class Asked(msgspec.Struct):
     answered: int
     time: int
     command: Command[Any]
+    proven: int = 0
 
 
 class MetaMachine:
@@ -40,6 +41,8 @@ class MetaMachine:
         self.on_applied: Callable[[Command[Any], object], None] = lambda command, reply: None
         """Told of each command that has been taken in."""
         self.on_installed: Callable[[], None] = lambda: None
+        self.proven: Callable[[], int] = lambda: 0
+        """The time that has passed for certain, as far as the leader knows; 0: it does not."""
 
     @property
     def applied(self) -> LogIndex:
@@ -47,7 +50,9 @@ class MetaMachine:
 
     def ask(self, session: int, sequence: int, answered: int, command: Command[Any]) -> Asked:
         """What to propose for a command; the time is the leader's, which does not go back."""
-        return Asked(session, sequence, answered, self.now(), command)
+        timed = needs_time(self.replica.machine.tree, command)
+        proven = self.proven() if timed else 0
+        return Asked(session, sequence, answered, self.now(), command, proven)
 
     def now(self) -> int:
         """In nanoseconds since 1970; it does not go back, even if the clock does."""
@@ -57,7 +62,7 @@ class MetaMachine:
     @staticmethod
     def encoded(asked: Asked) -> bytes:
         return encode_entry(
-            asked.session, asked.sequence, asked.answered, asked.time, asked.command
+            asked.session, asked.sequence, asked.answered, asked.time, asked.command, asked.proven
         )
 
     def apply(self, entry: Entry, subject: Any) -> object:
@@ -70,7 +75,7 @@ class MetaMachine:
         try:
             reply = machine.apply(
                 entry.index, asked.session, asked.sequence, asked.answered, asked.time,
-                asked.command,
+                asked.command, asked.proven,
             )  # fmt: skip
         except FsError as error:
             if machine.applied != entry.index:

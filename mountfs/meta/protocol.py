@@ -24,15 +24,29 @@ import msgspec
 from mountfs.errors import Fault, FsError
 from mountfs.meta.command import UNFIT, Command, Query
 from mountfs.meta.ops.chunk_rows import ChunkRows, CountRows
+from mountfs.meta.ops.consent import MustKeep, Needed
 from mountfs.meta.ops.copies import GetCopies
+from mountfs.meta.ops.count import CountIn, OpenBelow, PathOf
+from mountfs.meta.ops.default_retention import AtClose, GetDefault, Uncommitted
 from mountfs.meta.ops.describe import Describe
+from mountfs.meta.ops.list_retained import ListRetained
 from mountfs.meta.ops.lock import TestLock
 from mountfs.meta.ops.nodes import NodeRecord, Nodes
+from mountfs.meta.ops.quota import (
+    Below,
+    GetQuota,
+    ListQuotas,
+    Owners,
+    Room,
+    TreeSpace,
+    VirtualXattr,
+)
 from mountfs.meta.ops.read import (
     Birth,
     GetAttr,
     GetLayout,
     GetPiece,
+    IsRetained,
     Lookup,
     NextChunk,
     Opening,
@@ -41,6 +55,7 @@ from mountfs.meta.ops.read import (
     Usage,
 )
 from mountfs.meta.ops.reap import Orphans
+from mountfs.meta.ops.retention import Kept
 from mountfs.meta.ops.session import Sessions
 from mountfs.meta.ops.slices import Garbage, Tangles
 from mountfs.meta.ops.volumes import GetVolumes, ListVolumes, UsedSlices
@@ -56,7 +71,9 @@ LIMIT_MAX: Final = 100_000
 QUERIES: Final[tuple[type[Query[Any]], ...]] = (
     Birth, ChunkRows, CountRows, Describe, Garbage, GetAttr, GetCopies, GetLayout, GetPiece,
     GetVolumes, GetXattr, ListVolumes, ListXattr, Lookup, NextChunk, Nodes, Opening, Orphans,
-    ReadDir, Readlink, Sessions, Tangles, TestLock, Usage, UsedSlices,
+    ReadDir, Readlink, Sessions, Tangles, TestLock, Usage, UsedSlices, Below, GetQuota, ListQuotas,
+    Owners, Room, TreeSpace, VirtualXattr, CountIn, OpenBelow, PathOf,
+    IsRetained, Kept, GetDefault, AtClose, Uncommitted, ListRetained, Needed, MustKeep,
 )  # fmt: skip
 
 OPERATORS: Final = frozenset(
@@ -75,6 +92,7 @@ OPERATORS: Final = frozenset(
         "Reclaimed",
         "RemoveNode",
         "ReturnVolumes",
+        "Rewrite",
         "SealVolume",
         "SetReplicas",
     }
@@ -121,6 +139,8 @@ class Cluster(msgspec.Struct, frozen=True, array_like=True):
     nodes: tuple[NodeRecord, ...]
     own_copies: bool = False
     """Some files are to have another number of copies than others."""
+    retention: bool = False
+    """Some file has retention, or had it once, or is to get it from its tree."""
 
 
 _encoder: Final = msgspec.msgpack.Encoder()

@@ -15,8 +15,10 @@ from mountfs.inline import leave
 from mountfs.meta import keys
 from mountfs.meta.command import UNFIT
 from mountfs.meta.machine import MetaMachine
+from mountfs.meta.ops.default_retention import CommitRetention
 from mountfs.meta.ops.nodes import NodeRecord, all_nodes
 from mountfs.meta.ops.reap import Reap
+from mountfs.meta.ops.retention import SetRetention
 from mountfs.meta.ops.session import EndSession, OpenSession
 from mountfs.meta.protocol import (
     Cluster,
@@ -85,7 +87,10 @@ class MetaService:
 
     def cluster(self) -> Cluster:
         tree = self._machine.replica.machine.tree
-        return Cluster(self._group.leader, tuple(all_nodes(tree)), tree.counters.own_copies)
+        counters = tree.counters
+        retention = counters.retention or counters.default_retention
+        nodes = tuple(all_nodes(tree))
+        return Cluster(self._group.leader, nodes, counters.own_copies, retention)
 
     def node_of(self, number: int) -> NodeRecord | None:
         tree = self._machine.replica.machine.tree
@@ -151,6 +156,8 @@ class MetaService:
             raise FsError(Fault.NOT_PERMITTED, "a session removes only files of its own")
         if self._safe_mode.is_on:
             return self._refused(asked)
+        if isinstance(asked.command, CommitRetention | SetRetention) and not self._machine.proven():
+            raise FsError(Fault.UNAVAILABLE, "no majority of the metaservers tells the time yet")
         self._node.require_room()
         self.commands += 1
         subject = self._machine.ask(asked.session, asked.sequence, asked.answered, asked.command)

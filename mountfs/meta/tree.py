@@ -14,13 +14,17 @@ import msgspec
 
 from mountfs.errors import Fault, FsError
 from mountfs.kv.overlay import Overlay, merge
-from mountfs.meta import keys
+from mountfs.meta import keys, places
+from mountfs.meta.accounts import Accounts
 from mountfs.meta.command import Stamp
 from mountfs.meta.records import (
     ATTRIBUTES_BYTES,
     COPIES_MARKS,
     HAS_CONTENT,
     HAS_SLICES,
+    RETAINED,
+    RETAINS,
+    UNCOMMITTED,
     Attributes,
     Counters,
     Inode,
@@ -37,6 +41,7 @@ from mountfs.meta.records import (
     unpack_inode,
     unpack_slice,
 )
+from mountfs.meta.retention_guard import enforce
 from mountfs.types import BLOCK_BYTES, CHUNK_BYTES, LINKS_MAX, ROOT, Cred, Ino
 
 _INODES_CACHED = 8_192
@@ -61,9 +66,13 @@ class Tree:
         """Records of inodes that the running command changes or removes, as they were before it.
         New inodes have none.
         """
+        self._rearranged: set[Ino] = set()
         stored = rows.get(keys.COUNTERS)
+        self.accounts = Accounts(rows)
         self.counters = (
-            msgspec.msgpack.decode(stored, type=Counters) if stored is not None else Counters()
+            msgspec.msgpack.decode(stored, type=Counters)
+            if stored is not None
+            else Counters(counted=True)
         )
         self._counters_before = self.counters
         self.stamp = Stamp(0, 0, 0)
@@ -76,15 +85,21 @@ class Tree:
         self._counters_before = msgspec.structs.replace(self.counters)
 
     def commit(self) -> None:
+        """Raises NOT_PERMITTED where something that is retained would change, and OVER_QUOTA where
+        the command would make use grow over a quota.
+        """
+        enforce(self)
         changes = self._changes
         for ino, inode in self._touched.items():
             changes[keys.inode(ino)] = inode.record()
+        self.accounts.settle(self._touched, self._before, self._removed, changes, self.stamp.time)
         self._rows.apply(changes)
         self._clear()
 
     def abort(self) -> None:
         for ino in self._touched:
             self._inodes.pop(ino, None)
+        self.accounts.abort()
         self._clear()
         self.counters = self._counters_before
 
@@ -93,6 +108,7 @@ class Tree:
         self._touched = {}
         self._before = {}
         self._removed.clear()
+        self._rearranged.clear()
 
     def counters_row(self) -> bytes:
         return _encode(self.counters)
@@ -119,7 +135,8 @@ class Tree:
     def everything(self) -> Iterator[tuple[bytes, bytes]]:
         """All rows, in the order of their keys; between commands, for checks."""
         assert not self._changes
-        return self._rows.everything()
+        loose = self.accounts.loose_rows()
+        return merge(sorted(loose.items()), self._rows.everything())
 
     # -- inodes
 
@@ -155,6 +172,11 @@ class Tree:
             self._before[ino] = inode.record()
         inode.packed = None
         return inode
+
+    def rearrange(self, ino: Ino) -> Inode:
+        """The inode, as of `edit`, of a file whose bytes are put elsewhere and do not change."""
+        self._rearranged.add(ino)
+        return self.edit(ino)
 
     def attributes(self, inode: Inode) -> Attributes:
         """The reply of most commands.  Asked for last: the inode must not change after it in this
@@ -195,9 +217,13 @@ class Tree:
         inode.entries = 0
         inode.version = self.stamp.index
         inode.marks = parent.marks & COPIES_MARKS
+        self.take_in(inode)
+        return inode
+
+    def take_in(self, inode: Inode) -> None:
+        """One that there has not been before."""
         self._remember(inode)
         self._touched[inode.ino] = inode
-        return inode
 
     def _remember(self, inode: Inode) -> None:
         if len(self._inodes) >= _INODES_CACHED:
@@ -241,9 +267,10 @@ class Tree:
         if type == _DIRECTORY:
             directory.nlink += 1
             child.nlink += 2
+            child.parent = parent
         else:
+            places.add(self, child, parent)
             child.nlink += 1
-        child.parent = parent
         self.put(keys.dentry(parent, name), pack_dentry(child.ino, position, type))
         self.put(keys.entry(parent, position), pack_entry(child.ino, type, name))
 
@@ -264,6 +291,7 @@ class Tree:
             child.nlink -= 2  # those of its subdirectories stay, where it is moved
         else:
             assert child.nlink >= 1, ino
+            places.remove(self, child, parent)
             child.nlink -= 1
         child.ctime = self.stamp.time
         self.put(keys.dentry(parent, name), None)
@@ -294,6 +322,13 @@ class Tree:
         self._inodes.pop(inode.ino, None)
         self._removed.add(inode.ino)
         self.put(keys.inode(inode.ino), None)
+        if inode.marks & RETAINED:
+            self.put(keys.retained_below(inode.ino), None)
+            self.put(keys.retention(inode.ino), None)
+        if inode.marks & RETAINS:
+            self.put(keys.default_retention(inode.ino), None)
+        if inode.marks & UNCOMMITTED:
+            self.put(keys.uncommitted(inode.ino), None)
 
     # -- bytes
 

@@ -13,6 +13,8 @@ from mountfs.types import Ino, VolumeId
 from mountfs.vfs.cluster import ClusterMount
 from mountfs.vfs.control import Answerer
 from mountfs.vfs.embedded import EmbeddedNode
+from mountfs.vfs.quota_answers import quota_answers
+from mountfs.vfs.retention_answers import retention_answers
 
 SLICES_MAX = 100_000
 """In one answer, however many are asked for."""
@@ -47,7 +49,18 @@ def answers(node: EmbeddedNode | ClusterMount) -> dict[str, Answerer]:
         node.meta.router.own_copies = True
         return {}
 
-    return {"status": status, "info": info, "copies": copies, "set_copies": set_copies}
+    def retention_is_used() -> None:
+        if isinstance(node, ClusterMount):
+            node.meta.router.retention = True
+
+    return {
+        "status": status,
+        "info": info,
+        "copies": copies,
+        "set_copies": set_copies,
+        **quota_answers(node.meta),
+        **retention_answers(node.meta, node.filesystem.write_out, retention_is_used),
+    }
 
 
 def _ino(args: dict[str, Any]) -> Ino:

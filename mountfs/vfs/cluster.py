@@ -160,6 +160,7 @@ async def cluster_mount(
             buffers=mount.buffers,
             kick=mount.kick,
             own_copies=lambda: meta.router.own_copies,
+            retention=lambda: meta.router.retention,
             shared=True,
             **settings,
         )

@@ -5,6 +5,7 @@ what is not written yet. Doors translate and do not decide.  Methods raise `FsEr
 else; they run inline until they have to wait (see mountfs.inline).
 """
 
+import logging
 import math
 import os
 import stat
@@ -23,12 +24,15 @@ from mountfs.meta.local import Meta
 from mountfs.meta.locks import EOF, POSIX, Lock, Owner
 from mountfs.meta.ops.allocate import RESERVED_BYTES_MAX, Allocate
 from mountfs.meta.ops.copy_range import CopyRange
+from mountfs.meta.ops.default_retention import AtClose, CommitRetention
 from mountfs.meta.ops.link import Link
 from mountfs.meta.ops.make import Make
 from mountfs.meta.ops.mkdir import Mkdir
+from mountfs.meta.ops.quota import VIRTUAL, Space, TreeSpace, VirtualXattr
 from mountfs.meta.ops.read import (
     Birth,
     GetAttr,
+    IsRetained,
     Layout,
     Listing,
     Lookup,
@@ -39,6 +43,7 @@ from mountfs.meta.ops.read import (
 )
 from mountfs.meta.ops.reap import Reap
 from mountfs.meta.ops.rename import Rename
+from mountfs.meta.ops.retention import Kept, RequireFree
 from mountfs.meta.ops.rmdir import Rmdir
 from mountfs.meta.ops.setattr import SetAttr
 from mountfs.meta.ops.symlink import Symlink
@@ -51,15 +56,20 @@ from mountfs.meta.records import (
     Attributes,
     ino_of,
     mode_of,
+    owner_of,
     size_of,
     unpack_attributes,
 )
 from mountfs.types import BLOCK_BYTES, FILE_BYTES_MAX, ROOT, Cred, Ino
+from mountfs.vfs import retention_xattrs
 from mountfs.vfs.access_time import AccessTime, due
 from mountfs.vfs.handles import File, Handle
+from mountfs.vfs.headroom import KEEP_S
 from mountfs.vfs.lock_table import LockTable
 from mountfs.vfs.reader import Bytes, Reader
 from mountfs.vfs.writer import DIRTY_BYTES_MAX, Writer
+
+log = logging.getLogger(__name__)
 
 R = TypeVar("R")
 
@@ -76,6 +86,12 @@ _KNOWN_MAX = 65_536
 
 SLICES_AT_ONCE: Final = 16
 """Of a file, on their way to other machines."""
+FREE_INODES: Final = 1 << 32
+"""What statfs(2) says where no quota limits them: inodes are made as they are needed, there is no
+table to run out of.
+"""
+FORGET_S: Final = 0.1
+"""So long the kernel may take to say that a file that was deleted is out of use."""
 ROOT_S: Final = 2.0
 """So long the attributes of the root may take before those that we know are good enough."""
 
@@ -84,7 +100,8 @@ class Filesystem:
     """`durable` makes all that was proposed and written so far survive the machine; `kernel` says
     that the door tells by `forget` when an inode is out of use, as the kernel does: until then a
     file without a name is kept; `shared` that others change the filesystem too: then what was known
-    of a file is looked at again when it is opened.
+    of a file is looked at again when it is opened; `retention` says whether there are files that
+    are retained, or are to be.
     """
 
     def __init__(
@@ -98,6 +115,7 @@ class Filesystem:
         owed: Callable[[], int] = lambda: 0,
         reclaim: Callable[[], Awaitable[None]] | None = None,
         own_copies: Callable[[], bool] = lambda: False,
+        retention: Callable[[], bool] = lambda: False,
         kernel: bool = False,
         shared: bool = False,
         read_only: bool = False,
@@ -135,7 +153,15 @@ class Filesystem:
             reclaim=reclaim or self.reap,
             own_copies=own_copies,
             slices_at_once=SLICES_AT_ONCE if shared else 1,
+            refused=self._refused,
+            quota_known_s=KEEP_S if shared else 0.0,
+            give_back=self._give_back,
         )
+        self._retention = retention
+        self._retaining: dict[Ino, trio.Event] = {}
+        """Files that are closed, and are being given the retention of their tree."""
+        self._doubtful: set[Ino] = set()
+        """Files of which the door may have cached bytes that were not taken."""
         self.locks = LockTable(meta)
         self._files: dict[Ino, File] = {}
         self._handles: dict[int, Handle] = {}
@@ -143,6 +169,9 @@ class Filesystem:
         self._atimes: dict[Ino, int] = {}
         self._orphans: set[Ino] = set()
         self._forgotten: list[Ino] = []
+        self._forgets: trio.Event | None = None
+        """Set, and gone, when the kernel has forgotten something again; None: nobody waits for it.
+        """
         self._known: dict[Ino, bytes] = {}
         """Of files that were opened lately, what tells whether their bytes have changed since."""
 
@@ -178,6 +207,7 @@ class Filesystem:
         return self._now(attributes)
 
     async def unlink(self, parent: Ino, name: bytes, cred: Cred) -> None:
+        await self._retained()
         await self._lost(await self._propose_name(Unlink(parent, name, cred), grows=False))
 
     async def rmdir(self, parent: Ino, name: bytes, cred: Cred) -> None:
@@ -190,6 +220,7 @@ class Filesystem:
             # A program that writes a new version and renames it over the old one must not find an
             # empty file after a crash: the bytes go first.
             await self._flush_name(parent, name, cred)
+        await self._retained()
         command = Rename(parent, name, new_parent, new_name, flags, cred)
         await self._lost(await self._propose_name(command, grows=False))
 
@@ -212,6 +243,9 @@ class Filesystem:
             if ino in self._orphans and ino not in self._files:
                 self._orphans.discard(ino)
                 self._forgotten.append(ino)
+        if self._forgets is not None:
+            self._forgets.set()
+            self._forgets = None
         if len(self._forgotten) >= _REAPS_MAX:
             await self.reap()
 
@@ -243,15 +277,27 @@ class Filesystem:
             self._root = before = await self._meta.read(GetAttr(ROOT))
         return before
 
-    async def _inodes(self) -> int:
-        """How many there are; as of before, if nobody answers: umount(8) asks for that too."""
+    async def _usage(self, ino: Ino) -> tuple[int, Space | None]:
+        """(how many inodes there are, what the trees leave that one lies in); as of before, if
+        nobody answers: umount(8) asks for that too.
+        """
         if not self.shared:
             inodes, _ = await self._meta.read(Usage())
-            return inodes
+            return inodes, await self._space(ino)
+        space: Space | None = None
         await leave()
         with trio.move_on_after(ROOT_S):
             self._inodes_before, _ = await self._meta.read(Usage())
-        return self._inodes_before
+            space = await self._space(ino)
+        return self._inodes_before, space
+
+    async def _space(self, ino: Ino) -> Space | None:
+        try:
+            return await self._meta.read(TreeSpace(ino))
+        except FsError as error:
+            if error.fault is not Fault.STALE:
+                raise
+            return None  # it is gone, and so is what it had
 
     async def birth(self, ino: Ino) -> int:
         """When the inode was made, in nanoseconds."""
@@ -261,18 +307,32 @@ class Filesystem:
         file = self._files.get(change.ino)
         if file is not None and file.unwritten:
             # Later writes must not undo this change, nor earlier ones come after it.
-            await self.writer.flush(file)
+            await self._flush_before(file, change)
         attributes = await self._propose(change)
         if change.atime is not None or change.atime_now:
             self._atimes.pop(change.ino, None)
         if change.size is not None and file is not None:
+            file.written = True
             file.size = change.size
             file.forget_layouts()
         return self._now(attributes)
 
+    async def _flush_before(self, file: File, change: SetAttr) -> None:
+        try:
+            await self.writer.flush(file)
+        except FsError as error:
+            if error.fault is not Fault.OVER_QUOTA or change.size is None:
+                raise
+            # A file that is cut gives its quota room: nothing behind the cut is to be in the way.
+            self.writer.cut(file, change.size)
+            await self.writer.flush(file)
+
     async def setxattr(
         self, ino: Ino, name: bytes, value: bytes, flags: int, drop_sgid: bool, cred: Cred
     ) -> None:
+        if retention_xattrs.is_one(name):
+            await self._set_retention(ino, name, value, cred)
+            return
         await self._require_room()
         await self._propose(SetXattr(ino, name, value, flags, drop_sgid, cred))
 
@@ -280,16 +340,30 @@ class Filesystem:
         await self._propose(RemoveXattr(ino, name, cred))
 
     async def getxattr(self, ino: Ino, name: bytes) -> bytes:
+        if retention_xattrs.is_one(name):
+            return retention_xattrs.value(name, (await self._meta.read(Kept(ino)))[0])
+        if name.startswith(VIRTUAL):
+            return await self._meta.read(VirtualXattr(ino, name))
         return await self._meta.read(GetXattr(ino, name))
 
     async def listxattr(self, ino: Ino) -> tuple[bytes, ...]:
         return await self._meta.read(ListXattr(ino))
 
-    async def statfs(self) -> tuple[int, int, int]:
-        """(total bytes, free bytes, inodes in use)"""
-        inodes = await self._inodes()
+    async def statfs(self, ino: Ino = ROOT) -> tuple[int, int, int, int]:
+        """(total bytes, free bytes, inodes in use, inodes that may still be made), of the tree with
+        a quota that a file or directory lies in, if it lies in one.
+        """
+        inodes, space = await self._usage(ino)
         total, free = self._chunks.space()
-        return total, max(free - self.writer.promised_bytes, 0), inodes
+        free = max(free - self.writer.promised_bytes, 0)
+        if space is None:
+            return total, free, inodes, FREE_INODES
+        if space.bytes_limit:
+            free = min(free, max(space.bytes_limit - space.bytes, 0))
+            total = max(min(space.bytes_limit, space.bytes + free), free)
+        if not space.inodes_limit:
+            return total, free, inodes, FREE_INODES
+        return total, free, space.inodes, max(space.inodes_limit - space.inodes, 0)
 
     # -- open files
 
@@ -299,20 +373,30 @@ class Filesystem:
         if writes and self._read_only:
             raise FsError(Fault.READ_ONLY)
         layout: Layout | None = None
+        if writes:
+            await self._retained(ino)
         if self.shared:
             opened = await self._meta.read(Opening(ino))
             attributes, layout = opened.attributes, opened.layout
+            retained = opened.retained
         else:
             attributes = await self._meta.read(GetAttr(ino))
+            retained = writes and self._retention() and await self._meta.read(IsRetained(ino))
+        if writes and retained:
+            await self._propose(RequireFree(ino))
         if flags & os.O_TRUNC and writes:
             change = SetAttr(ino=ino, cred=_CHECKED, size=0, drop_privileges=drop_privileges)
             attributes, layout = await self.setattr(change), None
         handle = self._open(ino, size_of(attributes), flags)
+        file = handle.file
+        file.written |= bool(flags & os.O_TRUNC and writes)
         if self.shared:
-            file = handle.file
             handle.unchanged = self._renew(file, attributes)
             if layout is not None and file.handles == 1 and not file.unwritten:
                 self.reader.know(file, layout)
+        if ino in self._doubtful:
+            self._doubtful.discard(ino)
+            handle.unchanged = False
         return handle
 
     async def create(
@@ -324,7 +408,9 @@ class Filesystem:
         attributes, new = await self._propose_name(command)
         ino = ino_of(attributes)
         if new:
-            return attributes, self._open(ino, 0, flags)
+            handle = self._open(ino, 0, flags)
+            handle.file.charged = (parent, *owner_of(attributes))
+            return attributes, handle
         if not stat.S_ISREG(mode_of(attributes)):
             raise FsError(Fault.EXISTS)
         handle = await self.open(ino, flags)
@@ -366,8 +452,11 @@ class Filesystem:
             raise FsError(Fault.FILE_TOO_LARGE)
         if self._read_only:
             raise FsError(Fault.READ_ONLY)
+        if handle.file.refused is not None:
+            raise handle.file.refused
         if drop_privileges and not handle.file.drop_privileges:
             await self._drop_privileges(handle.file.ino)
+        handle.file.written = True
         kept = await self.writer.write(handle.file, offset, data, drop_privileges)
         if self._sync_writes or handle.flags & (os.O_SYNC | os.O_DSYNC):
             # The kernel leaves it to us: it asks for no FSYNC after a direct write.
@@ -383,6 +472,7 @@ class Filesystem:
             await self._unlock(file.ino, POSIX, self.owner(owner))
         if file.dirty.runs or file.flight:
             await self.writer.flush(file)
+        _raise_refused(handle)
 
     async def release(self, handle: Handle) -> None:
         """The last descriptor of an open(2) is closed."""
@@ -397,11 +487,17 @@ class Filesystem:
             if file.ino in self._orphans:
                 self.writer.drop(file)
             else:
-                await self.writer.flush(file)
+                try:
+                    await self._flush_closed(file)
+                except FsError:
+                    if file.unwritten:  # or it is tried again in vain; close(2) was told
+                        raise
                 if file.handles:  # opened again while we flushed
                     return
         if not file.unwritten and self._files.get(file.ino) is file:
             del self._files[file.ino]
+            if file.written and file.ino not in self._orphans and self._retention():
+                await self._retain(file.ino)
             if not self._kernel and file.ino in self._orphans:
                 await self.forget([file.ino])
                 await self.reap()
@@ -409,6 +505,7 @@ class Filesystem:
     async def fsync(self, handle: Handle) -> None:
         """The bytes and the name of a file survive the machine."""
         await self.writer.flush(handle.file, synced=True)
+        _raise_refused(handle)
         await self._durable()
 
     async def durable(self) -> None:
@@ -452,6 +549,7 @@ class Filesystem:
             attributes = await self._propose(
                 Allocate(file.ino, mode, offset, part, drop_privileges)
             )
+            file.written = True
             file.size = size_of(attributes)
             file.forget_layouts()
             offset += part
@@ -469,6 +567,7 @@ class Filesystem:
             source.file.ino, offset, target.file.ino, target_offset, length, drop_privileges
         )
         attributes, copied = await self._propose(command)
+        target.file.written = True
         target.file.size = size_of(attributes)
         target.file.forget_layouts()
         return copied
@@ -520,12 +619,82 @@ class Filesystem:
         if file is not None:
             file.forget_layouts()
 
+    # -- retention
+
+    async def _set_retention(self, ino: Ino, name: bytes, value: bytes, cred: Cred) -> None:
+        retention, _ = await self._meta.read(Kept(ino))
+        command = retention_xattrs.command(ino, name, value, retention, cred)
+        await self.write_out(ino)
+        await self._propose(command)
+
+    async def write_out(self, ino: Ino) -> None:
+        """What was written to a file is in the metadata: what comes later is something else."""
+        file = self._files.get(ino)
+        if file is not None and file.unwritten:
+            await self.writer.flush(file)
+
+    async def _retain(self, ino: Ino) -> None:
+        """A file that was written is closed.  close(2) has returned already: who opens it to write,
+        or takes a name away, waits.  What fails here is done again when the file was left alone.
+        """
+        retained = self._retaining[ino] = trio.Event()
+        try:
+            if await self._meta.read(AtClose(ino)):
+                await self._meta.propose(CommitRetention(ino))
+        except FsError as error:
+            if error.fault is not Fault.STALE:
+                log.warning("inode %d gets its retention later: %s", ino, error)
+        finally:
+            retained.set()
+            if self._retaining.get(ino) is retained:
+                del self._retaining[ino]
+
+    async def _retained(self, ino: Ino | None = None) -> None:
+        """Wait for `_retain` of a file, or of all."""
+        if not self._retaining:
+            return
+        for closed, retained in list(self._retaining.items()):
+            if ino in (None, closed):
+                await leave()
+                await retained.wait()
+
+    def _refused(self, file: File) -> None:
+        """What was written to a file was not taken: the door may have it in its cache."""
+        self._doubtful.add(file.ino)
+        self._known.pop(file.ino, None)
+        file.forget_layouts()
+
     # -- inside
 
     async def _propose(self, command: Command[R]) -> R:
         if self._read_only:
             raise FsError(Fault.READ_ONLY)
+        try:
+            return await self._meta.propose(command)
+        except FsError as error:
+            if error.fault is not Fault.OVER_QUOTA or not await self._give_back():
+                raise
         return await self._meta.propose(command)
+
+    async def _give_back(self) -> bool:
+        """Remove what was deleted here and still counts.  Returns whether there was anything.
+
+        The kernel says a moment after the last close that a file is out of use: it is waited for.
+        """
+        if not self._forgotten and not self._closed_orphans:
+            return False
+        await leave()
+        with trio.move_on_after(FORGET_S):
+            while self._closed_orphans:
+                self._forgets = self._forgets or trio.Event()
+                await self._forgets.wait()
+        found = bool(self._forgotten)
+        await self.reap()
+        return found
+
+    @property
+    def _closed_orphans(self) -> bool:
+        return any(ino not in self._files for ino in self._orphans)
 
     async def _propose_name(self, command: Command[R], *, grows: bool = True) -> R:
         """A change of names.  What makes new ones leaves the last of a full disk to those that
@@ -637,9 +806,24 @@ class Filesystem:
             if len(self._atimes) > _TOUCHES_MAX:
                 await self.write_access_times()
 
+    async def _flush_closed(self, file: File) -> None:
+        """Flush a file that nobody has open any more.  What a quota refuses is lost: close(2) has
+        said so, and it must not wait for ever.
+        """
+        try:
+            await self.writer.flush(file)
+        except FsError as error:
+            if error.fault is not Fault.OVER_QUOTA or file.handles:
+                raise
+            log.warning("inode %d: %d bytes are lost: %s", file.ino, file.dirty.bytes, error)
+            self.writer.drop(file)
+
     async def flush_file(self, file: File, *, full_only: bool = False) -> None:
         """Flush a file behind the requests; one that nobody has open any more is let go."""
-        await self.writer.flush(file, full_only=full_only)
+        if file.handles:
+            await self.writer.flush(file, full_only=full_only)
+        else:
+            await self._flush_closed(file)
         if not file.handles and not file.unwritten and self._files.get(file.ino) is file:
             del self._files[file.ino]
 
@@ -647,6 +831,13 @@ class Filesystem:
         if self._atimes:
             times, self._atimes = self._atimes, {}
             await self._meta.propose(Touch(tuple(times.items())))
+
+
+def _raise_refused(handle: Handle) -> None:
+    """Who wrote what was not taken is told, although that was found out behind its back."""
+    writes = handle.flags & os.O_ACCMODE != os.O_RDONLY
+    if writes and handle.file.refused is not None:
+        raise handle.file.refused
 
 
 def _content_of(attributes: Attributes) -> bytes:

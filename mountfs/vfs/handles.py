@@ -1,5 +1,6 @@
 """Open files: `Handle` is one open file description, `File` what all handles of an inode share."""
 
+from mountfs.errors import FsError
 from mountfs.meta.locks import Owner
 from mountfs.meta.records import Attributes, Slice
 from mountfs.types import Ino
@@ -10,8 +11,8 @@ class File:
     """An inode that is open, or has bytes that are not in a slice yet."""
 
     __slots__ = (
-        "content", "copies", "dirty", "drop_privileges", "flight", "flushing", "handles", "ino",
-        "layouts", "locked", "mtime", "seen", "size",
+        "charged", "content", "copies", "dirty", "drop_privileges", "flight", "flushing",
+        "handles", "ino", "layouts", "locked", "mtime", "refused", "seen", "size", "written",
     )  # fmt: skip
 
     def __init__(self, ino: Ino, size: int) -> None:
@@ -27,6 +28,10 @@ class File:
         """Of the last write that is not flushed, in nanoseconds."""
         self.locked = False
         """Somebody has taken a lock on it since it was opened: close(2) has to look."""
+        self.written = False
+        """Its bytes were changed since it was opened, by us."""
+        self.refused: FsError | None = None
+        """Why what was written to it is not taken, and never will be: it is retained."""
         self.drop_privileges = False
         """A write that is not flushed takes set-user-ID away."""
         self.layouts: dict[int, list[Slice]] = {}
@@ -37,6 +42,9 @@ class File:
         """The whole content of a small file; then there are no layouts."""
         self.copies: int | None = None
         """How many copies its bytes are to have, if that was asked for."""
+
+        self.charged: tuple[Ino, int, int] | None = None
+        """Home and owners, as far as they are known: what its space counts for."""
 
     def forget_layouts(self) -> None:
         self.layouts.clear()

@@ -127,7 +127,7 @@ OLD_NODE_GOLDEN = "98 02 a26e32 a3683a31 a3683a32 05 a26432 92 a46d657461 a56368
 
 STRUCTS: list[tuple[Any, str]] = [
     (NODE, NODE_GOLDEN),
-    (Cluster(2, (NODE,)), "93 02 91" + NODE_GOLDEN + "c2"),
+    (Cluster(2, (NODE,)), "94 02 91" + NODE_GOLDEN + "c2 c2"),
     (Opened(7, 60_000, 5), "93 07 cdea60 05"),
     (Fetch(GroupId(1), 9, b"key"), "93 01 09 c403 6b6579"),
     (
