@@ -42,6 +42,7 @@ CORES = [
     "mountfs.meta.permission",
     "mountfs.meta.acl",
     "mountfs.meta.locks",
+    "mountfs.meta.lock_waits",
     "mountfs.meta.extents",
     "mountfs.meta.state_machine",
     "mountfs.meta.ops",

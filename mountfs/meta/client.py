@@ -21,10 +21,15 @@ import trio
 from mountfs.errors import Fault, FsError
 from mountfs.inline import leave
 from mountfs.meta.command import Command, Query
+from mountfs.meta.lock_waiting import PATIENCE_S
+from mountfs.meta.locks import Lock
+from mountfs.meta.ops.lock import TakeLock
 from mountfs.meta.ops.nodes import NodeRecord
 from mountfs.meta.protocol import (
     ROLE,
+    AwaitLock,
     Cluster,
+    LocksTold,
     Method,
     Opened,
     Propose,
@@ -33,6 +38,7 @@ from mountfs.meta.protocol import (
     encode,
 )
 from mountfs.meta.retry import ATTEMPT_S, RENEWS_PER_TTL, Backoff, Route, Session, Verdict, judge
+from mountfs.types import Ino
 from mountfs.wire.connection import Body, Disconnected
 from mountfs.wire.frames import Hello
 from mountfs.wire.stream import Client, connect
@@ -56,6 +62,8 @@ AGREE_S: Final = 0.3
 """When one of the nodes that were named has answered, the others have so long to contradict it."""
 OPEN_S: Final = 30.0
 """Who begins is told when there is no cluster, `soft` or not."""
+SETTLE_S: Final = 2.0
+"""Who is cancelled while a lock is being taken still waits so long to hear whether it was."""
 NO_CLUSTER: Final = bytes(16)
 
 
@@ -282,6 +290,38 @@ class RemoteMeta:
         answer = await self._ask(Method.READ, encode(Read(self.session, query)))
         return decode_reply(query, answer)  # type: ignore[no-any-return]
 
+    async def take_lock(self, ino: Ino, lock: Lock, *, waits: bool) -> Lock | None:
+        command = TakeLock(ino, lock, waits)
+        sequence, answered = self._session.begin()
+        body = encode(Propose(self.session, sequence, answered, command))
+        try:
+            try:
+                answer = await self._ask(Method.PROPOSE, body)
+            except trio.Cancelled:
+                # A lock that nobody knows of would be held until the file is closed.
+                with trio.move_on_after(SETTLE_S, shield=True) as settled:
+                    answer = await self._ask(Method.PROPOSE, body)
+                if settled.cancelled_caught:
+                    raise
+        finally:
+            self._session.done(sequence)
+        return decode_reply(command, answer)  # type: ignore[no-any-return]
+
+    async def await_lock(self, ino: Ino, lock: Lock) -> None:
+        soft_s = self._options.soft_s
+        patience_s = PATIENCE_S if soft_s is None else min(PATIENCE_S, soft_s / 2)
+        called = False
+        while not called:
+            if self._session.ended is not None:
+                raise self._session.ended
+            asked = AwaitLock(self.session, ino, lock, int(patience_s * 1000))
+            answer = await self._ask(Method.AWAIT_LOCK, encode(asked))
+            called = msgspec.msgpack.decode(answer, type=bool)
+
+    async def locks(self, ino: Ino) -> LocksTold:
+        answer = await self._ask(Method.LOCKS, encode(ino))
+        return msgspec.msgpack.decode(answer, type=LocksTold)
+
     async def open_session(self) -> None:
         answer = await self._ask(Method.OPEN_SESSION, encode(self._options.about))
         opened = msgspec.msgpack.decode(answer, type=Opened)
@@ -388,6 +428,10 @@ class RemoteMeta:
 
     async def _attempt(self, link: Client, method: int, body: bytes) -> Body:
         self.attempts += 1
+        if method == Method.AWAIT_LOCK:  # it may take its time, and that says nothing of the leader
+            with trio.move_on_after(PATIENCE_S + PROBE_S):
+                return await link.call(method, body)
+            raise Disconnected(f"no answer within {PATIENCE_S + PROBE_S} s", sent=True)
         number = self.attempts
         self._waiting[number] = link
         try:

@@ -19,7 +19,7 @@ from mountfs.chunks.base import ChunkStore
 from mountfs.errors import Fault, FsError
 from mountfs.inline import leave
 from mountfs.meta.command import Command
-from mountfs.meta.local import Meta
+from mountfs.meta.local import LockingMeta
 from mountfs.meta.locks import EOF, POSIX, Lock, Owner
 from mountfs.meta.ops.allocate import RESERVED_BYTES_MAX, Allocate
 from mountfs.meta.ops.copy_range import CopyRange
@@ -89,7 +89,7 @@ class Filesystem:
 
     def __init__(
         self,
-        meta: Meta,
+        meta: LockingMeta,
         chunks: ChunkStore,
         *,
         durable: Callable[[], Awaitable[None]],

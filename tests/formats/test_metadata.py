@@ -246,7 +246,7 @@ ENTRIES = [
         SetAttr(ino=Ino(9), cred=SUPERUSER, size=10),
         "9ca773657461747472" "09" "94000090c2" "c0c0c0" "0a" "c0c0" "c2c2c2",
     ),
-    (TakeLock(Ino(9), LOCK), "93a974616b655f6c6f636b" "09" "9600920301000ac34d"),
+    (TakeLock(Ino(9), LOCK), "94a974616b655f6c6f636b" "09" "9600920301000ac34d" "c2"),
     (
         Rewrite(Ino(9), 1, ((4, 0), (5, 1)), (Slice(0, 10, SliceId(8), 1, VolumeId(7), 11, 99),)),
         "95a772657772697465" "09" "01" "92" "920400" "920501" "91" "97000a0801070b63",

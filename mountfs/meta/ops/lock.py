@@ -18,6 +18,10 @@ class TakeLock(Command[Lock | None], frozen=True, tag="take_lock"):
 
     ino: Ino
     lock: Lock
+    waits: bool = False
+    """Who asks would wait for it.  Then those who wait already go first: who leads sees to that
+    before it comes here (`LockWaiting.turn_of_another`).
+    """
 
     def apply(self, tree: Tree, stamp: Stamp) -> Lock | None:
         held = locks_of(tree, self.ino)
