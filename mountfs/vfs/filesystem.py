@@ -58,6 +58,7 @@ from mountfs.types import BLOCK_BYTES, FILE_BYTES_MAX, ROOT, Cred, Ino
 from mountfs.vfs.access_time import AccessTime, due
 from mountfs.vfs.handles import File, Handle
 from mountfs.vfs.lock_table import LockTable
+from mountfs.vfs.lost import lose
 from mountfs.vfs.reader import Bytes, Reader
 from mountfs.vfs.writer import DIRTY_BYTES_MAX, Writer
 
@@ -143,6 +144,10 @@ class Filesystem:
         self._atimes: dict[Ino, int] = {}
         self._orphans: set[Ino] = set()
         self._forgotten: list[Ino] = []
+        self.on_lost: Callable[[set[Ino]], None] = lambda inos: None
+        """Told of files whose open files have lost something: what the door has cached of them is
+        not so.
+        """
         self._known: dict[Ino, bytes] = {}
         """Of files that were opened lately, what tells whether their bytes have changed since."""
 
@@ -219,7 +224,12 @@ class Filesystem:
         """Remove files that have lost their last name and their last user."""
         while self._forgotten:
             inos, self._forgotten = tuple(self._forgotten), []
-            left = await self._meta.propose(Reap(self._meta.session, inos))
+            try:
+                left = await self._meta.propose(Reap(self._meta.session, inos))
+            except FsError as error:
+                if error.fault is not Fault.SESSION_ENDED:  # then the cluster removes them
+                    raise
+                return
             self._forgotten.extend(left)
             if left:
                 await leave()
@@ -349,6 +359,10 @@ class Filesystem:
     async def read(self, handle: Handle, offset: int, size: int) -> Bytes:
         """Up to `size` bytes; fewer only at the end of the file."""
         file = handle.file
+        if handle.lost is not None:
+            handle.require()
+        if file.unsure:
+            await self._look_again(file)
         data = await self.reader.read(file, offset, size)
         noted = file.ino in self._atimes and self.access_time is not AccessTime.STRICT
         if not noted and not handle.flags & os.O_NOATIME:
@@ -366,9 +380,15 @@ class Filesystem:
             raise FsError(Fault.FILE_TOO_LARGE)
         if self._read_only:
             raise FsError(Fault.READ_ONLY)
-        if drop_privileges and not handle.file.drop_privileges:
-            await self._drop_privileges(handle.file.ino)
-        kept = await self.writer.write(handle.file, offset, data, drop_privileges)
+        file = handle.file
+        if drop_privileges and not file.drop_privileges:
+            await self._drop_privileges(file.ino)
+        if file.unsure:
+            await self._look_again(file)
+        if handle.lost is not None:
+            handle.require()
+        kept = await self.writer.write(file, offset, data, drop_privileges)
+        file.writers.add(handle)
         if self._sync_writes or handle.flags & (os.O_SYNC | os.O_DSYNC):
             # The kernel leaves it to us: it asks for no FSYNC after a direct write.
             await self.fsync(handle)
@@ -379,16 +399,18 @@ class Filesystem:
         process' memory.
         """
         file = handle.file
-        if file.locked:
-            await self._unlock(file.ino, POSIX, self.owner(owner))
+        if file.holders:
+            await self._unlock(file, POSIX, self.owner(owner))
+        handle.require()
         if file.dirty.runs or file.flight:
             await self.writer.flush(file)
+            handle.require()
 
     async def release(self, handle: Handle) -> None:
         """The last descriptor of an open(2) is closed."""
         del self._handles[handle.number]
         file = handle.file
-        if handle.locked:
+        if handle.held:
             await self._unlock_all(handle)
         file.handles -= 1
         if file.handles:
@@ -408,7 +430,9 @@ class Filesystem:
 
     async def fsync(self, handle: Handle) -> None:
         """The bytes and the name of a file survive the machine."""
+        handle.require()
         await self.writer.flush(handle.file, synced=True)
+        handle.require()
         await self._durable()
 
     async def durable(self) -> None:
@@ -439,6 +463,7 @@ class Filesystem:
         self, handle: Handle, mode: int, offset: int, length: int, *, drop_privileges: bool = False
     ) -> None:
         """fallocate(2)"""
+        handle.require()
         file = handle.file
         await self.writer.flush(file)
         if mode & ~1 == 0 and not self._chunks.has_room(self.writer.dirty_bytes + length):
@@ -463,6 +488,8 @@ class Filesystem:
         *, drop_privileges: bool = False,
     ) -> int:  # fmt: skip
         """copy_file_range(2): returns how many bytes were copied, perhaps fewer than asked for."""
+        source.require()
+        target.require()
         await self.writer.flush(source.file)
         await self.writer.flush(target.file)
         command = CopyRange(
@@ -475,6 +502,7 @@ class Filesystem:
 
     async def seek(self, handle: Handle, offset: int, whence: int) -> int:
         """lseek(2) with SEEK_DATA or SEEK_HOLE.  Raises PAST_END."""
+        handle.require()
         file = handle.file
         await self.writer.flush(file)
         if offset < 0 or offset >= file.size:
@@ -492,17 +520,24 @@ class Filesystem:
         return await self.locks.test(ino, lock)
 
     async def take_lock(self, handle: Handle, lock: Lock, *, wait: bool) -> None:
-        ino = handle.file.ino
-        for unlocked in list(self._unlocking.get(ino, ())):
+        file = handle.file
+        handle.require()
+        for unlocked in list(self._unlocking.get(file.ino, ())):
             await leave()
             await unlocked.wait()
-        await self.locks.take(ino, lock, wait=wait)
-        handle.locked.add((lock.flavor, lock.owner))
-        handle.file.locked = True
+        try:
+            await self.locks.take(file.ino, lock, wait=wait)
+        except trio.Cancelled:
+            file.note_lock(handle, lock)  # it may be held: then it is released by close(2)
+            raise
+        if lock.owner.session != self._meta.session:
+            raise FsError(Fault.LOST, f"a lock on inode {file.ino} was lost as soon as it was had")
+        file.note_lock(handle, lock)
 
     async def release_lock(
         self, handle: Handle, flavor: int, owner: Owner, start: int = 0, stop: int = EOF
     ) -> None:
+        handle.file.note_unlock(flavor, owner, start, stop)
         await self.locks.release(handle.file.ino, flavor, owner, start, stop)
 
     def owner(self, number: int) -> Owner:
@@ -520,7 +555,27 @@ class Filesystem:
         if file is not None:
             file.forget_layouts()
 
+    def session_lost(self, session: int) -> None:
+        """The session that we had has ended, and there is another one."""
+        orphans = {*self._orphans, *self._forgotten}
+        self._orphans.clear()
+        self._forgotten.clear()
+        self.writer.forget_names()
+        self.on_lost(lose(session, self._handles.values(), orphans, self.writer))
+
+    @property
+    def lost(self) -> int:
+        """How many open files have lost something, and say so."""
+        return sum(handle.lost is not None for handle in self._handles.values())
+
     # -- inside
+
+    async def _look_again(self, file: File) -> None:
+        """What was unwritten of a file was lost: how large is it without?"""
+        attributes = await self._meta.read(GetAttr(file.ino))
+        if file.unsure:
+            file.size = max(size_of(attributes), file.dirty.stop)
+            file.unsure = False
 
     async def _propose(self, command: Command[R]) -> R:
         if self._read_only:
@@ -614,16 +669,17 @@ class Filesystem:
         ino, unlocked = handle.file.ino, trio.Event()
         self._unlocking.setdefault(ino, set()).add(unlocked)
         try:
-            for flavor, owner in list(handle.locked):
-                await self._unlock(ino, flavor, owner)
+            for flavor, owner in {(lock.flavor, lock.owner) for lock in handle.held}:
+                await self._unlock(handle.file, flavor, owner)
         finally:
             unlocked.set()
             self._unlocking[ino].discard(unlocked)
             if not self._unlocking[ino]:
                 del self._unlocking[ino]
 
-    async def _unlock(self, ino: Ino, flavor: int, owner: Owner) -> None:
-        await self.locks.release(ino, flavor, owner, 0, EOF)
+    async def _unlock(self, file: File, flavor: int, owner: Owner) -> None:
+        file.note_unlock(flavor, owner)
+        await self.locks.release(file.ino, flavor, owner, 0, EOF)
 
     async def _touch(self, ino: Ino, attributes: Attributes, rule: AccessTime) -> None:
         if self._read_only or rule is AccessTime.NEVER:
