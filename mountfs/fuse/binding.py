@@ -11,6 +11,7 @@ from mountfs.fuse.device import Channel, Reply, Request
 from mountfs.fuse.operations import WRITE_BYTES_MAX, Operations
 from mountfs.fuse.options import MountOptions
 from mountfs.fuse.wire import InitFlag, Opcode
+from mountfs.inline import leave
 from mountfs.types import KIB, MIB, Ino
 from mountfs.vfs.filesystem import Filesystem
 
@@ -79,6 +80,7 @@ class NativeBinding:
         """What the kernel has cached of these is not so any more."""
         self._is_stale = trio.Event()
         filesystem.on_lost = self._forget_cached
+        filesystem.drop_cached = self._drop_cached
         os.set_blocking(fd, False)
         poll_s = options.poll_us / 1e6 if len(os.sched_getaffinity(0)) > 1 else 0.0
         self._channel = Channel(
@@ -103,9 +105,13 @@ class NativeBinding:
             await self._is_stale.wait()
             self._is_stale = trio.Event()
             while self._stale:
-                # In a thread: the kernel may first wait for what it has asked us of that file.
-                notice = wire.notify_inval_inode(self._stale.pop())
-                await trio.to_thread.run_sync(self._channel.write, notice, abandon_on_cancel=True)
+                await self._drop_cached(self._stale.pop())
+
+    async def _drop_cached(self, ino: Ino) -> None:
+        # In a thread: the kernel may first wait for what it has asked us of that file.
+        await leave()
+        notice = wire.notify_inval_inode(ino)
+        await trio.to_thread.run_sync(self._channel.write, notice, abandon_on_cancel=True)
 
     def status(self) -> dict[str, Any]:
         return {

@@ -17,9 +17,9 @@ from mountfs.meta.command import UNFIT, Command
 from mountfs.meta.lock_waiting import PATIENCE_S, LockWaiting
 from mountfs.meta.locks import Lock
 from mountfs.meta.machine import MetaMachine
-from mountfs.meta.ops.lock import ReleaseLock, TakeLock
+from mountfs.meta.ops.lock import ReleaseLock, TakeLock, locks_of_session
 from mountfs.meta.ops.nodes import NodeRecord, all_nodes
-from mountfs.meta.ops.reap import Reap
+from mountfs.meta.ops.reap import Orphans, Reap
 from mountfs.meta.ops.session import EndSession, OpenSession
 from mountfs.meta.protocol import (
     Cluster,
@@ -45,6 +45,24 @@ log = logging.getLogger(__name__)
 SESSION_TTL_MS: Final = 60_000
 """Unless a node is told otherwise."""
 SESSIONS_MAX: Final = 10_000
+UNNAMED_MAX: Final = 100_000
+"""Files without a name that are counted of one session."""
+
+
+class SessionTold(msgspec.Struct, frozen=True):
+    """A session, for people."""
+
+    number: int
+    about: str
+    """Who it is, as they say."""
+    silent_ms: int
+    """So long ago it was heard of."""
+    locks: int
+    """That it holds."""
+    waits: int
+    """Locks that it waits for."""
+    unnamed: int
+    """Files without a name that are kept for it."""
 
 
 class MetaService:
@@ -87,9 +105,7 @@ class MetaService:
             return await self._open_session(peer, body)
         if method == Method.END_SESSION:
             await leave()
-            number = _number(body)
-            await self.order(EndSession(number))
-            self._watch.forget(number)
+            await self.end_session(_number(body))
             return b""
         raise FsError(Fault.NOT_IMPLEMENTED, f"a metaserver has no method {method}")
 
@@ -125,6 +141,26 @@ class MetaService:
     def silent_sessions(self) -> list[int]:
         """Those that have not been heard of for too long."""
         return self._watch.silent(self._machine.replica.machine.sessions, self._node.now())
+
+    def sessions(self) -> list[SessionTold]:
+        """Those that have not ended, as who leads knows them."""
+        machine, now = self._machine.replica.machine, self._node.now()
+        return [
+            SessionTold(
+                number,
+                machine.about(number),
+                int(self._watch.silent_ms(number, now) or 0),
+                len(locks_of_session(machine.tree, number)),
+                self.lock_waiting.count(number),
+                len(Orphans(number, UNNAMED_MAX).read(machine.tree)),
+            )
+            for number in sorted(machine.sessions)
+        ]
+
+    async def end_session(self, number: int) -> None:
+        """Whoever has it loses what it holds."""
+        await self.order(EndSession(number))
+        self._watch.forget(number)
 
     def _hear(self, session: int) -> bool:
         sessions = self._machine.replica.machine.sessions

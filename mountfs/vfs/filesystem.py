@@ -51,6 +51,7 @@ from mountfs.meta.records import (
     Attributes,
     ino_of,
     mode_of,
+    nlink_of,
     size_of,
     unpack_attributes,
 )
@@ -148,6 +149,8 @@ class Filesystem:
         """Told of files whose open files have lost something: what the door has cached of them is
         not so.
         """
+        self.drop_cached: Callable[[Ino], Awaitable[None]] = _nothing_is_cached
+        """Has the door forget what it has cached of the bytes and attributes of a file."""
         self._known: dict[Ino, bytes] = {}
         """Of files that were opened lately, what tells whether their bytes have changed since."""
 
@@ -312,6 +315,10 @@ class Filesystem:
         if self.shared:
             opened = await self._meta.read(Opening(ino))
             attributes, layout = opened.attributes, opened.layout
+            if not nlink_of(attributes) and ino not in self._files and ino not in self._orphans:
+                # Somebody else has removed the name by which the kernel has found it: on STALE it
+                # looks again, and with O_CREAT makes a new file.
+                raise FsError(Fault.STALE, f"inode {ino} has lost its name elsewhere")
         else:
             attributes = await self._meta.read(GetAttr(ino))
         if flags & os.O_TRUNC and writes:
@@ -399,19 +406,23 @@ class Filesystem:
         process' memory.
         """
         file = handle.file
-        if file.holders:
-            await self._unlock(file, POSIX, self.owner(owner))
+        try:
+            if file.dirty.runs or file.flight:
+                await self.writer.flush(file)
+        finally:
+            if file.holders:
+                await self._unlock(file, POSIX, self.owner(owner))
         handle.require()
-        if file.dirty.runs or file.flight:
-            await self.writer.flush(file)
-            handle.require()
 
     async def release(self, handle: Handle) -> None:
         """The last descriptor of an open(2) is closed."""
         del self._handles[handle.number]
         file = handle.file
         if handle.held:
-            await self._unlock_all(handle)
+            try:
+                await self._let_others_see(file)
+            finally:
+                await self._unlock_all(handle)
         file.handles -= 1
         if file.handles:
             return
@@ -533,12 +544,26 @@ class Filesystem:
         if lock.owner.session != self._meta.session:
             raise FsError(Fault.LOST, f"a lock on inode {file.ino} was lost as soon as it was had")
         file.note_lock(handle, lock)
+        await self._see_others(file)
 
     async def release_lock(
         self, handle: Handle, flavor: int, owner: Owner, start: int = 0, stop: int = EOF
     ) -> None:
-        handle.file.note_unlock(flavor, owner, start, stop)
-        await self.locks.release(handle.file.ino, flavor, owner, start, stop)
+        try:
+            await self._let_others_see(handle.file)
+        finally:
+            handle.file.note_unlock(flavor, owner, start, stop)
+            await self.locks.release(handle.file.ino, flavor, owner, start, stop)
+
+    async def _let_others_see(self, file: File) -> None:
+        """Whoever has a lock next sees what was written under it."""
+        if self.shared and file.unwritten:
+            await self.writer.flush(file)
+
+    async def _see_others(self, file: File) -> None:
+        """Whoever gets a lock sees what others have done who had it before."""
+        if self.shared and not self._renew(file, await self._meta.read(GetAttr(file.ino))):
+            await self.drop_cached(file.ino)
 
     def owner(self, number: int) -> Owner:
         """A lock owner of this mount, as the kernel numbers them."""
@@ -703,6 +728,10 @@ class Filesystem:
         if self._atimes:
             times, self._atimes = self._atimes, {}
             await self._meta.propose(Touch(tuple(times.items())))
+
+
+async def _nothing_is_cached(ino: Ino) -> None:
+    """By a door that has no cache."""
 
 
 def _content_of(attributes: Attributes) -> bytes:

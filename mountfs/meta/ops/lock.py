@@ -73,6 +73,14 @@ def set_locks(tree: Tree, ino: Ino, before: Locks, after: Locks) -> None:
         tree.put(keys.locked(session, ino), b"")
 
 
+def locks_of_session(tree: Tree, session: int) -> list[tuple[Ino, Lock]]:
+    """What a session holds, and on which files."""
+    inos = [keys.session_ino(key)[1] for key, _ in tree.scan(keys.lockeds(session))]
+    return [
+        (ino, lock) for ino in inos for lock in locks_of(tree, ino) if lock.owner.session == session
+    ]
+
+
 def drop_session(tree: Tree, session: int) -> None:
     """Release all that a session holds."""
     for key, _ in list(tree.scan(keys.lockeds(session))):
@@ -81,4 +89,12 @@ def drop_session(tree: Tree, session: int) -> None:
         set_locks(tree, ino, held, tuple(lock for lock in held if lock.owner.session != session))
 
 
-__all__ = ["FLOCK", "POSIX", "ReleaseLock", "TakeLock", "TestLock", "drop_session"]
+__all__ = [
+    "FLOCK",
+    "POSIX",
+    "ReleaseLock",
+    "TakeLock",
+    "TestLock",
+    "drop_session",
+    "locks_of_session",
+]
