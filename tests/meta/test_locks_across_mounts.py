@@ -5,6 +5,7 @@ that happens to leaders and connections loses a lock.
 import contextlib
 from collections.abc import AsyncIterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import trio
@@ -15,6 +16,8 @@ from mountfs.meta.client import RemoteMeta
 from mountfs.meta.locks import EOF, FLOCK, POSIX, Lock, Owner
 from mountfs.meta.ops.lock import TakeLock
 from mountfs.meta.ops.make import Make
+from mountfs.meta.ops.session import Sessions
+from mountfs.meta.ops.unlink import Unlink
 from mountfs.meta.protocol import ROLE, AwaitLock, Method, Propose, encode
 from mountfs.meta.records import ino_of
 from mountfs.types import ROOT, SUPERUSER, Ino
@@ -276,3 +279,45 @@ async def test_a_session_locks_and_waits_only_for_itself(tmp_path: Path) -> None
             )
         assert refused.value.fault is Fault.INVALID
         nursery.cancel_scope.cancel()
+
+
+# -- operators
+
+
+async def test_sessions_are_told_with_what_they_hold(tmp_path: Path) -> None:
+    async with servers(tmp_path) as found, two(found) as (one, other, ino):
+        await one.take(ino)
+        gone = await one.file("gone")
+        await one.meta.propose(Unlink(ROOT, b"gone", SUPERUSER))
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(other.take, ino)
+            await waiting(found)
+            told: Any = await found.ask("Sessions")
+            nursery.cancel_scope.cancel()
+        assert gone
+        rows = {
+            row["number"]: (row["about"], row["locks"], row["waits"], row["unnamed"])
+            for row in told
+        }
+        assert rows == {
+            one.meta.session: ("a test's client", 1, 0, 1),
+            other.meta.session: ("a test's client", 0, 1, 0),
+        }
+        assert all(0 <= row["silent_ms"] < END_S * 1000 for row in told)
+
+
+async def test_a_session_is_evicted_when_that_is_meant(tmp_path: Path) -> None:
+    async with servers(tmp_path) as found, two(found) as (one, other, ino):
+        await one.take(ino)
+        before = one.meta.session
+        dry: Any = await found.ask("Evict", {"session": before})
+        assert (dry["locks"], dry["evicted"]) == (1, False)
+        assert not await other.can_take(ino)
+        done: Any = await found.ask("Evict", {"session": before, "yes": True})
+        assert done["evicted"]
+        assert await other.can_take(ino)
+        assert await one.meta.read(Sessions())
+        assert one.meta.session != before
+        with pytest.raises(FsError, match="there is no session") as refused:
+            await found.ask("Evict", {"session": before, "yes": True})
+        assert refused.value.fault is Fault.NOT_FOUND
