@@ -18,7 +18,7 @@ import ssl
 import time
 from collections.abc import AsyncIterator, Callable, Collection, Sequence
 from contextlib import asynccontextmanager
-from typing import Final, TypeVar
+from typing import Any, Final, TypeVar
 
 import msgspec
 import trio
@@ -310,37 +310,37 @@ class RemoteMeta:
         """Raises SESSION_ENDED where nobody knows whether it acted, and for what means nothing in
         another session.
         """
+        answer = await self._propose(Method.PROPOSE, command)
+        return decode_reply(command, answer)  # type: ignore[no-any-return]
+
+    async def _propose(self, method: int, command: Command[Any]) -> Body:
         command.check()
         while True:
             session = self._session
             if session.ended is not None and not isinstance(command, OF_ITS_SESSION):
                 session = await self._next_session()
+            sequence, answered = session.begin()
             try:
-                answer = await self._propose_in(session, command)
+                body = encode(Propose(session.number, sequence, answered, command))
+                return await self._ask(method, body, session.number)
             except SessionOver as error:
                 if error.unsure or isinstance(command, OF_ITS_SESSION):
                     raise
-            else:
-                return decode_reply(command, answer)  # type: ignore[no-any-return]
-
-    async def _propose_in(self, session: Session, command: Command[R]) -> Body:
-        sequence, answered = session.begin()
-        try:
-            body = encode(Propose(session.number, sequence, answered, command))
-            return await self._ask(Method.PROPOSE, body, session.number)
-        finally:
-            # Whoever is cancelled does not ask again, so the answer need not be kept.
-            session.done(sequence)
+            finally:
+                # Whoever is cancelled does not ask again, so the answer need not be kept.
+                session.done(sequence)
 
     async def read(self, query: Query[R]) -> R:
+        answer = await self._read(Method.READ, query)
+        return decode_reply(query, answer)  # type: ignore[no-any-return]
+
+    async def _read(self, method: int, query: Query[Any]) -> Body:
         while True:
             session = self._session
             if session.ended is not None:
                 session = await self._next_session()
             with contextlib.suppress(SessionOver):
-                body = encode(Read(session.number, query))
-                answer = await self._ask(Method.READ, body, session.number)
-                return decode_reply(query, answer)  # type: ignore[no-any-return]
+                return await self._ask(method, encode(Read(session.number, query)), session.number)
 
     async def take_lock(self, ino: Ino, lock: Lock, *, waits: bool) -> Lock | None:
         command, session = TakeLock(ino, lock, waits), self._session

@@ -96,8 +96,8 @@ class Method(IntEnum):
     READ = 4
     RENEW = 5
     END_SESSION = 6
-    AWAIT_LOCK = 7
-    LOCKS = 8
+    AWAIT_LOCK = 12
+    LOCKS = 13
 
 
 class Propose(msgspec.Struct, frozen=True, array_like=True):

@@ -241,7 +241,7 @@ class MetaServer:
     def _leadership(self, group: Group) -> None:
         if group.failure is not None:
             self.damaged.set()
-            self.service.leads_no_more()
+            self.service.lead_no_more()
             return
         if group.is_leader:
             self.chunkservers.began_to_lead()
@@ -249,7 +249,7 @@ class MetaServer:
             self.service.began_to_lead()
         else:
             self.chunkservers.lead_no_more()
-            self.service.leads_no_more()
+            self.service.lead_no_more()
             if group.leader:
                 self.safe_mode.heard_a_leader()
 

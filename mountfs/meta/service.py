@@ -129,7 +129,7 @@ class MetaService:
     def began_to_lead(self) -> None:
         self._watch.began_to_lead(self._machine.replica.machine.sessions, self._node.now())
 
-    def leads_no_more(self) -> None:
+    def lead_no_more(self) -> None:
         """Who waits here is to ask elsewhere."""
         self.lock_waiting.end(FsError(Fault.NOT_LEADER, "another node leads now"))
 

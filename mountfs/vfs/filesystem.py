@@ -368,7 +368,7 @@ class Filesystem:
         file = handle.file
         if handle.lost is not None:
             handle.require()
-        if file.unsure:
+        if file.is_stale:
             await self._look_again(file)
         data = await self.reader.read(file, offset, size)
         noted = file.ino in self._atimes and self.access_time is not AccessTime.STRICT
@@ -390,7 +390,7 @@ class Filesystem:
         file = handle.file
         if drop_privileges and not file.drop_privileges:
             await self._drop_privileges(file.ino)
-        if file.unsure:
+        if file.is_stale:
             await self._look_again(file)
         if handle.lost is not None:
             handle.require()
@@ -586,7 +586,10 @@ class Filesystem:
         self._orphans.clear()
         self._forgotten.clear()
         self.writer.forget_names()
-        self.on_lost(lose(session, self._handles.values(), orphans, self.writer))
+        changed = lose(session, self._handles.values(), orphans, self.writer)
+        for ino in changed:
+            self._known.pop(ino, None)
+        self.on_lost(changed)
 
     @property
     def lost(self) -> int:
@@ -596,11 +599,13 @@ class Filesystem:
     # -- inside
 
     async def _look_again(self, file: File) -> None:
-        """What was unwritten of a file was lost: how large is it without?"""
-        attributes = await self._meta.read(GetAttr(file.ino))
-        if file.unsure:
-            file.size = max(size_of(attributes), file.dirty.stop)
-            file.unsure = False
+        """What was unwritten of a file was lost: what is it without?"""
+        file.is_stale = False
+        try:
+            self._renew(file, await self._meta.read(GetAttr(file.ino)))
+        except BaseException:
+            file.is_stale = True
+            raise
 
     async def _propose(self, command: Command[R]) -> R:
         if self._read_only:

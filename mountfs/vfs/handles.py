@@ -12,7 +12,7 @@ class File:
 
     __slots__ = (
         "content", "copies", "dirty", "drop_privileges", "fence", "flight", "flushing", "handles",
-        "holders", "ino", "layouts", "mtime", "seen", "size", "unsure", "writers",
+        "holders", "ino", "is_stale", "layouts", "mtime", "seen", "size", "writers",
     )  # fmt: skip
 
     def __init__(self, ino: Ino, size: int) -> None:
@@ -32,7 +32,7 @@ class File:
         """Through which what is unwritten was written."""
         self.fence = 0
         """Counts how often what was unwritten was lost: what was on its way then must not land."""
-        self.unsure = False
+        self.is_stale = False
         """Its size may be another one since then."""
         self.drop_privileges = False
         """A write that is not flushed takes set-user-ID away."""

@@ -182,7 +182,7 @@ class Writer:
     def lose(self, file: File) -> None:
         """Forget what is unwritten, and let nothing land that is on its way."""
         file.fence += 1
-        file.unsure = True
+        file.is_stale = True
         flight, file.flight = file.flight, []
         self.dirty_bytes -= sum(run.size for run in flight)
         self.drop(file)

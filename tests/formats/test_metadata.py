@@ -280,8 +280,8 @@ def test_a_settle_without_a_checksum_can_still_be_read():
 
 
 def test_a_lock_that_does_not_say_whether_it_is_waited_for_can_still_be_read():
-    record = bytes.fromhex("9503050411" "93a974616b655f6c6f636b" "09" "9600920301000ac34d")  # fmt: skip
-    assert decode_entry(record).command == TakeLock(Ino(9), LOCK)
+    command = bytes.fromhex("93a974616b655f6c6f636b" "09" "9600920301000ac34d")  # fmt: skip
+    assert decode_entry(bytes.fromhex("9503050411") + command).command == TakeLock(Ino(9), LOCK)
 
 
 def test_the_locks_of_a_file_are_a_list_of_locks():
