@@ -344,6 +344,8 @@ class RemoteMeta:
 
     async def take_lock(self, ino: Ino, lock: Lock, *, waits: bool) -> Lock | None:
         command, session = TakeLock(ino, lock, waits), self._session
+        if lock.owner.session != session.number:
+            raise SessionOver(f"session {lock.owner.session} has ended", unsure=False)
         sequence, answered = session.begin()
         body = encode(Propose(session.number, sequence, answered, command))
         try:
@@ -367,6 +369,10 @@ class RemoteMeta:
             asked = AwaitLock(lock.owner.session, ino, lock, int(patience_s * 1000))
             answer = await self._ask(Method.AWAIT_LOCK, encode(asked), asked.session)
             called = msgspec.msgpack.decode(answer, type=bool)
+
+    async def session_now(self) -> int:
+        """Raises TIMED_OUT if `soft`."""
+        return (await self._next_session()).number
 
     async def locks(self, ino: Ino) -> LocksTold:
         answer = await self._ask(Method.LOCKS, encode(ino))

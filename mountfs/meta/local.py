@@ -78,6 +78,10 @@ class LockingMeta(Meta, Protocol):
         """
         ...
 
+    async def session_now(self) -> int:
+        """The session, once there is one: it has ended, perhaps, and another one is begun."""
+        ...
+
     async def locks(self, ino: Ino) -> LocksTold:
         """Who holds locks on a file, and who waits for one.  Raises STALE."""
         ...
@@ -168,6 +172,9 @@ class LocalMeta:
         called = False
         while not called:  # whose turn it is may also change with time alone
             called = await self._lock_waiting.wait(ino, lock, PATIENCE_S)
+
+    async def session_now(self) -> int:
+        return self.session
 
     async def locks(self, ino: Ino) -> LocksTold:
         return self._lock_waiting.told(ino)

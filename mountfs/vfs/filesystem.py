@@ -12,6 +12,7 @@ import struct
 from collections.abc import Awaitable, Callable, Iterable
 from typing import Final, TypeVar
 
+import msgspec
 import trio
 
 from mountfs.buffers import Buffers
@@ -536,13 +537,22 @@ class Filesystem:
         for unlocked in list(self._unlocking.get(file.ino, ())):
             await leave()
             await unlocked.wait()
-        try:
-            await self.locks.take(file.ino, lock, wait=wait)
-        except trio.Cancelled:
-            file.note_lock(handle, lock)  # it may be held: then it is released by close(2)
-            raise
-        if lock.owner.session != self._meta.session:
-            raise FsError(Fault.LOST, f"a lock on inode {file.ino} was lost as soon as it was had")
+        while True:
+            try:
+                await self.locks.take(file.ino, lock, wait=wait)
+            except trio.Cancelled:
+                file.note_lock(handle, lock)  # it may be held: then it is released by close(2)
+                raise
+            except FsError as error:
+                if error.fault is not Fault.SESSION_ENDED:
+                    raise
+            else:
+                if lock.owner.session == self._meta.session:
+                    break
+            # With the session everything has ended that was held in it: begin anew in the next one.
+            session = await self._meta.session_now()
+            handle.require()
+            lock = msgspec.structs.replace(lock, owner=Owner(session, lock.owner.number))
         file.note_lock(handle, lock)
         await self._see_others(file)
 

@@ -27,8 +27,10 @@ class LockTable:
             await self._meta.await_lock(ino, lock)
 
     async def release(self, ino: Ino, flavor: int, owner: Owner, start: int, stop: int) -> None:
+        if owner.session != self._meta.session:
+            return  # its locks have ended with it
         try:
             await self._meta.propose(ReleaseLock(ino, flavor, owner, start, stop))
         except FsError as error:
-            if error.fault is not Fault.SESSION_ENDED:  # then its locks have ended with it
+            if error.fault is not Fault.SESSION_ENDED:
                 raise

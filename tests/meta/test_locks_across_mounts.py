@@ -281,6 +281,21 @@ async def test_a_session_locks_and_waits_only_for_itself(tmp_path: Path) -> None
         nursery.cancel_scope.cancel()
 
 
+async def test_what_is_asked_for_an_owner_of_before_is_not_done_in_the_new_session(
+    tmp_path: Path,
+) -> None:
+    async with servers(tmp_path) as found, two(found) as (one, other, ino):
+        old = one.lock()
+        await one.take(ino)
+        await found.ask("Evict", {"session": one.meta.session, "yes": True})
+        assert await one.meta.read(Sessions())
+        with pytest.raises(FsError) as refused:
+            await one.take(ino, old)
+        assert refused.value.fault is Fault.SESSION_ENDED
+        await one.locks.release(ino, POSIX, old.owner, 0, EOF)
+        assert await other.can_take(ino)
+
+
 # -- operators
 
 

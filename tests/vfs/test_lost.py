@@ -187,6 +187,49 @@ async def test_a_lock_is_lost_and_who_had_it_is_told(mount: Mount, flavor: int) 
     assert await mount.fs.test_lock(other.file.ino, mount.lock(3, flavor=flavor)) is not None
 
 
+async def test_who_waits_for_a_lock_waits_on_in_the_next_session(
+    mount: Mount, meta: LocalMeta, nursery: trio.Nursery
+) -> None:
+    holder = await mount.make("a")
+    waiter = await mount.open(holder)
+    await mount.fs.take_lock(holder, mount.lock(1), wait=False)
+    got: list[Lock] = []
+
+    async def wait() -> None:
+        await mount.fs.take_lock(waiter, mount.lock(2), wait=True)
+        got.extend(waiter.held)
+
+    nursery.start_soon(wait)
+    await trio.testing.wait_all_tasks_blocked()
+    mount.evict()
+    await trio.testing.wait_all_tasks_blocked()
+    assert got == [mount.lock(2)]
+    assert got[0].owner.session == meta.session
+    assert await mount.refuses(holder)
+
+
+async def test_who_has_lost_a_lock_does_not_wait_on_for_more(
+    mount: Mount, nursery: trio.Nursery
+) -> None:
+    handle = await mount.make("a")
+    other = await mount.open(handle)
+    await mount.fs.take_lock(handle, mount.lock(1, stop=5), wait=False)
+    await mount.fs.take_lock(other, mount.lock(2, start=5), wait=False)
+    told: list[Fault] = []
+
+    async def wait() -> None:
+        try:
+            await mount.fs.take_lock(handle, mount.lock(1), wait=True)
+        except FsError as error:
+            told.append(error.fault)
+
+    nursery.start_soon(wait)
+    await trio.testing.wait_all_tasks_blocked()
+    mount.evict()
+    await trio.testing.wait_all_tasks_blocked()
+    assert told == [Fault.LOST]
+
+
 async def test_who_has_released_a_lock_has_lost_none(mount: Mount) -> None:
     handle = await mount.make("a", b"text")
     other = await mount.open(handle)
