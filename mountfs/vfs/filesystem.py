@@ -79,6 +79,8 @@ _KNOWN_MAX = 65_536
 
 SLICES_AT_ONCE: Final = 16
 """Of a file, on their way to other machines."""
+SETTLE_S: Final = 2.0
+"""Who has a lock and is interrupted before he is told of it is told all the same within that."""
 ROOT_S: Final = 2.0
 """So long the attributes of the root may take before those that we know are good enough."""
 
@@ -554,7 +556,11 @@ class Filesystem:
             handle.require()
             lock = msgspec.structs.replace(lock, owner=Owner(session, lock.owner.number))
         file.note_lock(handle, lock)
-        await self._see_others(file)
+        try:
+            await self._see_others(file)
+        except FsError:
+            await self.release_lock(handle, lock.flavor, lock.owner, lock.start, lock.stop)
+            raise
 
     async def release_lock(
         self, handle: Handle, flavor: int, owner: Owner, start: int = 0, stop: int = EOF
@@ -571,8 +577,18 @@ class Filesystem:
             await self.writer.flush(file)
 
     async def _see_others(self, file: File) -> None:
-        """Whoever gets a lock sees what others have done who had it before."""
-        if self.shared and not self._renew(file, await self._meta.read(GetAttr(file.ino))):
+        """Whoever gets a lock sees what others have done who had it before.  Who is interrupted
+        meanwhile has it all the same, unless it takes long.
+        """
+        if not self.shared:
+            return
+        await leave()
+        with trio.move_on_after(SETTLE_S, shield=True):
+            return await self._look_at_others(file)
+        await self._look_at_others(file)
+
+    async def _look_at_others(self, file: File) -> None:
+        if not self._renew(file, await self._meta.read(GetAttr(file.ino))):
             await self.drop_cached(file.ino)
 
     def owner(self, number: int) -> Owner:

@@ -143,8 +143,7 @@ class Writer:
         except BaseException as error:
             left, file.flight = file.flight, []
             before = file.dirty.bytes
-            gone = isinstance(error, FsError) and error.fault is Fault.STALE
-            if not gone and file.fence == fence:
+            if not (isinstance(error, FsError) and error.fault is Fault.STALE):
                 file.dirty.put_back(left)
                 file.drop_privileges |= drop_privileges
             self.dirty_bytes += file.dirty.bytes - before - sum(run.size for run in left)

@@ -126,12 +126,14 @@ async def test_what_surely_has_not_acted_is_done_in_the_next_session(
 
 
 @pytest.mark.parametrize("unsure", [
-    Disconnected("gone", sent=True), FsError(Fault.UNAVAILABLE), FsError(Fault.NOT_LEADER),
-])  # fmt: skip
+    [Disconnected("gone", sent=True)], [FsError(Fault.UNAVAILABLE)], [FsError(Fault.NOT_LEADER)],
+    [Disconnected("", sent=False), Disconnected("gone", sent=True)],
+    [Disconnected("", sent=False), FsError(Fault.UNAVAILABLE)],
+], ids=str)  # fmt: skip
 async def test_what_may_have_acted_is_not_done_again(
-    autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch, unsure: Exception
+    autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch, unsure: list[Exception]
 ) -> None:
-    leader = Leader(propose=[unsure, over(), 7])
+    leader = Leader(propose=[*unsure, over(), 7])
     meta = meta_with(leader, monkeypatch)
     monkeypatch.setattr(meta.router, "leader", lambda: _returned(leader))
     async with following(meta):
@@ -139,7 +141,8 @@ async def test_what_may_have_acted_is_not_done_again(
             await meta.propose(MKDIR)
         assert refused.value.fault is Fault.SESSION_ENDED
         assert await meta.propose(ReserveSlices(1)) == 7
-        assert [body[0] for body in leader.named(Method.PROPOSE)] == [1, 1, 2]
+        sessions = [body[0] for body in leader.named(Method.PROPOSE)]
+        assert sessions == [*(1 for _ in unsure), 1, 2]
 
 
 async def test_what_was_not_even_sent_has_not_acted(

@@ -145,6 +145,17 @@ def test_time_behind_a_lock_that_is_held_is_no_reason_to_go_first(files: Files) 
     assert files.release(A, lock(1)) == [lock(2)]
 
 
+def test_patience_begins_anew_when_the_lock_was_held_again(files: Files) -> None:
+    files.take(A, lock(1, exclusive=False))
+    for waiter in (lock(2), lock(3), lock(4, exclusive=False)):
+        files.ask(A, waiter)
+    files.now = YIELD_MS - 1
+    assert files.release(A, lock(1)) == [lock(2)]
+    files.take(A, lock(2))
+    files.now = YIELD_MS + 1
+    assert files.release(A, lock(2)) == [lock(3)]
+
+
 @pytest.mark.parametrize("same", ["owner", "process"])
 def test_who_has_a_share_already_gets_another_one(files: Files, same: str) -> None:
     files.take(A, lock(1, exclusive=False, stop=10, session=7))

@@ -127,6 +127,19 @@ async def test_locks_go_to_those_who_wait_as_they_came(tmp_path: Path) -> None:
         assert got == list(range(2, 8))
 
 
+async def test_who_would_wait_lets_those_go_first_who_wait_already(tmp_path: Path) -> None:
+    async with servers(tmp_path) as found, two(found) as (one, other, ino):
+        shared = [one.lock(number, exclusive=False) for number in (1, 2, 3)]
+        await one.take(ino, shared[0])
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(other.take, ino)
+            await waiting(found)
+            assert await one.meta.take_lock(ino, shared[1], waits=True) == other.lock()
+            assert await one.meta.take_lock(ino, shared[2], waits=False) is None
+            for lock in (shared[0], shared[2]):
+                await one.locks.release(ino, POSIX, lock.owner, 0, EOF)
+
+
 async def test_readers_do_not_starve_a_writer(tmp_path: Path) -> None:
     async with servers(tmp_path) as found, two(found) as (one, other, ino):
         written = False

@@ -4,6 +4,7 @@ import os
 from typing import Any
 
 import pytest
+import trio
 
 from mountfs.errors import Fault, FsError
 from mountfs.meta.local import LocalMeta
@@ -86,6 +87,34 @@ async def test_the_kernel_keeps_what_nobody_has_changed(two: tuple[Mount, Mount]
         await one.take()
         await one.release()
     assert one.dropped <= 1
+
+
+async def test_who_is_interrupted_when_he_has_a_lock_already_has_it(
+    two: tuple[Mount, Mount],
+) -> None:
+    one, other = two
+    with trio.CancelScope() as scope:
+        scope.cancel()
+        await one.take()
+    assert not scope.cancelled_caught
+    with pytest.raises(FsError):
+        await other.take()
+
+
+async def test_a_lock_is_not_kept_where_what_others_wrote_cannot_be_seen(
+    two: tuple[Mount, Mount], meta: LocalMeta, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one, other = two
+
+    async def silent(query: object) -> object:
+        raise FsError(Fault.TIMED_OUT)
+
+    monkeypatch.setattr(meta, "read", silent)
+    with pytest.raises(FsError) as refused:
+        await one.take()
+    assert refused.value.fault is Fault.TIMED_OUT
+    monkeypatch.undo()
+    await other.take()
 
 
 async def test_a_lock_is_released_although_nothing_can_be_written(

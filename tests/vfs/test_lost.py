@@ -3,6 +3,7 @@ something.
 """
 
 import os
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -83,8 +84,12 @@ class Mount:
 
 
 @pytest.fixture
-def mount(fs: Filesystem, meta: LocalMeta) -> Mount:
-    return Mount(fs, meta)
+def mount(chunks: Any, meta: LocalMeta) -> Iterator[Mount]:
+    async def durable() -> None:
+        meta.sync_log()
+
+    yield Mount(Filesystem(meta, chunks, durable=durable, shared=True), meta)
+    meta.close()
 
 
 async def content(fs: Filesystem, handle: Handle) -> bytes:
