@@ -96,7 +96,9 @@ class LockWaits:
         asks is called at once.  Raises DEADLOCK, NO_LOCKS.
         """
         self._forget_absent(ino, now)
-        waiter = next((one for one in self.of(ino) if one.lock == lock and not one.waits), None)
+        waiter = next(
+            (one for one in self.of(ino) if one.lock == lock and one.left is not None), None
+        )
         if waiter is None:
             waiter = self._enter(ino, lock, now)
         waiter.left, waiter.called = None, False

@@ -16,13 +16,12 @@ def ofd(fd, kind, wait=True):
     lock = struct.pack("hhqqi4x", kind, 0, 0, 0, 0)
     fcntl.fcntl(fd, fcntl.F_OFD_SETLKW if wait else fcntl.F_OFD_SETLK, lock)
 
-names = {"ofd": ofd}
 for line in sys.stdin:
     try:
         try:
-            print(repr(eval(line, globals(), names)), flush=True)
+            print(repr(eval(line)), flush=True)
         except SyntaxError:
-            exec(line, globals(), names)
+            exec(line)
             print("None", flush=True)
     except OSError as error:
         known = {errno.EDEADLK: "EDEADLK"}  # it has two names

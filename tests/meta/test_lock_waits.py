@@ -227,6 +227,14 @@ def test_two_threads_that_want_the_same_have_two_places(files: Files) -> None:
     assert files.release(A, lock(1)) == [lock(2), lock(2)]
 
 
+def test_a_place_belongs_to_one_until_he_has_heard_that_he_is_called(files: Files) -> None:
+    files.take(A, lock(1))
+    one = files.ask(A, lock(2))
+    files.release(A, lock(1))
+    assert one.called
+    assert files.ask(A, lock(2)) is not one
+
+
 def test_who_gives_up_is_in_nobodys_way(files: Files) -> None:
     files.take(A, lock(1, exclusive=False))
     writer = files.ask(A, lock(2))
