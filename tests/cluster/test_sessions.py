@@ -14,7 +14,8 @@ from typing import Any, Final
 
 import pytest
 from mounted import Node
-from nodes import MOUNTFS, Nodes, fresh_cluster, until, wait_for
+from network import Network
+from nodes import CLIENT, MOUNTFS, Nodes, fresh_cluster, until, wait_for
 from program import Program
 
 from mountfs.vfs import control
@@ -304,6 +305,53 @@ def test_a_mount_that_slept_for_longer_than_its_session_goes_on(
     assert reader.ask("os.write(fd, b'x')") == "1"
     assert (other.point / "here/new").is_dir()
     assert f"session {before} has fallen silent" in impatient.said()
+
+
+@pytest.fixture(scope="module")
+def apart(network: Network) -> Iterator[Nodes]:
+    """The same, with mounts on a machine of their own."""
+    with fresh_cluster(network=network, options=["--session-ttl", str(TTL_S)]) as cluster:
+        yield cluster
+        network.heal_all()
+
+
+@pytest.mark.parametrize("how_long", ["shorter", "longer"])
+def test_a_mount_that_is_cut_off_and_comes_back(
+    apart: Nodes, network: Network, program: Any, how_long: str
+) -> None:
+    """If that was shorter than its session nobody notices; if it was longer, those who lost
+    something do, and nobody else.
+    """
+    node = apart.mount()
+    path = node.point / how_long
+    holder, waiter, reader = program(path), program(path), program(node.point / "other")
+    assert holder.ask(lock("flock")) == "None"
+    waiter.begin(lock("flock"))
+    until_waiting(node, path)
+    before = session_of(node)
+    for member in apart.members.values():
+        network.cut_both(CLIENT, member.name)
+    if how_long == "shorter":
+        time.sleep(TTL_S / 3)
+    else:
+        ended = f"session {before} has fallen silent"
+        until(lambda: ended in apart.said(), SOON_S, apart.said)
+    network.heal_all()
+    assert reader.ask("os.write(fd, b'x')") == "1"
+    assert reader.ask("os.fsync(fd)") == "None"
+    (node.point / f"new-{how_long}").mkdir()
+    assert (session_of(node) == before) == (how_long == "shorter")
+    if how_long == "shorter":
+        until_waiting(node, path)
+        assert holder.ask("os.write(fd, b'x')") == "1"
+        assert holder.ask(unlock("flock")) == "None"
+    else:
+        assert holder.ask("os.write(fd, b'x')") == "EIO"
+    assert waiter.answer() == "None"
+    assert waiter.ask("os.write(fd, b'y')") == "1"
+    for each in (holder, waiter, reader):
+        each.end()
+    apart.calm()
 
 
 # -- programs that rely on locks
