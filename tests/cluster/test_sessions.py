@@ -356,6 +356,40 @@ def test_a_mount_that_is_cut_off_and_comes_back(
 
 # -- programs that rely on locks
 
+_ADD = """
+import fcntl, os, sys
+fd = os.open(sys.argv[1], os.O_RDWR)
+for number in range(int(sys.argv[2])):
+    fcntl.%s(fd, fcntl.LOCK_EX)
+    count = int(os.pread(fd, 20, 0))
+    assert os.pwrite(fd, b"%%20d" %% (count + 1), 0) == 20
+    fcntl.%s(fd, fcntl.LOCK_UN)
+"""
+
+
+@pytest.mark.parametrize("how", ["lockf", "flock"])
+def test_what_many_count_under_a_lock_is_right_though_the_leader_dies(
+    impatient: Nodes, two: tuple[Node, Node], how: str
+) -> None:
+    """Nobody syncs, closes or looks again: the lock is all there is."""
+    times, paths = 40, [node.point / "here/count" for node in two]
+    paths[0].write_bytes(b"%20d" % 0)
+    running = [
+        subprocess.Popen([sys.executable, "-c", _ADD % (how, how), path, str(times)])
+        for path in (*paths, *paths)
+    ]
+    until(lambda: int(paths[0].read_bytes()) > times, SOON_S, lambda: "nobody counts")
+    leader = impatient.wait_for_leader()
+    leader.kill()
+    try:
+        ended = [wait_for(process, 2 * SOON_S, "counting") for process in running]
+    finally:
+        impatient.restart(leader)
+        impatient.wait_for_voters(3)
+    assert ended == [0, 0, 0, 0]
+    assert [int(path.read_bytes()) for path in paths] == [4 * times, 4 * times]
+
+
 _COUNT = """
 import sqlite3, sys
 path, times = sys.argv[1], int(sys.argv[2])

@@ -63,8 +63,11 @@ def locks_of(tree: Tree, ino: Ino) -> Locks:
 
 
 def set_locks(tree: Tree, ino: Ino, before: Locks, after: Locks) -> None:
-    inode = tree.edit(ino)
-    inode.marks = inode.marks | HAS_LOCKS if after else inode.marks & ~HAS_LOCKS
+    if after == before:
+        return
+    if not after or not before:  # or the inode is as it was, and nobody need hear of it
+        inode = tree.edit(ino)
+        inode.marks = inode.marks | HAS_LOCKS if after else inode.marks & ~HAS_LOCKS
     tree.put(keys.locks(ino), _encode(after) if after else None)
     holders = {lock.owner.session for lock in after}
     for session in {lock.owner.session for lock in before} - holders:
