@@ -49,6 +49,7 @@ CORES = [
     "mountfs.meta.retention",
     "mountfs.meta.retention_guard",
     "mountfs.meta.proven_time",
+    "mountfs.meta.lock_waits",
     "mountfs.meta.extents",
     "mountfs.meta.state_machine",
     "mountfs.meta.ops",

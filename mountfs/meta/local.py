@@ -13,14 +13,19 @@ from pathlib import Path
 from typing import Protocol, TypeVar
 
 import msgspec
+import trio
 
 from mountfs.errors import Fault, FsError
 from mountfs.kv.base import Store
 from mountfs.kv.journal import Journal
 from mountfs.meta.command import Command, Query
+from mountfs.meta.lock_waiting import PATIENCE_S, LockWaiting
+from mountfs.meta.locks import Lock
+from mountfs.meta.ops.lock import TakeLock
 from mountfs.meta.ops.make_root import MakeRoot
 from mountfs.meta.ops.session import EndSession, OpenSession, Sessions
 from mountfs.meta.ops.slices import ReserveSlices
+from mountfs.meta.protocol import LocksTold
 from mountfs.meta.proven_time import ProvenTime
 from mountfs.meta.replica import META_GROUP, Checkpoint, Replica, steady_ns
 from mountfs.meta.state_machine import Entry, decode_entry, encode_entry, needs_time
@@ -34,7 +39,7 @@ from mountfs.raft.messages import (
     Term,
 )
 from mountfs.raft.storage import GroupLog, Storage
-from mountfs.types import MIB, SUPERUSER, Cred, LogIndex
+from mountfs.types import MIB, SUPERUSER, Cred, Ino, LogIndex
 
 R = TypeVar("R")
 
@@ -58,6 +63,30 @@ class Meta(Protocol):
     async def propose(self, command: Command[R]) -> R: ...
 
     async def read(self, query: Query[R]) -> R: ...
+
+
+class LockingMeta(Meta, Protocol):
+    """What a `Filesystem` needs besides: locks, which programs take and wait for."""
+
+    async def take_lock(self, ino: Ino, lock: Lock, *, waits: bool) -> Lock | None:
+        """As `propose` of TakeLock.  Whoever `waits` for it lets others go first who wait already,
+        and whoever is cancelled still hears how it has ended, if that does not take long.
+        """
+        ...
+
+    async def await_lock(self, ino: Ino, lock: Lock) -> None:
+        """Until the lock may be tried for.  Raises DEADLOCK, NO_LOCKS, SESSION_ENDED.  Whoever is
+        cancelled holds nothing for it.
+        """
+        ...
+
+    async def session_now(self) -> int:
+        """The session, once there is one: it has ended, perhaps, and another one is begun."""
+        ...
+
+    async def locks(self, ino: Ino) -> LocksTold:
+        """Who holds locks on a file, and who waits for one.  Raises STALE."""
+        ...
 
 
 class LocalMeta:
@@ -85,6 +114,7 @@ class LocalMeta:
         self._replica = Replica(store)
         self._machine = self._replica.machine
         self.session = 0
+        self._lock_waiting = LockWaiting(lambda: self._machine, lambda: trio.current_time() * 1000)
         self._sequence = 0
         self._latest = 0
         """What `now` has said last."""
@@ -136,6 +166,24 @@ class LocalMeta:
     async def read(self, query: Query[R]) -> R:
         return query.read(self._machine.tree)
 
+    async def take_lock(self, ino: Ino, lock: Lock, *, waits: bool) -> Lock | None:
+        if waits and self._lock_waiting.any:
+            turn = self._lock_waiting.turn_of_another(ino, lock)
+            if turn is not None:
+                return turn
+        return self.propose_now(TakeLock(ino, lock, waits))
+
+    async def await_lock(self, ino: Ino, lock: Lock) -> None:
+        called = False
+        while not called:  # whose turn it is may also change with time alone
+            called = await self._lock_waiting.wait(ino, lock, PATIENCE_S)
+
+    async def session_now(self) -> int:
+        return self.session
+
+    async def locks(self, ino: Ino) -> LocksTold:
+        return self._lock_waiting.told(ino)
+
     def propose_now(self, command: Command[R]) -> R:
         """Order, log and apply a command.  Raises FsError when it is refused, or when the log
         cannot be written.
@@ -149,7 +197,7 @@ class LocalMeta:
         data = encode_entry(self.session, sequence, sequence, now, command, proven)
         self._storage.append_command(META_GROUP, self._term, index, data)
         try:
-            return self._machine.apply(
+            reply = self._machine.apply(
                 index, self.session, sequence, sequence, now, command, proven
             )
         except FsError:
@@ -160,6 +208,9 @@ class LocalMeta:
             # A bug.  It must not be in the log, where it would strike again at every start.
             self._storage.cut(META_GROUP, LogIndex(index - 1))
             raise
+        if self._lock_waiting.any:
+            self._lock_waiting.applied(command, reply)
+        return reply
 
     def open_session(self) -> tuple[int, ...]:
         """Start a session of our own.  Returns those of earlier mounts that nobody has ended."""

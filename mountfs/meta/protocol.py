@@ -10,8 +10,12 @@ The methods, and what their bodies are (msgpack):
 | READ          | `Read`: session, query                          | the answer to the query   |
 | RENEW         | session                                         | nothing                   |
 | END_SESSION   | session                                         | nothing                   |
+| AWAIT_LOCK    | `AwaitLock`: session, inode, lock, patience     | whether to try for it now |
+| LOCKS         | an inode                                        | `LocksTold`               |
 
-All but CLUSTER are for the leader; others refuse with NOT_LEADER.
+All but CLUSTER are for the leader; others refuse with NOT_LEADER.  AWAIT_LOCK is answered when the
+lock may be tried for, or when the patience is over; who wants it still asks again, and has the same
+place.
 """
 
 from enum import IntEnum
@@ -22,7 +26,9 @@ from typing import Any, Final, get_args
 import msgspec
 
 from mountfs.errors import Fault, FsError
+from mountfs.meta import keys
 from mountfs.meta.command import UNFIT, Command, Query
+from mountfs.meta.locks import Lock
 from mountfs.meta.ops.chunk_rows import ChunkRows, CountRows
 from mountfs.meta.ops.consent import MustKeep, Needed
 from mountfs.meta.ops.copies import GetCopies
@@ -61,6 +67,7 @@ from mountfs.meta.ops.slices import Garbage, Tangles
 from mountfs.meta.ops.volumes import GetVolumes, ListVolumes, UsedSlices
 from mountfs.meta.ops.xattr import GetXattr, ListXattr
 from mountfs.meta.state_machine import COMMANDS
+from mountfs.types import Ino
 
 ROLE: Final = "meta"
 """What a client asks for in its hello."""
@@ -107,6 +114,8 @@ class Method(IntEnum):
     READ = 4
     RENEW = 5
     END_SESSION = 6
+    AWAIT_LOCK = 12
+    LOCKS = 13
 
 
 class Propose(msgspec.Struct, frozen=True, array_like=True):
@@ -121,6 +130,32 @@ class Propose(msgspec.Struct, frozen=True, array_like=True):
 class Read(msgspec.Struct, frozen=True, array_like=True):
     session: int
     query: reduce(or_, QUERIES)  # type: ignore[valid-type]
+
+
+class AwaitLock(msgspec.Struct, frozen=True, array_like=True):
+    session: int
+    ino: Ino
+    lock: Lock
+    patience_ms: int
+    """To be answered within so long."""
+
+
+class Holder(msgspec.Struct, frozen=True, array_like=True):
+    """A lock that is held, or that somebody waits for."""
+
+    lock: Lock
+    about: str
+    """Whose session it is: for people."""
+    waits_ms: int
+    """So long somebody has waited for it."""
+
+
+class LocksTold(msgspec.Struct, frozen=True, array_like=True):
+    """The locks on a file."""
+
+    held: tuple[Holder, ...]
+    waiting: tuple[Holder, ...]
+    """In the order in which they came."""
 
 
 class Opened(msgspec.Struct, frozen=True, array_like=True):
@@ -147,6 +182,7 @@ _encoder: Final = msgspec.msgpack.Encoder()
 encode: Final = _encoder.encode
 _propose: Final = msgspec.msgpack.Decoder(Propose)
 _read: Final = msgspec.msgpack.Decoder(Read)
+_await_lock: Final = msgspec.msgpack.Decoder(AwaitLock)
 
 
 def decode_propose(body: bytes | bytearray | memoryview) -> Propose:
@@ -173,6 +209,20 @@ def decode_read(body: bytes | bytearray | memoryview) -> Read:
     limit = getattr(found.query, "limit", 0)
     if not 0 <= limit <= LIMIT_MAX:
         raise FsError(Fault.INVALID, f"a query for {limit} rows; {LIMIT_MAX} at most")
+    return found
+
+
+def decode_await_lock(body: bytes | bytearray | memoryview) -> AwaitLock:
+    """Raises INVALID, NOT_PERMITTED."""
+    try:
+        found = _await_lock.decode(body)
+        keys.locks(found.ino)
+    except (msgspec.MsgspecError, *UNFIT) as error:
+        raise FsError(Fault.INVALID, f"not a lock to wait for: {error}") from None
+    if found.lock.owner.session != found.session:
+        raise FsError(Fault.NOT_PERMITTED, "a session waits only for locks of its own")
+    if found.patience_ms < 0:
+        raise FsError(Fault.INVALID, "nobody has less than no patience")
     return found
 
 

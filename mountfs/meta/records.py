@@ -214,6 +214,10 @@ def mode_of(attributes: Attributes) -> int:
     return int(_MODE.unpack_from(attributes, 60)[0])
 
 
+def nlink_of(attributes: Attributes) -> int:
+    return int(_MODE.unpack_from(attributes, 64)[0])
+
+
 _DENTRY = struct.Struct("<QQB")
 
 

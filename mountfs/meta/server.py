@@ -251,6 +251,7 @@ class MetaServer:
     def _leadership(self, group: Group) -> None:
         if group.failure is not None:
             self.damaged.set()
+            self.service.lead_no_more()
             return
         if group.is_leader:
             self.chunkservers.began_to_lead()
@@ -258,6 +259,7 @@ class MetaServer:
             self.service.began_to_lead()
         else:
             self.chunkservers.lead_no_more()
+            self.service.lead_no_more()
             if group.leader:
                 self.safe_mode.heard_a_leader()
 
@@ -378,6 +380,7 @@ class MetaServer:
         if isinstance(command, (AddNode, DrainNode, LeaveNode, MoveNode, RemoveNode)):
             self._learn_addresses()
         self.chunkservers.applied(command, reply)
+        self.service.applied(command, reply)
 
     def _learn_addresses(self) -> None:
         nodes = all_nodes(self.machine.replica.machine.tree)

@@ -201,6 +201,11 @@ class StateMachine:
         """Those that have not ended."""
         return self._sessions.keys()
 
+    def about(self, session: int) -> str:
+        """Who has a session, as they say; empty: it has ended, or they say nothing."""
+        replies = self._sessions.get(session)
+        return "" if replies is None else replies.about
+
     def reply_to(self, session: int, sequence: int) -> tuple[bool, Any]:
         """(whether it has been answered, the reply or the FsError).  Raises STALE where the session
         had the reply long ago.

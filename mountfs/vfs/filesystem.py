@@ -13,6 +13,7 @@ import struct
 from collections.abc import Awaitable, Callable, Iterable
 from typing import Final, TypeVar
 
+import msgspec
 import trio
 
 from mountfs.buffers import Buffers
@@ -20,7 +21,7 @@ from mountfs.chunks.base import ChunkStore
 from mountfs.errors import Fault, FsError
 from mountfs.inline import leave
 from mountfs.meta.command import Command
-from mountfs.meta.local import Meta
+from mountfs.meta.local import LockingMeta
 from mountfs.meta.locks import EOF, POSIX, Lock, Owner
 from mountfs.meta.ops.allocate import RESERVED_BYTES_MAX, Allocate
 from mountfs.meta.ops.copy_range import CopyRange
@@ -56,6 +57,7 @@ from mountfs.meta.records import (
     Attributes,
     ino_of,
     mode_of,
+    nlink_of,
     owner_of,
     size_of,
     unpack_attributes,
@@ -66,6 +68,7 @@ from mountfs.vfs.access_time import AccessTime, due
 from mountfs.vfs.handles import File, Handle
 from mountfs.vfs.headroom import KEEP_S
 from mountfs.vfs.lock_table import LockTable
+from mountfs.vfs.lost import lose
 from mountfs.vfs.reader import Bytes, Reader
 from mountfs.vfs.writer import DIRTY_BYTES_MAX, Writer
 
@@ -92,6 +95,8 @@ table to run out of.
 """
 FORGET_S: Final = 0.1
 """So long the kernel may take to say that a file that was deleted is out of use."""
+SETTLE_S: Final = 2.0
+"""Who has a lock and is interrupted before he is told of it is told all the same within that."""
 ROOT_S: Final = 2.0
 """So long the attributes of the root may take before those that we know are good enough."""
 
@@ -106,7 +111,7 @@ class Filesystem:
 
     def __init__(
         self,
-        meta: Meta,
+        meta: LockingMeta,
         chunks: ChunkStore,
         *,
         durable: Callable[[], Awaitable[None]],
@@ -172,6 +177,12 @@ class Filesystem:
         self._forgets: trio.Event | None = None
         """Set, and gone, when the kernel has forgotten something again; None: nobody waits for it.
         """
+        self.on_lost: Callable[[set[Ino]], None] = lambda inos: None
+        """Told of files whose open files have lost something: what the door has cached of them is
+        not so.
+        """
+        self.drop_cached: Callable[[Ino], Awaitable[None]] = _nothing_is_cached
+        """Has the door forget what it has cached of the bytes and attributes of a file."""
         self._known: dict[Ino, bytes] = {}
         """Of files that were opened lately, what tells whether their bytes have changed since."""
 
@@ -253,7 +264,12 @@ class Filesystem:
         """Remove files that have lost their last name and their last user."""
         while self._forgotten:
             inos, self._forgotten = tuple(self._forgotten), []
-            left = await self._meta.propose(Reap(self._meta.session, inos))
+            try:
+                left = await self._meta.propose(Reap(self._meta.session, inos))
+            except FsError as error:
+                if error.fault is not Fault.SESSION_ENDED:  # then the cluster removes them
+                    raise
+                return
             self._forgotten.extend(left)
             if left:
                 await leave()
@@ -378,6 +394,10 @@ class Filesystem:
         if self.shared:
             opened = await self._meta.read(Opening(ino))
             attributes, layout = opened.attributes, opened.layout
+            if not nlink_of(attributes) and ino not in self._files and ino not in self._orphans:
+                # Somebody else has removed the name by which the kernel has found it: on STALE it
+                # looks again, and with O_CREAT makes a new file.
+                raise FsError(Fault.STALE, f"inode {ino} has lost its name elsewhere")
             retained = opened.retained
         else:
             attributes = await self._meta.read(GetAttr(ino))
@@ -435,6 +455,10 @@ class Filesystem:
     async def read(self, handle: Handle, offset: int, size: int) -> Bytes:
         """Up to `size` bytes; fewer only at the end of the file."""
         file = handle.file
+        if handle.lost is not None:
+            handle.require()
+        if file.is_stale:
+            await self._look_again(file)
         data = await self.reader.read(file, offset, size)
         noted = file.ino in self._atimes and self.access_time is not AccessTime.STRICT
         if not noted and not handle.flags & os.O_NOATIME:
@@ -452,12 +476,19 @@ class Filesystem:
             raise FsError(Fault.FILE_TOO_LARGE)
         if self._read_only:
             raise FsError(Fault.READ_ONLY)
-        if handle.file.refused is not None:
-            raise handle.file.refused
-        if drop_privileges and not handle.file.drop_privileges:
-            await self._drop_privileges(handle.file.ino)
-        handle.file.written = True
-        kept = await self.writer.write(handle.file, offset, data, drop_privileges)
+        file = handle.file
+        if file.refused is not None:
+            raise file.refused
+        if drop_privileges and not file.drop_privileges:
+            await self._drop_privileges(file.ino)
+        if file.is_stale:
+            await self._look_again(file)
+        if handle.lost is not None:
+            handle.require()
+        file.written = True
+        kept = await self.writer.write(file, offset, data, drop_privileges)
+        if file.unwritten:
+            file.writers.add(handle)
         if self._sync_writes or handle.flags & (os.O_SYNC | os.O_DSYNC):
             # The kernel leaves it to us: it asks for no FSYNC after a direct write.
             await self.fsync(handle)
@@ -468,18 +499,24 @@ class Filesystem:
         process' memory.
         """
         file = handle.file
-        if file.locked:
-            await self._unlock(file.ino, POSIX, self.owner(owner))
-        if file.dirty.runs or file.flight:
-            await self.writer.flush(file)
+        try:
+            if file.dirty.runs or file.flight:
+                await self.writer.flush(file)
+        finally:
+            if file.holders:
+                await self._unlock(file, POSIX, self.owner(owner))
         _raise_refused(handle)
+        handle.require()
 
     async def release(self, handle: Handle) -> None:
         """The last descriptor of an open(2) is closed."""
         del self._handles[handle.number]
         file = handle.file
-        if handle.locked:
-            await self._unlock_all(handle)
+        if handle.held:
+            try:
+                await self._let_others_see(file)
+            finally:
+                await self._unlock_all(handle)
         file.handles -= 1
         if file.handles:
             return
@@ -504,8 +541,10 @@ class Filesystem:
 
     async def fsync(self, handle: Handle) -> None:
         """The bytes and the name of a file survive the machine."""
+        handle.require()
         await self.writer.flush(handle.file, synced=True)
         _raise_refused(handle)
+        handle.require()
         await self._durable()
 
     async def durable(self) -> None:
@@ -536,6 +575,7 @@ class Filesystem:
         self, handle: Handle, mode: int, offset: int, length: int, *, drop_privileges: bool = False
     ) -> None:
         """fallocate(2)"""
+        handle.require()
         file = handle.file
         await self.writer.flush(file)
         if mode & ~1 == 0 and not self._chunks.has_room(self.writer.dirty_bytes + length):
@@ -561,6 +601,8 @@ class Filesystem:
         *, drop_privileges: bool = False,
     ) -> int:  # fmt: skip
         """copy_file_range(2): returns how many bytes were copied, perhaps fewer than asked for."""
+        source.require()
+        target.require()
         await self.writer.flush(source.file)
         await self.writer.flush(target.file)
         command = CopyRange(
@@ -574,6 +616,7 @@ class Filesystem:
 
     async def seek(self, handle: Handle, offset: int, whence: int) -> int:
         """lseek(2) with SEEK_DATA or SEEK_HOLE.  Raises PAST_END."""
+        handle.require()
         file = handle.file
         await self.writer.flush(file)
         if offset < 0 or offset >= file.size:
@@ -591,18 +634,62 @@ class Filesystem:
         return await self.locks.test(ino, lock)
 
     async def take_lock(self, handle: Handle, lock: Lock, *, wait: bool) -> None:
-        ino = handle.file.ino
-        for unlocked in list(self._unlocking.get(ino, ())):
+        file = handle.file
+        handle.require()
+        for unlocked in list(self._unlocking.get(file.ino, ())):
             await leave()
             await unlocked.wait()
-        await self.locks.take(ino, lock, wait=wait)
-        handle.locked.add((lock.flavor, lock.owner))
-        handle.file.locked = True
+        while True:
+            try:
+                await self.locks.take(file.ino, lock, wait=wait)
+            except trio.Cancelled:
+                file.note_lock(handle, lock)  # it may be held: then it is released by close(2)
+                raise
+            except FsError as error:
+                if error.fault is not Fault.SESSION_ENDED:
+                    raise
+            else:
+                if lock.owner.session == self._meta.session:
+                    break
+            # With the session everything has ended that was held in it: begin anew in the next one.
+            session = await self._meta.session_now()
+            handle.require()
+            lock = msgspec.structs.replace(lock, owner=Owner(session, lock.owner.number))
+        file.note_lock(handle, lock)
+        try:
+            await self._see_others(file)
+        except FsError:
+            await self.release_lock(handle, lock.flavor, lock.owner, lock.start, lock.stop)
+            raise
 
     async def release_lock(
         self, handle: Handle, flavor: int, owner: Owner, start: int = 0, stop: int = EOF
     ) -> None:
-        await self.locks.release(handle.file.ino, flavor, owner, start, stop)
+        try:
+            await self._let_others_see(handle.file)
+        finally:
+            handle.file.note_unlock(flavor, owner, start, stop)
+            await self.locks.release(handle.file.ino, flavor, owner, start, stop)
+
+    async def _let_others_see(self, file: File) -> None:
+        """Whoever has a lock next sees what was written under it."""
+        if self.shared and file.unwritten:
+            await self.writer.flush(file)
+
+    async def _see_others(self, file: File) -> None:
+        """Whoever gets a lock sees what others have done who had it before.  Who is interrupted
+        meanwhile has it all the same, unless it takes long.
+        """
+        if not self.shared:
+            return
+        await leave()
+        with trio.move_on_after(SETTLE_S, shield=True):
+            return await self._look_at_others(file)
+        await self._look_at_others(file)
+
+    async def _look_at_others(self, file: File) -> None:
+        if not self._renew(file, await self._meta.read(GetAttr(file.ino))):
+            await self.drop_cached(file.ino)
 
     def owner(self, number: int) -> Owner:
         """A lock owner of this mount, as the kernel numbers them."""
@@ -664,7 +751,32 @@ class Filesystem:
         self._known.pop(file.ino, None)
         file.forget_layouts()
 
+    def session_lost(self, session: int) -> None:
+        """The session that we had has ended, and there is another one."""
+        orphans = {*self._orphans, *self._forgotten}
+        self._orphans.clear()
+        self._forgotten.clear()
+        self.writer.forget_names()
+        changed = lose(session, self._handles.values(), orphans, self.writer)
+        for ino in changed:
+            self._known.pop(ino, None)
+        self.on_lost(changed)
+
+    @property
+    def lost(self) -> int:
+        """How many open files have lost something, and say so."""
+        return sum(handle.lost is not None for handle in self._handles.values())
+
     # -- inside
+
+    async def _look_again(self, file: File) -> None:
+        """What was unwritten of a file was lost: what is it without?"""
+        file.is_stale = False
+        try:
+            self._renew(file, await self._meta.read(GetAttr(file.ino)))
+        except BaseException:
+            file.is_stale = True
+            raise
 
     async def _propose(self, command: Command[R]) -> R:
         if self._read_only:
@@ -783,16 +895,17 @@ class Filesystem:
         ino, unlocked = handle.file.ino, trio.Event()
         self._unlocking.setdefault(ino, set()).add(unlocked)
         try:
-            for flavor, owner in list(handle.locked):
-                await self._unlock(ino, flavor, owner)
+            for flavor, owner in {(lock.flavor, lock.owner) for lock in handle.held}:
+                await self._unlock(handle.file, flavor, owner)
         finally:
             unlocked.set()
             self._unlocking[ino].discard(unlocked)
             if not self._unlocking[ino]:
                 del self._unlocking[ino]
 
-    async def _unlock(self, ino: Ino, flavor: int, owner: Owner) -> None:
-        await self.locks.release(ino, flavor, owner, 0, EOF)
+    async def _unlock(self, file: File, flavor: int, owner: Owner) -> None:
+        file.note_unlock(flavor, owner)
+        await self.locks.release(file.ino, flavor, owner, 0, EOF)
 
     async def _touch(self, ino: Ino, attributes: Attributes, rule: AccessTime) -> None:
         if self._read_only or rule is AccessTime.NEVER:
@@ -838,6 +951,10 @@ def _raise_refused(handle: Handle) -> None:
     writes = handle.flags & os.O_ACCMODE != os.O_RDONLY
     if writes and handle.file.refused is not None:
         raise handle.file.refused
+
+
+async def _nothing_is_cached(ino: Ino) -> None:
+    """By a door that has no cache."""
 
 
 def _content_of(attributes: Attributes) -> bytes:

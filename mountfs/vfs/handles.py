@@ -1,7 +1,7 @@
 """Open files: `Handle` is one open file description, `File` what all handles of an inode share."""
 
 from mountfs.errors import FsError
-from mountfs.meta.locks import Owner
+from mountfs.meta.locks import EOF, Lock, Locks, Owner, release
 from mountfs.meta.records import Attributes, Slice
 from mountfs.types import Ino
 from mountfs.vfs.dirty import Dirty, Run
@@ -11,8 +11,9 @@ class File:
     """An inode that is open, or has bytes that are not in a slice yet."""
 
     __slots__ = (
-        "charged", "content", "copies", "dirty", "drop_privileges", "flight", "flushing",
-        "handles", "ino", "layouts", "locked", "mtime", "refused", "seen", "size", "written",
+        "charged", "content", "copies", "dirty", "drop_privileges", "fence", "flight", "flushing",
+        "handles", "holders", "ino", "is_stale", "layouts", "mtime", "refused", "seen", "size",
+        "writers", "written",
     )  # fmt: skip
 
     def __init__(self, ino: Ino, size: int) -> None:
@@ -26,8 +27,14 @@ class File:
         self.flushing = False
         self.mtime = 0
         """Of the last write that is not flushed, in nanoseconds."""
-        self.locked = False
-        """Somebody has taken a lock on it since it was opened: close(2) has to look."""
+        self.holders: set[Handle] = set()
+        """Through which locks are held, as far as we know: close(2) has to look."""
+        self.writers: set[Handle] = set()
+        """Through which what is unwritten was written."""
+        self.fence = 0
+        """Counts how often what was unwritten was lost: what was on its way then must not land."""
+        self.is_stale = False
+        """Its size may be another one since then."""
         self.written = False
         """Its bytes were changed since it was opened, by us."""
         self.refused: FsError | None = None
@@ -50,6 +57,19 @@ class File:
         self.layouts.clear()
         self.content = None
 
+    def note_lock(self, handle: "Handle", lock: Lock) -> None:
+        """It is held, through `handle`."""
+        self.note_unlock(lock.flavor, lock.owner, lock.start, lock.stop)
+        handle.held = (*handle.held, lock)
+        self.holders.add(handle)
+
+    def note_unlock(self, flavor: int, owner: Owner, start: int = 0, stop: int = EOF) -> None:
+        """Nothing is held of it any more, through whatever handle it was taken."""
+        for handle in list(self.holders):
+            handle.held = release(handle.held, flavor, owner, start, stop)
+            if not handle.held:
+                self.holders.discard(handle)
+
     @property
     def unwritten(self) -> bool:
         return bool(self.dirty.runs or self.flight)
@@ -58,7 +78,7 @@ class File:
 class Handle:
     """One open(2)."""
 
-    __slots__ = ("file", "flags", "locked", "number", "unchanged")
+    __slots__ = ("file", "flags", "held", "lost", "number", "unchanged")
 
     def __init__(self, number: int, file: File, flags: int) -> None:
         self.number = number
@@ -66,5 +86,14 @@ class Handle:
         self.flags = flags
         self.unchanged = True
         """What the door has cached of the file is still right."""
-        self.locked: set[tuple[int, Owner]] = set()
-        """(flavor, owner) of locks taken through it; gone when it is, at the latest."""
+        self.held: Locks = ()
+        """Locks that were taken through it, and are held as far as we know; released when it is
+        closed, at the latest.
+        """
+        self.lost: FsError | None = None
+        """What was lost of it with a session: nothing is done with it any more."""
+
+    def require(self) -> None:
+        """Raises LOST, STALE."""
+        if self.lost is not None:
+            raise FsError(self.lost.fault, self.lost.detail)

@@ -142,9 +142,11 @@ class Writer:
         drop_privileges, file.drop_privileges = drop_privileges | file.drop_privileges, False
         self.unwritten.setdefault(file, trio.current_time())
         inline = len(data) <= SMALL_BYTES
+        fence = file.fence
         try:
             while batch := _batch(file.flight):
-                await self._write(file, batch, inline, drop_privileges)
+                await self._write(file, batch, inline, drop_privileges, fence)
+                _require_not_lost(file, fence)
                 file.size = max(file.size, batch[-1].stop)
                 self._land(file, batch)
         except BaseException:
@@ -187,10 +189,12 @@ class Writer:
             return
         file.flushing, file.flight = True, runs
         drop_privileges, file.drop_privileges = file.drop_privileges, False
+        fence = file.fence
         inline = sum(run.size for run in runs) <= (SYNCED_BYTES if synced else SMALL_BYTES)
         try:
             while batch := _batch(file.flight):
-                await self._write(file, batch, inline, drop_privileges)
+                await self._write(file, batch, inline, drop_privileges, fence)
+                _require_not_lost(file, fence)
                 self._land(file, batch)
         except BaseException as error:
             left, file.flight = file.flight, []
@@ -226,6 +230,7 @@ class Writer:
     def _settle(self, file: File) -> None:
         if not file.unwritten:
             self.unwritten.pop(file, None)
+            file.writers.clear()
 
     def cut(self, file: File, size: int) -> None:
         """Forget what is dirty behind a new end of the file."""
@@ -237,16 +242,28 @@ class Writer:
     def drop(self, file: File) -> None:
         """Forget what is dirty: the file is gone."""
         self.dirty_bytes -= sum(run.size for run in file.dirty.take())
-        if not file.flight:
-            self.unwritten.pop(file, None)
+        self._settle(file)
+
+    def lose(self, file: File) -> None:
+        """Forget what is unwritten, and let nothing land that is on its way."""
+        file.fence += 1
+        file.is_stale = True
+        flight, file.flight = file.flight, []
+        self.dirty_bytes -= sum(run.size for run in flight)
+        self.drop(file)
+        file.writers.clear()
+
+    def forget_names(self) -> None:
+        """Slices get other names from now on: those were reserved in another session."""
+        self._next_slice = self._last_slice
 
     async def _write(
-        self, file: File, runs: list[Run], inline: bool, drop_privileges: bool
+        self, file: File, runs: list[Run], inline: bool, drop_privileges: bool, fence: int
     ) -> None:
         """Make slices of runs, or, `inline`, let the metadata carry them; and tell the metadata."""
         for attempt in range(1, WRITES_MAX + 1):
             try:
-                return await self._write_once(file, runs, inline, drop_privileges)
+                return await self._write_once(file, runs, inline, drop_privileges, fence)
             except FsError as error:
                 if error.fault is not Fault.SLICE_EXPIRED or attempt == WRITES_MAX:
                     raise
@@ -254,7 +271,7 @@ class Writer:
                 self._next_slice = self._last_slice
 
     async def _write_once(
-        self, file: File, runs: list[Run], inline: bool, drop_privileges: bool
+        self, file: File, runs: list[Run], inline: bool, drop_privileges: bool, fence: int
     ) -> None:
         written: list[tuple[SliceId, VolumeId, int]] = []
         try:
@@ -264,6 +281,7 @@ class Writer:
                 ]
             else:
                 records = await self._store(file, runs, written)
+            _require_not_lost(file, fence)  # from here on nothing waits until it is asked
             command = ops.Write(file.ino, tuple(records), file.mtime, drop_privileges)
             try:
                 _, piece = await self._meta.propose(command)
@@ -370,6 +388,12 @@ async def each_of(
             nursery.start_soon(some)
     if failed:
         raise failed[0]
+
+
+def _require_not_lost(file: File, fence: int) -> None:
+    """Raises LOST where what is on its way is not wanted any more."""
+    if file.fence != fence:
+        raise FsError(Fault.LOST, f"inode {file.ino}: what was being written was lost meanwhile")
 
 
 def _show(file: File, runs: list[ops.Run], piece: SliceId) -> None:

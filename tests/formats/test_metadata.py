@@ -284,7 +284,7 @@ ENTRIES = [
         SetAttr(ino=Ino(9), cred=SUPERUSER, size=10),
         "9ca773657461747472" "09" "94000090c2" "c0c0c0" "0a" "c0c0" "c2c2c2",
     ),
-    (TakeLock(Ino(9), LOCK), "93a974616b655f6c6f636b" "09" "9600920301000ac34d"),
+    (TakeLock(Ino(9), LOCK), "94a974616b655f6c6f636b" "09" "9600920301000ac34d" "c2"),
     (
         Rewrite(Ino(9), 1, ((4, 0), (5, 1)), (Slice(0, 10, SliceId(8), 1, VolumeId(7), 11, 99),)),
         "95a772657772697465" "09" "01" "92" "920400" "920501" "91" "97000a0801070b63",
@@ -341,6 +341,11 @@ def test_a_settle_without_a_checksum_can_still_be_read():
     entry = decode_entry(bytes.fromhex("9503050411") + command)
     assert entry.command == Settle(Ino(2), 0, 5)
     assert decode_entry(encode_entry(3, 5, 4, 17, Settle(Ino(2), 0, 5, 9))).command.crc == 9
+
+
+def test_a_lock_that_does_not_say_whether_it_is_waited_for_can_still_be_read():
+    command = bytes.fromhex("93a974616b655f6c6f636b" "09" "9600920301000ac34d")  # fmt: skip
+    assert decode_entry(bytes.fromhex("9503050411") + command).command == TakeLock(Ino(9), LOCK)
 
 
 def test_the_locks_of_a_file_are_a_list_of_locks():
