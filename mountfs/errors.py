@@ -61,6 +61,7 @@ class Fault(enum.Enum):
     VOLUME_CLOSED = _Row(errno.EIO, "FAILED_PRECONDITION", "InternalError", 500)
     SLICE_EXPIRED = _Row(errno.EIO, "FAILED_PRECONDITION", "InternalError", 500)
     SESSION_ENDED = _Row(errno.EIO, "ABORTED", "ServiceUnavailable", 503)
+    LOST = _Row(errno.EIO, "DATA_LOSS", "InternalError", 500)
     BAD_HOME = _Row(errno.EINVAL, "FAILED_PRECONDITION", "InternalError", 500)
 
 

@@ -61,7 +61,10 @@ class OpenVolumes:
     async def _ask(self, copies: int) -> None:
         asked = self._pool.wanted(self._session(), copies, trio.current_time())
         try:
-            self._pool.got(asked, await self._allot(asked))
+            records = await self._allot(asked)
+            if asked.session != self._session():
+                raise FsError(Fault.UNAVAILABLE, "the session has ended meanwhile: ask again")
+            self._pool.got(asked, records)
         except FsError as error:
             self._refused[copies] = (self._answers + 1, error)
             raise
@@ -83,6 +86,11 @@ class OpenVolumes:
         back = self._pool.clear(self._session())
         if back is not None:
             await self._give_back(back)
+
+    def forget(self) -> None:
+        """The session that had them has ended: they are not ours any more."""
+        self._pool.clear(self._session())
+        self._refused.clear()
 
     @property
     def avoided(self) -> Collection[int]:

@@ -19,6 +19,7 @@
 
 The bodies with names are msgpack.  OPEN to DROP, but for LIST and COPY's reads, are orders of the
 leader: they carry its term, and one of an earlier term than the latest that was heard is refused.
+DELETE and DROP are obeyed as far as the metadata, which is asked, does not need what would go.
 
 A volume below FIRST_REPLICATED was made by a node when it was alone: it belongs to the node whose
 number is in its upper bits, unless the metadata has a record of it.

@@ -250,6 +250,10 @@ class RemoteChunks:
             )
         return memoryview(bytearray(data))
 
+    def forget_volumes(self) -> None:
+        """There is another session, which writes to volumes of its own."""
+        self._open.forget()
+
     async def sync(self) -> None:
         return
 

@@ -15,6 +15,7 @@ from crc32c import crc32c
 
 from mountfs.chunks import needle
 from mountfs.chunks.client import INLINE_BYTES
+from mountfs.chunks.consent import Consent, refusal
 from mountfs.chunks.copying import Copying, Source
 from mountfs.chunks.disks import Disk, Disks
 from mountfs.chunks.fence import Fence
@@ -75,11 +76,13 @@ class ChunkService:
         *,
         copy_bytes_per_s: float = 0.0,
         durability: str = FSYNC,
+        consent: Consent | None = None,
     ) -> None:
         """`copy_bytes_per_s`: what COPY may bring in, all orders together; 0: as much as there is.
         It can be changed later: `throttle.rate`.  With the durability ASYNC a slice is taken before
-        it is on the disk, and `sync_behind` sees to it.
+        it is on the disk, and `sync_behind` sees to it.  `consent` is asked before anything goes.
         """
+        self._consent = consent
         self._syncs = durability != ASYNC
         self.throttle = Throttle(copy_bytes_per_s)
         self.fence = Fence(disks.read_term(), disks.keep_term)
@@ -237,11 +240,24 @@ class ChunkService:
     async def _delete(self, order: Delete) -> bytes:
         if not all(0 < one < 1 << 64 for slices in order.slices.values() for one in slices):
             raise FsError(Fault.INVALID, "no names of slices")
+        await self.fence.hear(order.term)
+        needed = await self._consent.needed(order.slices) if self._consent else {}
+        slices = {
+            volume: [one for one in names if one not in needed.get(volume, ())]
+            for volume, names in order.slices.items()
+        }
         async with self.fence.order(order.term):
-            await self._obey(self._disks.delete, order.slices)
+            await self._obey(self._disks.delete, slices)
+        if needed:
+            error = refusal(needed)
+            log.error("was told to delete what is needed: %s", error)
+            raise error
         return b""
 
     async def _drop(self, order: Drop) -> bytes:
+        await self.fence.hear(order.term)
+        if self._consent is not None:
+            await self._consent.require_droppable(order.volume)
         async with self.fence.order(order.term):
             await self._obey(self._disks.drop, order.volume)
         return b""

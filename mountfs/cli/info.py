@@ -101,7 +101,7 @@ def inode_facts(said: dict[str, Any]) -> list[tuple[str, str]]:
     mode = said["mode"]
     kind = _TYPES.get(stat.S_IFMT(mode), "?")
     rows = [
-        ("inode", f"{said['ino']}, last named in directory {said['parent']}"),
+        ("inode", f"{said['ino']}, charged to directory {said['parent']}"),
         ("type", f"{kind}, {stat.filemode(mode)} ({stat.S_IMODE(mode):04o})"),
         ("owner", f"{said['uid']}:{said['gid']}"),
         ("links", str(said["nlink"])),

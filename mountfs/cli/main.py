@@ -16,13 +16,17 @@ from mountfs.cli import (
     gc,
     health,
     info,
+    locks,
     node,
     pki,
+    quota,
     replication,
     safemode,
+    session,
     sim,
     stats,
     status,
+    worm,
 )
 from mountfs.cli.show import EXIT_FAILED, EXIT_INTERRUPTED, EXIT_USAGE
 from mountfs.errors import FsError
@@ -40,7 +44,11 @@ COMMANDS = (
     gc,
     balance,
     safemode,
+    session,
+    locks,
     replication,
+    quota,
+    worm,
     pki,
     sim,
 )
@@ -57,6 +65,7 @@ examples:
   mountfs stats /mnt/data          what goes on in a mount, live
   umount /mnt/data                 unmount; data stays in the home
   mountfs fsck /var/lib/mountfs/default    check a home that is not mounted
+  mountfs quota set /mnt/data/project --bytes 10GiB   how much a directory may have
   mountfs doctor /mnt/data         something hangs or fails: what, and what to do
   mountfs pki init /root/pki       the authority of a new cluster; see: mountfs pki --help
   mountfs sim --seeds 0-99         simulate clusters in which everything goes wrong

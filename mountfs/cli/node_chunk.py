@@ -10,6 +10,7 @@ import msgspec
 import trio
 import trio.lowlevel
 
+from mountfs.chunks.consent import Consent
 from mountfs.chunks.copying import Source
 from mountfs.chunks.disk_identity import Owner
 from mountfs.chunks.disks import Disks
@@ -42,10 +43,16 @@ class Volumes:
         scrub_s: float = PERIOD_S,
         copy_bytes_per_s: float = 0.0,
         durability: str = FSYNC,
+        consent: Consent | None = None,
     ) -> None:
         self.disks = disks
         self.service = ChunkService(
-            disks, may_order, link, copy_bytes_per_s=copy_bytes_per_s, durability=durability
+            disks,
+            may_order,
+            link,
+            copy_bytes_per_s=copy_bytes_per_s,
+            durability=durability,
+            consent=consent,
         )
         self.lender = self.service.lender = Lender(self._file_of)
         self.scrubs = [Scrub(disk.store, disk.path, period_s=scrub_s) for disk in disks.disks]
@@ -98,9 +105,12 @@ def open_volumes(
     home: Home,
     trust: Trust,
     link: Callable[[int], Awaitable[Source]],
+    ask_metadata: Callable[[Any], Awaitable[Any]],
     settings: Settings,
 ) -> Iterator[Volumes]:
-    """`link` connects to another node.  Raises BAD_HOME for a directory that is not this node's."""
+    """`link` connects to another node; `ask_metadata` is for queries.  Raises BAD_HOME for a
+    directory that is not this node's.
+    """
     owner = Owner(home.id, home.format.node, home.cluster)
     disks = Disks([home.chunks, *settings.data], owner)
     try:
@@ -112,6 +122,7 @@ def open_volumes(
             link,
             copy_bytes_per_s=settings.copy_bytes_per_s,
             durability=settings.durability,
+            consent=Consent(home.format.node, ask_metadata),
         )
         with contextlib.closing(volumes.lender):
             yield volumes

@@ -3,7 +3,7 @@
 import contextlib
 import logging
 from collections.abc import AsyncIterator
-from typing import Final
+from typing import Final, TypeVar
 
 import trio
 
@@ -15,8 +15,10 @@ from mountfs.cli.node_ground import Ground
 from mountfs.cli.node_homes import read_seeds, write_seeds
 from mountfs.cli.standing import watch_standing
 from mountfs.errors import FsError
+from mountfs.inline import leave
 from mountfs.meta.admin import Admin, ask
 from mountfs.meta.client import Router
+from mountfs.meta.command import Query
 from mountfs.meta.ops.nodes import all_nodes
 from mountfs.meta.server import MetaServer, meta_server
 from mountfs.meta.to_leader import ByGroup
@@ -29,6 +31,8 @@ from mountfs.wire.service import Peer
 from mountfs.wire.stream import Later
 
 log = logging.getLogger(__name__)
+
+R = TypeVar("R")
 
 LOOK_S: Final = 1.0
 MOVE_S: Final = 5.0
@@ -58,6 +62,14 @@ class WithMeta:
         if method in LEADERS:
             return await self._leading.handle(method, body)
         return await self.meta.service.handle(peer, method, body)
+
+    async def ask_metadata(self, query: Query[R]) -> R:
+        """As of now, whoever leads.  Raises UNAVAILABLE."""
+        group = self.meta.group
+        if not group.read_now():
+            await leave()
+            await group.wait_read()
+        return query.read(self.meta.machine.replica.machine.tree)
 
     def reports(self, reporter: Reporter) -> None:
         """What this node keeps is told by it."""

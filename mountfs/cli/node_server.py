@@ -66,7 +66,9 @@ async def _running(ground: Ground) -> AsyncIterator[Node]:
         ground.server.is_complete = True
         volumes = reporter = None
         if CHUNK in settings.roles:
-            volumes = stack.enter_context(open_volumes(ground.home, trust, part.link, settings))
+            volumes = stack.enter_context(
+                open_volumes(ground.home, trust, part.link, part.ask_metadata, settings)
+            )
             reporter = Reporter(
                 ground.place.number, volumes.gather, part.to_leader, settings.durability
             )

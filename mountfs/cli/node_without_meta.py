@@ -7,7 +7,7 @@ them, and writes that down anew as they come and go.
 import contextlib
 import logging
 from collections.abc import AsyncIterator, Callable
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 import msgspec
 import trio
@@ -19,8 +19,9 @@ from mountfs.cli.standing import removed
 from mountfs.errors import Fault, FsError
 from mountfs.meta import admin
 from mountfs.meta.client import Address, Router, address_of
+from mountfs.meta.command import Query
 from mountfs.meta.ops.nodes import NodeRecord
-from mountfs.meta.protocol import Cluster, Method
+from mountfs.meta.protocol import Cluster, Method, Read, decode_reply, encode
 from mountfs.meta.reports import FSYNC
 from mountfs.meta.to_leader import ByAsking
 from mountfs.rpc.server import Call, Handler
@@ -29,6 +30,8 @@ from mountfs.wire.frames import Parts
 from mountfs.wire.service import Peer
 
 log = logging.getLogger(__name__)
+
+R = TypeVar("R")
 
 LOOK_S: Final = 2.0
 ANSWER_S: Final = 3.0
@@ -122,6 +125,22 @@ class WithoutMeta:
         }
 
     # -- what it asks
+
+    async def ask_metadata(self, query: Query[R]) -> R:
+        """As of now, of whoever leads.  Raises what that says, and UNAVAILABLE."""
+        with trio.move_on_after(ANSWER_S):
+            link = await self.router.leader()
+            try:
+                answer = await link.call(Method.READ, encode(Read(0, query)))
+            except Disconnected as error:
+                self.router.forget(link)
+                raise FsError(Fault.UNAVAILABLE, str(error)) from error
+            except FsError as error:
+                if error.fault is Fault.NOT_LEADER:
+                    self.router.forget(link)
+                raise
+            return decode_reply(query, answer)  # type: ignore[no-any-return]
+        raise FsError(Fault.UNAVAILABLE, f"the metadata does not answer within {ANSWER_S:g} s")
 
     async def run(self) -> None:
         """Until cancelled.  Raises BAD_HOME when this node was removed."""

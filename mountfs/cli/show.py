@@ -91,6 +91,11 @@ def print_json(value: Any) -> None:
     print(json.dumps(value, indent=1, ensure_ascii=True))
 
 
+def print_json_line(value: Any) -> None:
+    """One of many, for programs that read them as they come."""
+    print(json.dumps(value, ensure_ascii=True))
+
+
 def err() -> Console:
     """Where progress goes."""
     return Console(stderr=True, highlight=False, emoji=False, markup=False)

@@ -13,7 +13,8 @@ from mountfs.fuse.kernel_cache import EPOCH_MINOR, KernelCache, guarded
 from mountfs.fuse.operations import WRITE_BYTES_MAX, Operations
 from mountfs.fuse.options import MountOptions
 from mountfs.fuse.wire import InitFlag, Opcode
-from mountfs.types import KIB, MIB
+from mountfs.inline import leave
+from mountfs.types import KIB, MIB, Ino
 from mountfs.vfs.filesystem import Filesystem
 
 PAGE_BYTES = 4 * KIB
@@ -88,6 +89,11 @@ class NativeBinding:
             interrupt=lambda unique: self._channel.interrupt(unique),
             initialize=self._initialize,
         )
+        self._stale: set[Ino] = set()
+        """What the kernel has cached of these is not so any more."""
+        self._is_stale = trio.Event()
+        filesystem.on_lost = self._forget_cached
+        filesystem.drop_cached = self._drop_cached
         os.set_blocking(fd, False)
         poll_s = options.poll_us / 1e6 if len(os.sched_getaffinity(0)) > 1 else 0.0
         self._channel = Channel(
@@ -99,7 +105,10 @@ class NativeBinding:
 
     async def serve(self) -> None:
         try:
-            await self._channel.serve()
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(self._invalidate)
+                await self._channel.serve()
+                nursery.cancel_scope.cancel()
         finally:
             self._stop_guard()
 
@@ -109,6 +118,23 @@ class NativeBinding:
             leases.known.watcher = None
             leases.on_valid = lambda seconds: None
         self._guard.close()
+
+    def _forget_cached(self, inos: set[Ino]) -> None:
+        self._stale |= inos
+        self._is_stale.set()
+
+    async def _invalidate(self) -> None:
+        while True:
+            await self._is_stale.wait()
+            self._is_stale = trio.Event()
+            while self._stale:
+                await self._drop_cached(self._stale.pop())
+
+    async def _drop_cached(self, ino: Ino) -> None:
+        # In a thread: the kernel may first wait for what it has asked us of that file.
+        await leave()
+        notice = wire.notify_inval_inode(ino)
+        await trio.to_thread.run_sync(self._channel.write, notice, abandon_on_cancel=True)
 
     def status(self) -> dict[str, Any]:
         return {

@@ -23,8 +23,6 @@ from mountfs.vfs.known import NO_INO
 ENTRIES_MAX = 1_024
 """Of a directory, in one answer."""
 WRITE_BYTES_MAX = MIB
-_FREE_INODES = 1 << 32
-"""What statfs(2) says: inodes are made as they are needed, there is no table to run out of."""
 
 
 class Operations:
@@ -198,15 +196,15 @@ class Operations:
         return wire.reply(request.unique, self._of(attributes).attr + attributes)
 
     async def statfs(self, request: Request) -> Reply:
-        total, free, inodes = await self._fs.statfs()
+        total, free, inodes, free_inodes = await self._fs.statfs(Ino(request.nodeid))
         return wire.reply(
             request.unique,
             wire.statfs_out(
                 blocks=total // BLOCK_BYTES,
                 bfree=free // BLOCK_BYTES,
                 bavail=free // BLOCK_BYTES,
-                files=inodes + _FREE_INODES,
-                ffree=_FREE_INODES,
+                files=inodes + free_inodes,
+                ffree=free_inodes,
                 bsize=BLOCK_BYTES,
                 namelen=NAME_BYTES_MAX,
                 frsize=BLOCK_BYTES,

@@ -379,13 +379,13 @@ class Handlers:
 
     @_answers
     async def statfs(self, ctx: Context) -> Any:
-        total, free, inodes = await self._fs.statfs()
+        total, free, inodes, free_inodes = await self._fs.statfs()  # pyfuse3 does not say of what
         answer = self._pyfuse3.StatvfsData()
         answer.f_bsize = answer.f_frsize = BLOCK_BYTES
         answer.f_blocks = total // BLOCK_BYTES
         answer.f_bfree = answer.f_bavail = free // BLOCK_BYTES
-        answer.f_files = inodes + _FREE_INODES
-        answer.f_ffree = answer.f_favail = _FREE_INODES
+        answer.f_files = inodes + free_inodes
+        answer.f_ffree = answer.f_favail = free_inodes
         answer.f_namemax = NAME_BYTES_MAX
         return answer
 

@@ -5,6 +5,7 @@ TLS, a client's certificate is enough to look, and a node's is needed to change 
 """
 
 import contextlib
+import logging
 import time
 from collections.abc import Awaitable, Callable
 from typing import Any, Final
@@ -23,11 +24,13 @@ from mountfs.raft.snapshots import require_node
 from mountfs.rpc.client import Client
 from mountfs.rpc.server import Call, Server
 
+log = logging.getLogger(__name__)
+
 SERVICE: Final = "mountfs.Admin"
 METHODS: Final = frozenset(
     {
-        "Drain", "Join", "Leader", "LeaveSafeMode", "Move", "Nodes", "Rejoin", "Remove", "Report",
-        "SafeMode", "Status", "Transfer",
+        "Drain", "Evict", "Join", "Leader", "LeaveSafeMode", "Move", "Nodes", "Rejoin", "Remove",
+        "Report", "SafeMode", "Sessions", "Status", "Transfer",
     }
 )  # fmt: skip
 MORE: Final = frozenset({"Balance", "Garbage", "Health"})
@@ -75,6 +78,13 @@ class Named(msgspec.Struct, frozen=True):
     undo: bool = False
 
 
+class Evict(msgspec.Struct, frozen=True):
+    """A session is to be ended, if `yes`; otherwise it is only said what that would do."""
+
+    session: int
+    yes: bool = False
+
+
 Answerer = Callable[[bytes, Call], Awaitable[Any]]
 
 
@@ -100,6 +110,8 @@ class Admin:
             "SafeMode": self._safe_mode,
             "LeaveSafeMode": self._leave_safe_mode,
             "Report": self._report,
+            "Sessions": self._sessions,
+            "Evict": self._evict,
         }
         assert handlers.keys() == METHODS, handlers.keys() ^ METHODS
         for method, handler in handlers.items():
@@ -252,6 +264,25 @@ class Admin:
                 Fault.TIMED_OUT, f"node {record.name} did not take over within {TRANSFER_S:g} s"
             )
         return {"leader": record.number, "took_ms": round((time.monotonic() - begun) * 1000)}
+
+    async def _sessions(self, body: bytes, call: Call) -> Any:
+        meta = self._meta
+        meta.group.require_leader()
+        await meta.group.wait_read()  # one that leads no more knows less than others
+        return [msgspec.to_builtins(told) for told in meta.service.sessions()]
+
+    async def _evict(self, body: bytes, call: Call) -> Any:
+        require_node(call)
+        asked = msgspec.msgpack.decode(body, type=Evict)
+        for told in await self._sessions(b"", call):
+            if told["number"] == asked.session:
+                if asked.yes:
+                    log.warning("session %d (%s) is evicted", asked.session, told["about"])
+                    await self._meta.service.end_session(asked.session)
+                return {**told, "evicted": asked.yes}
+        raise FsError(
+            Fault.NOT_FOUND, f"there is no session {asked.session}; see: mountfs session list"
+        )
 
     async def _safe_mode(self, body: bytes, call: Call) -> Any:
         self._meta.group.require_leader()

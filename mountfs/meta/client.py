@@ -3,6 +3,11 @@
 Elections, crashes and lost connections are not seen here but as time.  A command is sent with the
 session's next sequence number, and again with the same one until it is answered: it acts once.  Who
 waits may be cancelled at any time, and then does not know whether it acted.
+
+A session that has ended (we were silent for too long, or somebody evicted us) is followed by
+another one.  What it held is gone: `on_new_session` is told before anything is asked in the new
+one.  Questions are asked again there, and so are commands that surely have not acted.  Others fail
+with SESSION_ENDED: those that may have acted, and those that belong to what the old session had.
 """
 
 import contextlib
@@ -21,12 +26,20 @@ import trio
 from mountfs.errors import Fault, FsError
 from mountfs.inline import leave
 from mountfs.meta.command import Command, Query
+from mountfs.meta.lock_waiting import PATIENCE_S
+from mountfs.meta.locks import Lock
+from mountfs.meta.ops.lock import ReleaseLock, TakeLock
 from mountfs.meta.ops.nodes import NodeRecord
+from mountfs.meta.ops.reap import Reap
+from mountfs.meta.ops.slices import Discard
+from mountfs.meta.ops.write import Write
 from mountfs.meta.protocol import (
     ROLE,
     Answer,
+    AwaitLock,
     Changed,
     Cluster,
+    LocksTold,
     Method,
     Opened,
     Propose,
@@ -34,7 +47,17 @@ from mountfs.meta.protocol import (
     decode_reply,
     encode,
 )
-from mountfs.meta.retry import ATTEMPT_S, RENEWS_PER_TTL, Backoff, Route, Session, Verdict, judge
+from mountfs.meta.retry import (
+    ATTEMPT_S,
+    RENEWS_PER_TTL,
+    Backoff,
+    Route,
+    Session,
+    SessionOver,
+    Verdict,
+    judge,
+)
+from mountfs.types import Ino
 from mountfs.wire.connection import Body, Disconnected
 from mountfs.wire.frames import Hello, Parts
 from mountfs.wire.stream import Client, Handler, Later, connect
@@ -58,6 +81,14 @@ AGREE_S: Final = 0.3
 """When one of the nodes that were named has answered, the others have so long to contradict it."""
 OPEN_S: Final = 30.0
 """Who begins is told when there is no cluster, `soft` or not."""
+SETTLE_S: Final = 2.0
+"""Who is cancelled while a lock is being taken still waits so long to hear whether it was."""
+AGAIN_S: Final = 5.0
+"""Between attempts at a new session, where the cluster does not want us."""
+OF_ITS_SESSION: Final = (Discard, ReleaseLock, Reap, TakeLock, Write)
+"""Commands that mean nothing in another session: locks and files without a name are gone with it,
+and bytes from before its end must not come over those that others have written since.
+"""
 NO_CLUSTER: Final = bytes(16)
 
 
@@ -86,6 +117,8 @@ class Router:
         """They do not know who leads."""
         self.own_copies = False
         """Some files are to have another number of copies than others."""
+        self.retention = False
+        """Some file has retention, or had it once, or is to get it from its tree."""
         self.leader_number = 0
         """Who led when we last asked; 0: nobody."""
         self._links: dict[Address, Client] = {}
@@ -220,6 +253,7 @@ class Router:
         """(who leads, and if nobody, why not)"""
         self.leader_number = cluster.leader
         self.own_copies |= cluster.own_copies
+        self.retention |= cluster.retention
         if cluster.nodes:  # or it has only just joined
             self.nodes = cluster.nodes
             doors = (node.door for node in self.nodes if not node.has_metadata)
@@ -262,6 +296,16 @@ class RemoteMeta:
         self.session = 0
         self.ttl_ms = 60_000
         self._session = Session()
+        self._is_over = trio.Event()
+        """The session has ended.  Replaced when another one begins."""
+        self._is_open = trio.Event()
+        """There is a session.  Replaced when it ends."""
+        self._leaves = False
+        """We end it ourselves, and want no other."""
+        self.on_new_session: list[Callable[[int], None]] = []
+        """Told the number of a session that has ended, when another one has begun.  They must not
+        wait: nothing is asked in the new one before they return.
+        """
         self._latest = 0
         self.calls = 0
         self.attempts = 0
@@ -274,10 +318,13 @@ class RemoteMeta:
 
     @property
     def ended(self) -> FsError | None:
-        """Why the session is over, if it is: what was not written is lost."""
+        """Why there is no session at the moment, if there is none."""
         return self._session.ended
 
     async def propose(self, command: Command[R]) -> R:
+        """Raises SESSION_ENDED where nobody knows whether it acted, and for what means nothing in
+        another session.
+        """
         answer = await self._propose(Method.PROPOSE, command)
         return decode_reply(command, answer)  # type: ignore[no-any-return]
 
@@ -289,54 +336,142 @@ class RemoteMeta:
 
     async def _propose(self, method: int, command: Command[Any]) -> Body:
         command.check()
-        sequence, answered = self._session.begin()
-        try:
-            body = encode(Propose(self.session, sequence, answered, command))
-            return await self._ask(method, body)
-        finally:
-            # Whoever is cancelled does not ask again, so the answer need not be kept.
-            self._session.done(sequence)
+        while True:
+            session = self._session
+            if session.ended is not None and not isinstance(command, OF_ITS_SESSION):
+                session = await self._next_session()
+            sequence, answered = session.begin()
+            try:
+                body = encode(Propose(session.number, sequence, answered, command))
+                return await self._ask(method, body, session.number)
+            except SessionOver as error:
+                if error.unsure or isinstance(command, OF_ITS_SESSION):
+                    raise
+            finally:
+                # Whoever is cancelled does not ask again, so the answer need not be kept.
+                session.done(sequence)
 
     async def read(self, query: Query[R]) -> R:
-        if self._session.ended is not None:
-            raise self._session.ended
-        answer = await self._ask(Method.READ, encode(Read(self.session, query)))
+        answer = await self._read(Method.READ, query)
         return decode_reply(query, answer)  # type: ignore[no-any-return]
 
     async def read_leased(self, query: Query[Any]) -> tuple[int, Any]:
         """(what the answer says of our leases, it; or NOT_FOUND, which may be believed as well)"""
-        if self._session.ended is not None:
-            raise self._session.ended
-        answer = await self._ask(Method.LEASED_READ, encode(Read(self.session, query)))
+        answer = await self._read(Method.LEASED_READ, query)
         flags, rest = answer[0], answer[1:]
         if flags & Answer.ABSENT:
             return flags, FsError(Fault.NOT_FOUND, bytes(rest).decode(errors="replace").strip())
         return flags, decode_reply(query, rest)
 
+    async def _read(self, method: int, query: Query[Any]) -> Body:
+        while True:
+            session = self._session
+            if session.ended is not None:
+                session = await self._next_session()
+            with contextlib.suppress(SessionOver):
+                return await self._ask(method, encode(Read(session.number, query)), session.number)
+
+    async def take_lock(self, ino: Ino, lock: Lock, *, waits: bool) -> Lock | None:
+        command, session = TakeLock(ino, lock, waits), self._session
+        if lock.owner.session != session.number:
+            raise SessionOver(f"session {lock.owner.session} has ended", unsure=False)
+        sequence, answered = session.begin()
+        body = encode(Propose(session.number, sequence, answered, command))
+        try:
+            try:
+                answer = await self._ask(Method.PROPOSE, body, session.number)
+            except trio.Cancelled:
+                # A lock that nobody knows of would be held until the file is closed.
+                with trio.move_on_after(SETTLE_S, shield=True) as settled:
+                    answer = await self._ask(Method.PROPOSE, body, session.number)
+                if settled.cancelled_caught:
+                    raise
+        finally:
+            session.done(sequence)
+        return decode_reply(command, answer)  # type: ignore[no-any-return]
+
+    async def await_lock(self, ino: Ino, lock: Lock) -> None:
+        soft_s = self._options.soft_s
+        patience_s = PATIENCE_S if soft_s is None else min(PATIENCE_S, soft_s / 2)
+        called = False
+        while not called:
+            asked = AwaitLock(lock.owner.session, ino, lock, int(patience_s * 1000))
+            answer = await self._ask(Method.AWAIT_LOCK, encode(asked), asked.session)
+            called = msgspec.msgpack.decode(answer, type=bool)
+
+    async def session_now(self) -> int:
+        """Raises TIMED_OUT if `soft`."""
+        return (await self._next_session()).number
+
+    async def locks(self, ino: Ino) -> LocksTold:
+        answer = await self._ask(Method.LOCKS, encode(ino))
+        return msgspec.msgpack.decode(answer, type=LocksTold)
+
+    # -- the session
+
     async def open_session(self) -> None:
         asked = (self._options.about, self._options.caches)
         answer = await self._ask(Method.OPEN_SESSION, encode(asked))
         opened = msgspec.msgpack.decode(answer, type=Opened)
-        self.session, self.ttl_ms = opened.session, opened.ttl_ms
+        before, session = self.session, Session()
+        session.opened(opened.session)
+        self._session, self.session, self.ttl_ms = session, opened.session, opened.ttl_ms
         self._latest = max(self._latest, opened.time)
-        self._session.opened(opened.session)
+        if before:
+            log.warning("session %d has taken the place of session %d", opened.session, before)
+            for told in self.on_new_session:
+                told(before)
+        self._is_over = trio.Event()
+        self._is_open.set()
 
     async def end_session(self) -> None:
         """With what patience the caller's scope has."""
+        self._leaves = True
         if self.session and self.ended is None:
             await self._ask(Method.END_SESSION, encode(self.session))
 
     async def keep_session(self) -> None:
         """Let the cluster know that we are here, until cancelled."""
-        while self.ended is None:
+        while True:
             await trio.sleep(self.ttl_ms / 1000 / RENEWS_PER_TTL)
-            try:
-                await self._ask(Method.RENEW, encode(self.session))
+            if self.ended is not None:
+                continue
+            with contextlib.suppress(FsError):
+                await self._ask(Method.RENEW, encode(self.session), self.session)
                 # All whom we know may be replaced one day, and those who come must be known then.
                 await self._learn()
-            except FsError as error:
-                if error.fault is Fault.SESSION_ENDED:
-                    self._over(error)
+
+    async def follow_session(self) -> None:
+        """Begin another session when one has ended, until cancelled."""
+        while True:
+            await self._is_over.wait()
+            problem = ""
+            while self.ended is not None:
+                try:
+                    await self.open_session()
+                except FsError as error:
+                    if problem != str(error):
+                        log.error("there is no new session: %s", error)
+                    problem = str(error)
+                    await trio.sleep(AGAIN_S)
+
+    async def _next_session(self) -> Session:
+        """Raises TIMED_OUT if `soft`."""
+        await leave()
+        soft_s = self._options.soft_s
+        with trio.move_on_after(float("inf") if soft_s is None else soft_s):
+            while self._session.ended is not None:
+                await self._is_open.wait()
+            return self._session
+        raise FsError(Fault.TIMED_OUT, f"no new session with the cluster within {soft_s} s")
+
+    def _over(self, error: FsError, session: int) -> None:
+        """Session `session` has ended: perhaps one before ours."""
+        if session != self.session or not self._session.over(error) or self._leaves:
+            return
+        log.error("%s: locks and what was not written are lost with it", error)
+        self._is_open = trio.Event()
+        self._is_over.set()
 
     async def _learn(self) -> None:
         answer = await self._ask(Method.CLUSTER, b"")
@@ -344,7 +479,7 @@ class RemoteMeta:
 
     async def learn_soon(self) -> None:
         """While so few are known that they may all be gone before the next renewal."""
-        while self.ended is None:
+        while True:
             await trio.sleep(LEARN_S)
             if len(self.router.nodes) < FEW:
                 with contextlib.suppress(FsError):
@@ -370,56 +505,65 @@ class RemoteMeta:
         """
         if self._session.ended is not None:
             raise self._session.ended
-        return await self._ask(method, body, answers=(Fault.UNAVAILABLE,))
+        return await self._ask(method, body, self.session, answers=(Fault.UNAVAILABLE,))
 
-    def _over(self, error: FsError) -> None:
-        if self._session.over(error):
-            log.error("%s", error)
-
-    async def _ask(self, method: int, body: bytes, answers: Collection[Fault] = ()) -> Body:
-        """The answer, however often it takes.  Raises what is an answer, as `answers` are besides
-        others; TIMED_OUT if `soft`.
+    async def _ask(
+        self, method: int, body: bytes, session: int = 0, answers: Collection[Fault] = ()
+    ) -> Body:
+        """The answer, however often it takes; `session` is the one that is asked in.  Raises what
+        is an answer, as `answers` are besides others; SessionOver; TIMED_OUT if `soft`.
         """
         self.calls += 1
         await leave()
         soft_s = self._options.soft_s
         if soft_s is None:
-            return await self._ask_for_ever(method, body, answers)
+            return await self._ask_for_ever(method, body, session, answers)
         with trio.move_on_after(soft_s):
-            return await self._ask_for_ever(method, body, answers)
+            return await self._ask_for_ever(method, body, session, answers)
         raise FsError(
             Fault.TIMED_OUT, f"no answer from the cluster within {soft_s} s: {self.router.problem}"
         )
 
-    async def _ask_for_ever(self, method: int, body: bytes, answers: Collection[Fault]) -> Body:
+    async def _ask_for_ever(
+        self, method: int, body: bytes, session: int, answers: Collection[Fault]
+    ) -> Body:
+        unsure = False
         link = self.router.leader_now()
         if link is not None:
             # Nearly always the first attempt is the last.
             try:
                 return await self._attempt(link, method, body)
-            except Disconnected:
+            except Disconnected as error:
                 self.router.forget(link)
+                unsure = error.sent
             except FsError as error:
                 if error.fault in answers:
                     raise
-                self._judge(error, link)
+                self._judge(error, link, session, unsure)
+                unsure = True
         backoff = Backoff()
         while True:
             link = None
             try:
                 link = await self.router.leader()
                 return await self._attempt(link, method, body)
-            except Disconnected:
+            except Disconnected as error:
                 if link is not None:
                     self.router.forget(link)
+                    unsure |= error.sent
             except FsError as error:
                 if error.fault in answers:
                     raise
-                self._judge(error, link)
+                self._judge(error, link, session, unsure)
+                unsure |= link is not None
             await trio.sleep(backoff.pause_s(random.random()))
 
     async def _attempt(self, link: Client, method: int, body: bytes) -> Body:
         self.attempts += 1
+        if method == Method.AWAIT_LOCK:  # it may take its time, and that says nothing of the leader
+            with trio.move_on_after(PATIENCE_S + PROBE_S):
+                return await link.call(method, body)
+            raise Disconnected(f"no answer within {PATIENCE_S + PROBE_S} s", sent=True)
         number = self.attempts
         self._waiting[number] = link
         try:
@@ -429,12 +573,13 @@ class RemoteMeta:
             del self._waiting[number]
         raise Disconnected(f"no answer within {ATTEMPT_S} s", sent=True)
 
-    def _judge(self, error: FsError, link: Client | None) -> None:
+    def _judge(self, error: FsError, link: Client | None, session: int, unsure: bool) -> None:
         """Return if it is to be asked again; raise the answer."""
         verdict = judge(error.fault)
         if verdict is Verdict.OVER:
-            self._over(error)
-            raise error
+            self._over(error, session)
+            detail = f"{error}; whether this was done before nobody knows" if unsure else str(error)
+            raise SessionOver(detail, unsure=unsure)
         if verdict is Verdict.ANSWER:
             raise error
         if link is not None and verdict is Verdict.ELSEWHERE:
@@ -454,6 +599,7 @@ async def remote_meta(seeds: Sequence[Address], options: Options) -> AsyncIterat
                 f"the cluster does not answer within {OPEN_S:g} s: {meta.router.problem}",
             )
         nursery.start_soon(meta.keep_session)
+        nursery.start_soon(meta.follow_session)
         nursery.start_soon(meta.watch_leader)
         nursery.start_soon(meta.learn_soon)
         try:

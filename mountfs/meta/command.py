@@ -36,6 +36,8 @@ class Stamp(msgspec.Struct, frozen=True):
     """Nanoseconds since 1970; never less than that of an earlier command."""
     session: int
     """Who asks."""
+    proven: int = 0
+    """The time that has passed for certain, as far as was known; 0: nothing was."""
 
 
 class Command(msgspec.Struct, Generic[R], frozen=True, array_like=True):

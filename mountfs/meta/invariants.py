@@ -2,9 +2,10 @@
 
 All rows are gone through in the order of their keys, which is inode by inode; the other end of a
 reference is looked up by its key.  What is left to be counted across inodes (names, references to
-slices) is counted in bitmaps, for a window of numbers at a time.  So memory is bounded, however
-many files there are: 64 MiB of bitmaps, the rows of one chunk, the orphans of the sessions, and an
-entry for each file with several names and each slice with several references.
+slices) is counted in bitmaps, for a window of numbers at a time, and what lies below directories
+for so many of them at a time.  So memory is bounded, however many files there are: 64 MiB of
+bitmaps, the rows of one chunk, the orphans of the sessions, and an entry for each user, each file
+with several names, each slice with several references and each directory above a retained file.
 """
 
 import stat
@@ -14,6 +15,7 @@ from itertools import groupby
 
 from mountfs.errors import FsError
 from mountfs.meta import acl, keys
+from mountfs.meta.account_invariants import account_violations
 from mountfs.meta.extents import visible
 from mountfs.meta.ops.lock import locks_of
 from mountfs.meta.records import (
@@ -32,6 +34,7 @@ from mountfs.meta.records import (
     unpack_slice,
     unpack_used,
 )
+from mountfs.meta.retention_invariants import retention_marks, retention_rows
 from mountfs.meta.tree import Tree
 from mountfs.types import BLOCK_BYTES, CHUNK_BYTES, ROOT, Ino, SliceId
 
@@ -39,6 +42,8 @@ Row = tuple[bytes, bytes]
 
 WINDOW = 1 << 28
 """So many inodes, or slices, are counted at a time.  A bitmap of them is 32 MiB."""
+DIRECTORIES = 1 << 17
+"""So many are added up at a time, in about 50 MB."""
 _ANCHORED_MAX = 1 << 16
 """Directories that are remembered to hang from the root."""
 _NOBODY = bytes(8)
@@ -48,7 +53,9 @@ _HEAD = 9
 _DIRECTORY = stat.S_IFDIR >> 12
 
 
-def violations(tree: Tree, *, window: int = WINDOW) -> Iterator[str]:
+def violations(
+    tree: Tree, *, window: int = WINDOW, directories: int = DIRECTORIES
+) -> Iterator[str]:
     """Every invariant that is broken, as a sentence.  Nothing comes out of a sound filesystem.
 
     Nothing may be applied while it runs.
@@ -57,10 +64,12 @@ def violations(tree: Tree, *, window: int = WINDOW) -> Iterator[str]:
     yield from _orphans(tree)
     yield from _holders(tree)
     yield from _tangles(tree)
+    yield from retention_rows(tree)
     for start in range(0, tree.counters.next_ino, window):
         yield from _names(tree, start, start + window)
     for start in range(0, tree.counters.next_slice, window):
         yield from _references(tree, start, start + window)
+    yield from account_violations(tree, directories)
 
 
 # -- one inode after the other
@@ -74,6 +83,8 @@ def _each_inode(tree: Tree) -> Iterator[str]:
         yield "there is no root directory"
     for ino, rows in _by_inode(tree):
         first, record = next(rows)
+        if first == keys.sums(ino) and next(rows, None) is None:
+            continue  # a directory that is gone, and something is still charged to it
         if first != keys.inode(ino):
             yield f"inode {ino} does not exist, but has rows: {first.hex()}"
             continue
@@ -98,7 +109,8 @@ def _by_inode(tree: Tree) -> Iterator[tuple[Ino, Iterator[Row]]]:
 
 def _inode(tree: Tree, inode: Inode, rows: Iterator[Row]) -> Iterator[str]:
     counts: Counter[int] = Counter()
-    subdirectories = blocks = pieces = 0
+    subdirectories = blocks = pieces = placed = 0
+    first_place: int | None = None
     first_position: int | None = None
     for kind, same in groupby(rows, key=lambda row: row[0][8]):
         if kind == keys.SLICES:
@@ -117,6 +129,11 @@ def _inode(tree: Tree, inode: Inode, rows: Iterator[Row]) -> Iterator[str]:
                     yield from _dentry(tree, inode, rest, value)
                 case keys.ENTRY:
                     first_position = first_position or keys.last_64(key)
+                case keys.PLACE:
+                    first_place = first_place or keys.last_64(key)
+                    placed += int.from_bytes(value, "little")
+                case keys.SUMS:
+                    pass
                 case keys.CONTENT:
                     blocks += 1
                     if not 0 < len(value) <= inode.size:
@@ -130,7 +147,7 @@ def _inode(tree: Tree, inode: Inode, rows: Iterator[Row]) -> Iterator[str]:
                     yield from _xattr(inode, rest, value)
                 case keys.LOCKS:
                     yield from _locks(tree, inode)
-                case keys.PIECE:
+                case keys.PIECE | keys.RETENTION | keys.DEFAULT_RETENTION | keys.RETAINED_BELOW:
                     pass
                 case _:
                     yield f"has a row of unknown kind {kind:#x}"
@@ -139,6 +156,12 @@ def _inode(tree: Tree, inode: Inode, rows: Iterator[Row]) -> Iterator[str]:
         yield from _directory(inode, counts, subdirectories, first_position)
     elif counts[keys.DENTRY] or counts[keys.ENTRY]:
         yield "has names, but is not a directory"
+    if counts[keys.SUMS] != inode.is_directory:
+        yield f"has {counts[keys.SUMS]} sums and mode {inode.mode:o}"
+    if placed != (inode.nlink if inode.nlink > 1 and not inode.is_directory else 0):
+        yield f"has {placed} names by its places, and nlink is {inode.nlink}"
+    if first_place not in (None, inode.parent):
+        yield f"is at home in directory {inode.parent}, and not in {first_place}"
     if counts[keys.TARGET] != stat.S_ISLNK(inode.mode):
         yield f"has {counts[keys.TARGET]} targets and mode {inode.mode:o}"
     if bool(inode.marks & HAS_CONTENT) != bool(counts[keys.CONTENT]):
@@ -151,6 +174,7 @@ def _inode(tree: Tree, inode: Inode, rows: Iterator[Row]) -> Iterator[str]:
         yield "has extended attributes without the mark"
     if bool(inode.marks & HAS_LOCKS) != bool(counts[keys.LOCKS]):
         yield "is marked for locks as it should not be"
+    yield from retention_marks(inode, counts)
     if counts[keys.BLOCKS] and not inode.marks & HAS_SLICES:
         yield "has blocks without the mark for slices"
     if counts[keys.PIECE] != pieces:
@@ -187,6 +211,8 @@ def _dentry(tree: Tree, directory: Inode, name: bytes, value: bytes) -> Iterator
         yield f"{name!r} has type {type}, but inode {ino} has mode {child.mode:o}"
     if child.is_directory and child.parent != directory.ino:
         yield f"{name!r} is directory {ino}, whose parent is {child.parent}"
+    if child.nlink == 1 and child.parent != directory.ino:
+        yield f"{name!r} is inode {ino}, which is at home in {child.parent}"
 
 
 def _xattr(inode: Inode, name: bytes, value: bytes) -> Iterator[str]:
@@ -342,8 +368,10 @@ def _names(tree: Tree, start: int, stop: int) -> Iterator[str]:
     """
     stop = min(stop, tree.counters.next_ino)
     wanted, found = _Bitmap(start, stop), _Bitmap(start, stop)
-    linked: dict[Ino, int] = {}
-    """Names that are still to be found, of files that have several; 0 where all were."""
+    linked: dict[tuple[Ino, int], int] = {}
+    """Names that are still to be found, of files that have several, in each directory; 0 where all
+    were.
+    """
     for key, _ in tree.scan(keys.orphans()):
         session, ino = keys.session_ino(key)
         record = tree.get(keys.inode(ino)) if start <= ino < stop else None
@@ -359,8 +387,11 @@ def _names(tree: Tree, start: int, stop: int) -> Iterator[str]:
             names = min(inode.nlink, 1) if inode.is_directory else inode.nlink
             if names <= 1:
                 wanted.add(ino)
-            else:
-                linked[ino] = linked.get(ino, 0) + names
+        elif kind == keys.PLACE:
+            ino = Ino(int.from_bytes(key[:8], "big"))
+            if start <= ino < stop:
+                place = (ino, keys.last_64(key))
+                linked[place] = linked.get(place, 0) + int.from_bytes(value, "little")
         elif kind == keys.DENTRY:
             ino, _, _ = unpack_dentry(value)
             record = tree.get(keys.inode(ino)) if start <= ino < stop else None
@@ -368,7 +399,8 @@ def _names(tree: Tree, start: int, stop: int) -> Iterator[str]:
                 continue
             child = unpack_inode(record)
             if child.nlink > 1 and not child.is_directory:
-                linked[ino] = linked.get(ino, 0) - 1
+                place = (ino, int.from_bytes(key[:8], "big"))
+                linked[place] = linked.get(place, 0) - 1
             elif child.nlink == 0:
                 yield f"inode {ino}: has the name {key[_HEAD:]!r}, but nlink is 0"
             elif not found.add(ino):
@@ -376,9 +408,9 @@ def _names(tree: Tree, start: int, stop: int) -> Iterator[str]:
     for number in wanted.differences(found):
         if tree.get(keys.inode(Ino(number))) is not None:
             yield f"inode {number}: has no name, and is no orphan"
-    for ino, missing in linked.items():
+    for (ino, directory), missing in linked.items():
         if missing:
-            yield f"inode {ino}: nlink is {missing:+} from the number of its names"
+            yield f"inode {ino}: its names in {directory} are {missing:+} from what is counted"
 
 
 def _references(tree: Tree, start: int, stop: int) -> Iterator[str]:

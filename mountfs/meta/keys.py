@@ -8,8 +8,10 @@ The values are in `records.py`, both formats in docs/formats.md.
 | ino | kind | rest                               | value                                      |
 |-----|------|------------------------------------|--------------------------------------------|
 | i   | 0x10 |                                    | the inode                                  |
+| i   | 0x11 |                                    | sums of a directory: what lies below it    |
 | i   | 0x20 | name                               | dentry: ino, position, type                |
 | i   | 0x21 | position u64                       | ino, type, name: newest first        |
+| i   | 0x22 | directory u64                      | names there of a file that has several     |
 | i   | 0x30 |                                    | the whole content of a small file          |
 | i   | 0x31 | chunk u64                          | which blocks of the chunk have bytes       |
 | i   | 0x32 | chunk u64, order u64, number u32   | a slice                                    |
@@ -17,6 +19,9 @@ The values are in `records.py`, both formats in docs/formats.md.
 | i   | 0x34 |                                    | target of a symlink                        |
 | i   | 0x40 | name                               | an extended attribute                      |
 | i   | 0x50 |                                    | the locks held on the file                 |
+| i   | 0x60 |                                    | retention of a file: mode, until, hold     |
+| i   | 0x62 |                                    | retention that files of a tree get         |
+| i   | 0x64 |                                    | a directory's: holds below, latest until   |
 | 0   | 0x01 |                                    | counters                                   |
 | 0   | 0x02 | session u64, ino u64               | an orphan: no name, still in use           |
 | 0   | 0x03 | session u64                        | session: its last replies                  |
@@ -28,6 +33,10 @@ The values are in `records.py`, both formats in docs/formats.md.
 | 0   | 0x09 | node u64                           | a machine of the cluster                   |
 | 0   | 0x0a | volume u64                         | a volume of the cluster: who has it        |
 | 0   | 0x0b | volume u64, slice u64              | used: some file refers to this slice       |
+| 0   | 0x0c | uid u64                            | use by a user                              |
+| 0   | 0x0d | gid u64                            | use by a group                             |
+| 0   | 0x0e | kind u64, number u64               | a quota                                    |
+| 0   | 0x65 | ino u64                            | written, and to get a tree's retention     |
 """
 
 import struct
@@ -39,11 +48,14 @@ _INO_KIND_64 = struct.Struct(">QBQ")
 _INO_KIND_64_64 = struct.Struct(">QBQQ")
 _SLICE = struct.Struct(">QBQQI")
 
-INODE, DENTRY, ENTRY = 0x10, 0x20, 0x21
+INODE, SUMS = 0x10, 0x11
+DENTRY, ENTRY, PLACE = 0x20, 0x21, 0x22
 CONTENT, BLOCKS, SLICES, PIECE, TARGET = 0x30, 0x31, 0x32, 0x33, 0x34
 XATTR, LOCKS = 0x40, 0x50
+RETENTION, DEFAULT_RETENTION, RETAINED_BELOW, UNCOMMITTED = 0x60, 0x62, 0x64, 0x65
 ORPHAN, SESSION, GARBAGE, SHARED, TANGLED, LOCKED = range(2, 8)
 NODE, VOLUME, USED = 9, 10, 11
+USER_USE, GROUP_USE, QUOTA = 12, 13, 14
 
 COUNTERS = _INO_KIND.pack(0, 1)
 FIRST_INO = Ino(1)
@@ -54,6 +66,10 @@ Range = tuple[bytes, bytes]
 
 def inode(ino: Ino) -> bytes:
     return _INO_KIND.pack(ino, INODE)
+
+
+def sums(directory: Ino) -> bytes:
+    return _INO_KIND.pack(directory, SUMS)
 
 
 def dentry(parent: Ino, name: bytes) -> bytes:
@@ -73,6 +89,14 @@ def entry(parent: Ino, position: int) -> bytes:
 def entries(parent: Ino, after: int) -> Range:
     """Entries at positions greater than `after`."""
     return _INO_KIND_64.pack(parent, ENTRY, after + 1), _INO_KIND.pack(parent, ENTRY + 1)
+
+
+def place(ino: Ino, directory: Ino) -> bytes:
+    return _INO_KIND_64.pack(ino, PLACE, directory)
+
+
+def places(ino: Ino) -> Range:
+    return _INO_KIND.pack(ino, PLACE), _INO_KIND.pack(ino, PLACE + 1)
 
 
 def content(ino: Ino) -> bytes:
@@ -124,6 +148,27 @@ def xattrs(ino: Ino) -> Range:
 
 def locks(ino: Ino) -> bytes:
     return _INO_KIND.pack(ino, LOCKS)
+
+
+def retention(ino: Ino) -> bytes:
+    return _INO_KIND.pack(ino, RETENTION)
+
+
+def default_retention(directory: Ino) -> bytes:
+    return _INO_KIND.pack(directory, DEFAULT_RETENTION)
+
+
+def retained_below(directory: Ino) -> bytes:
+    return _INO_KIND.pack(directory, RETAINED_BELOW)
+
+
+def uncommitted(ino: Ino) -> bytes:
+    return _INO_KIND_64.pack(0, UNCOMMITTED, ino)
+
+
+def uncommitteds(after: int = 0) -> Range:
+    """Files behind that one."""
+    return _INO_KIND_64.pack(0, UNCOMMITTED, after + 1), _INO_KIND.pack(0, UNCOMMITTED + 1)
 
 
 def orphan(session: int, ino: Ino) -> bytes:
@@ -211,6 +256,36 @@ def useds(number: VolumeId, after: int = 0) -> Range:
 def ino_of(key: bytes) -> Ino:
     """The inode that a key belongs to; 0: none."""
     return Ino(int.from_bytes(key[:8], "big"))
+
+
+def use_of_user(uid: int) -> bytes:
+    return _INO_KIND_64.pack(0, USER_USE, uid)
+
+
+def uses_of_users() -> Range:
+    return _of_session(USER_USE, None)
+
+
+def use_of_group(gid: int) -> bytes:
+    return _INO_KIND_64.pack(0, GROUP_USE, gid)
+
+
+def uses_of_groups() -> Range:
+    return _of_session(GROUP_USE, None)
+
+
+def quota(kind: int, number: int) -> bytes:
+    return _INO_KIND_64_64.pack(0, QUOTA, kind, number)
+
+
+def quotas() -> Range:
+    return _of_session(QUOTA, None)
+
+
+def quota_of(key: bytes) -> tuple[int, int]:
+    """(kind, number) of a quota's key."""
+    _, _, kind, number = _INO_KIND_64_64.unpack(key)
+    return kind, number
 
 
 def last_64(key: bytes) -> int:

@@ -7,21 +7,28 @@ proposed before it survive a loss of power.
 """
 
 import os
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Protocol, TypeVar
 
 import msgspec
+import trio
 
 from mountfs.errors import Fault, FsError
 from mountfs.kv.base import Store
 from mountfs.kv.journal import Journal
 from mountfs.meta.command import Command, Query
+from mountfs.meta.lock_waiting import PATIENCE_S, LockWaiting
+from mountfs.meta.locks import Lock
+from mountfs.meta.ops.lock import TakeLock
 from mountfs.meta.ops.make_root import MakeRoot
 from mountfs.meta.ops.session import EndSession, OpenSession, Sessions
 from mountfs.meta.ops.slices import ReserveSlices
-from mountfs.meta.replica import META_GROUP, Checkpoint, Replica
-from mountfs.meta.state_machine import Entry, decode_entry, encode_entry
+from mountfs.meta.protocol import LocksTold
+from mountfs.meta.proven_time import ProvenTime
+from mountfs.meta.replica import META_GROUP, Checkpoint, Replica, steady_ns
+from mountfs.meta.state_machine import Entry, decode_entry, encode_entry, needs_time
 from mountfs.raft.messages import (
     NOBODY,
     EntryKind,
@@ -32,7 +39,7 @@ from mountfs.raft.messages import (
     Term,
 )
 from mountfs.raft.storage import GroupLog, Storage
-from mountfs.types import MIB, SUPERUSER, Cred, LogIndex
+from mountfs.types import MIB, SUPERUSER, Cred, Ino, LogIndex
 
 R = TypeVar("R")
 
@@ -56,6 +63,30 @@ class Meta(Protocol):
     async def propose(self, command: Command[R]) -> R: ...
 
     async def read(self, query: Query[R]) -> R: ...
+
+
+class LockingMeta(Meta, Protocol):
+    """What a `Filesystem` needs besides: locks, which programs take and wait for."""
+
+    async def take_lock(self, ino: Ino, lock: Lock, *, waits: bool) -> Lock | None:
+        """As `propose` of TakeLock.  Whoever `waits` for it lets others go first who wait already,
+        and whoever is cancelled still hears how it has ended, if that does not take long.
+        """
+        ...
+
+    async def await_lock(self, ino: Ino, lock: Lock) -> None:
+        """Until the lock may be tried for.  Raises DEADLOCK, NO_LOCKS, SESSION_ENDED.  Whoever is
+        cancelled holds nothing for it.
+        """
+        ...
+
+    async def session_now(self) -> int:
+        """The session, once there is one: it has ended, perhaps, and another one is begun."""
+        ...
+
+    async def locks(self, ino: Ino) -> LocksTold:
+        """Who holds locks on a file, and who waits for one.  Raises STALE."""
+        ...
 
 
 class LocalMeta:
@@ -83,6 +114,7 @@ class LocalMeta:
         self._replica = Replica(store)
         self._machine = self._replica.machine
         self.session = 0
+        self._lock_waiting = LockWaiting(lambda: self._machine, lambda: trio.current_time() * 1000)
         self._sequence = 0
         self._latest = 0
         """What `now` has said last."""
@@ -99,6 +131,9 @@ class LocalMeta:
         self._membership = memberships[-1]
         self._refuse_if_not_alone()
         self._replay(bytes_present)
+        proven = self._machine.tree.counters.protected_time
+        self._clock = ProvenTime(node, time.time_ns(), steady_ns(), proven)
+        """By which retention ends.  Nobody else is there to say that ours is wrong."""
         self._term = Term(self._log.hard.term + 1)
         """Of all entries from now on; a group of one elects itself at its start."""
         self._last_term = stored.terms[-1][1] if stored.terms else stored.base.term
@@ -131,6 +166,24 @@ class LocalMeta:
     async def read(self, query: Query[R]) -> R:
         return query.read(self._machine.tree)
 
+    async def take_lock(self, ino: Ino, lock: Lock, *, waits: bool) -> Lock | None:
+        if waits and self._lock_waiting.any:
+            turn = self._lock_waiting.turn_of_another(ino, lock)
+            if turn is not None:
+                return turn
+        return self.propose_now(TakeLock(ino, lock, waits))
+
+    async def await_lock(self, ino: Ino, lock: Lock) -> None:
+        called = False
+        while not called:  # whose turn it is may also change with time alone
+            called = await self._lock_waiting.wait(ino, lock, PATIENCE_S)
+
+    async def session_now(self) -> int:
+        return self.session
+
+    async def locks(self, ino: Ino) -> LocksTold:
+        return self._lock_waiting.told(ino)
+
     def propose_now(self, command: Command[R]) -> R:
         """Order, log and apply a command.  Raises FsError when it is refused, or when the log
         cannot be written.
@@ -139,10 +192,14 @@ class LocalMeta:
         index = LogIndex(self._machine.applied + 1)
         now = self.now()
         self._sequence = sequence = self._sequence + 1
-        data = encode_entry(self.session, sequence, sequence, now, command)
+        timed = needs_time(self._machine.tree, command)
+        proven = self._clock.own(steady_ns()) if timed else 0
+        data = encode_entry(self.session, sequence, sequence, now, command, proven)
         self._storage.append_command(META_GROUP, self._term, index, data)
         try:
-            return self._machine.apply(index, self.session, sequence, sequence, now, command)
+            reply = self._machine.apply(
+                index, self.session, sequence, sequence, now, command, proven
+            )
         except FsError:
             if self._machine.applied != index:  # the store could not be read
                 self._storage.cut(META_GROUP, LogIndex(index - 1))
@@ -151,6 +208,9 @@ class LocalMeta:
             # A bug.  It must not be in the log, where it would strike again at every start.
             self._storage.cut(META_GROUP, LogIndex(index - 1))
             raise
+        if self._lock_waiting.any:
+            self._lock_waiting.applied(command, reply)
+        return reply
 
     def open_session(self) -> tuple[int, ...]:
         """Start a session of our own.  Returns those of earlier mounts that nobody has ended."""
@@ -168,6 +228,12 @@ class LocalMeta:
         """Nobody mounts this any more: the next one need not wait for it to fall silent."""
         self.propose_now(EndSession(self.session))
         self.session = 0
+
+    @property
+    def retention(self) -> bool:
+        """Some file has retention, or had it once, or is to get it from its tree."""
+        counters = self._machine.tree.counters
+        return counters.retention or counters.default_retention
 
     @property
     def applied(self) -> int:
@@ -281,7 +347,7 @@ class LocalMeta:
                 try:
                     machine.apply(
                         found.index, entry.session, entry.sequence, entry.answered, entry.time,
-                        entry.command,
+                        entry.command, entry.proven,
                     )  # fmt: skip
                 except FsError:
                     if machine.applied != found.index:

@@ -4,6 +4,7 @@ POSIX record locks (fcntl(2)) and open file description locks differ only in who
 kernel says so in the owner's number.  flock(2) locks live in a world of their own on the same file.
 """
 
+from collections.abc import Iterable
 from typing import Final
 
 import msgspec
@@ -35,9 +36,9 @@ class Lock(msgspec.Struct, frozen=True, array_like=True):
 Locks = tuple[Lock, ...]
 
 
-def conflict(held: Locks, wanted: Lock) -> Lock | None:
-    """The first lock, by offset, that stands in the way of `wanted`."""
-    in_the_way = [
+def conflicts(held: Iterable[Lock], wanted: Lock) -> list[Lock]:
+    """All locks that stand in the way of `wanted`."""
+    return [
         lock
         for lock in held
         if lock.flavor == wanted.flavor
@@ -46,7 +47,11 @@ def conflict(held: Locks, wanted: Lock) -> Lock | None:
         and lock.start < wanted.stop
         and wanted.start < lock.stop
     ]
-    return min(in_the_way, key=lambda lock: lock.start, default=None)
+
+
+def conflict(held: Iterable[Lock], wanted: Lock) -> Lock | None:
+    """The first lock, by offset, that stands in the way of `wanted`."""
+    return min(conflicts(held, wanted), key=lambda lock: lock.start, default=None)
 
 
 def acquire(held: Locks, wanted: Lock) -> Locks:
@@ -84,15 +89,3 @@ def release(held: Locks, flavor: int, owner: Owner, start: int = 0, stop: int = 
         if stop < lock.stop:
             kept.append(msgspec.structs.replace(lock, start=stop))
     return tuple(kept)
-
-
-def would_deadlock(waits: dict[Owner, Owner], waiter: Owner, holder: Owner) -> bool:
-    """Whether `waiter` waiting for `holder` closes a circle, given who waits for whom already."""
-    seen = {waiter}
-    while holder not in seen:
-        seen.add(holder)
-        following = waits.get(holder)
-        if following is None:
-            return False
-        holder = following
-    return holder == waiter

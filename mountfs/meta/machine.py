@@ -11,7 +11,7 @@ from mountfs.meta.command import Command
 from mountfs.meta.leases import Wait
 from mountfs.meta.replica import Checkpoint, Replica
 from mountfs.meta.snapshot import OpenStore, Sink, Source, settle, take_place
-from mountfs.meta.state_machine import decode_entry, encode_entry
+from mountfs.meta.state_machine import decode_entry, encode_entry, needs_time
 from mountfs.raft.messages import Entry, SnapshotHead
 from mountfs.types import Ino, LogIndex
 
@@ -27,6 +27,7 @@ class Asked(msgspec.Struct):
     answered: int
     time: int
     command: Command[Any]
+    proven: int = 0
     changes: tuple[Ino, ...] = ()
     """The inodes that it has changed, once it has been applied."""
     waits: tuple[Wait, ...] = ()
@@ -52,6 +53,8 @@ class MetaMachine:
         self.on_installed: Callable[[], None] = lambda: None
         self.on_changes: OnChanges | None = None
         """Told before that of what each command has seen and changed, where somebody wants it."""
+        self.proven: Callable[[], int] = lambda: 0
+        """The time that has passed for certain, as far as the leader knows; 0: it does not."""
 
     @property
     def applied(self) -> LogIndex:
@@ -59,7 +62,9 @@ class MetaMachine:
 
     def ask(self, session: int, sequence: int, answered: int, command: Command[Any]) -> Asked:
         """What to propose for a command; the time is the leader's, which does not go back."""
-        return Asked(session, sequence, answered, self.now(), command)
+        timed = needs_time(self.replica.machine.tree, command)
+        proven = self.proven() if timed else 0
+        return Asked(session, sequence, answered, self.now(), command, proven)
 
     def now(self) -> int:
         """In nanoseconds since 1970; it does not go back, even if the clock does."""
@@ -69,7 +74,7 @@ class MetaMachine:
     @staticmethod
     def encoded(asked: Asked) -> bytes:
         return encode_entry(
-            asked.session, asked.sequence, asked.answered, asked.time, asked.command
+            asked.session, asked.sequence, asked.answered, asked.time, asked.command, asked.proven
         )
 
     def apply(self, entry: Entry, subject: Any) -> object:
@@ -85,7 +90,7 @@ class MetaMachine:
         try:
             reply = machine.apply(
                 entry.index, asked.session, asked.sequence, asked.answered, asked.time,
-                asked.command,
+                asked.command, asked.proven,
             )  # fmt: skip
         except FsError as error:
             if machine.applied != entry.index:

@@ -15,9 +15,12 @@ The methods, and what their bodies are (msgpack):
 | LEASED_READ   | `Read`                                          | a byte, then as READ      |
 | LEASED_PROPOSE| `Propose`                                       | `Changed`                 |
 | RECALL        | from the leader: `Recalled`                     | nothing: it is forgotten  |
+| AWAIT_LOCK    | `AwaitLock`: session, inode, lock, patience     | whether to try for it now |
+| LOCKS         | an inode                                        | `LocksTold`               |
 
-All but CLUSTER are for the leader; others refuse with NOT_LEADER.  What leases promise is in
-`leases.py`.
+All but CLUSTER are for the leader; others refuse with NOT_LEADER.  AWAIT_LOCK is answered when the
+lock may be tried for, or when the patience is over; who wants it still asks again, and has the same
+place.  What leases promise is in `leases.py`.
 """
 
 from enum import IntEnum, IntFlag
@@ -28,18 +31,34 @@ from typing import Any, Final, get_args
 import msgspec
 
 from mountfs.errors import Fault, FsError
+from mountfs.meta import keys
 from mountfs.meta.command import UNFIT, Command, Query
 from mountfs.meta.leases import Item
+from mountfs.meta.locks import Lock
 from mountfs.meta.ops.chunk_rows import ChunkRows, CountRows
+from mountfs.meta.ops.consent import MustKeep, Needed
 from mountfs.meta.ops.copies import GetCopies
+from mountfs.meta.ops.count import CountIn, OpenBelow, PathOf
+from mountfs.meta.ops.default_retention import AtClose, GetDefault, Uncommitted
 from mountfs.meta.ops.describe import Describe
+from mountfs.meta.ops.list_retained import ListRetained
 from mountfs.meta.ops.lock import TestLock
 from mountfs.meta.ops.nodes import NodeRecord, Nodes
+from mountfs.meta.ops.quota import (
+    Below,
+    GetQuota,
+    ListQuotas,
+    Owners,
+    Room,
+    TreeSpace,
+    VirtualXattr,
+)
 from mountfs.meta.ops.read import (
     Birth,
     GetAttr,
     GetLayout,
     GetPiece,
+    IsRetained,
     Lookup,
     NextChunk,
     Opening,
@@ -48,6 +67,7 @@ from mountfs.meta.ops.read import (
     Usage,
 )
 from mountfs.meta.ops.reap import Orphans
+from mountfs.meta.ops.retention import Kept
 from mountfs.meta.ops.session import Sessions
 from mountfs.meta.ops.slices import Garbage, Tangles
 from mountfs.meta.ops.volumes import GetVolumes, ListVolumes, UsedSlices
@@ -64,7 +84,9 @@ LIMIT_MAX: Final = 100_000
 QUERIES: Final[tuple[type[Query[Any]], ...]] = (
     Birth, ChunkRows, CountRows, Describe, Garbage, GetAttr, GetCopies, GetLayout, GetPiece,
     GetVolumes, GetXattr, ListVolumes, ListXattr, Lookup, NextChunk, Nodes, Opening, Orphans,
-    ReadDir, Readlink, Sessions, Tangles, TestLock, Usage, UsedSlices,
+    ReadDir, Readlink, Sessions, Tangles, TestLock, Usage, UsedSlices, Below, GetQuota, ListQuotas,
+    Owners, Room, TreeSpace, VirtualXattr, CountIn, OpenBelow, PathOf,
+    IsRetained, Kept, GetDefault, AtClose, Uncommitted, ListRetained, Needed, MustKeep,
 )  # fmt: skip
 
 OPERATORS: Final = frozenset(
@@ -83,6 +105,7 @@ OPERATORS: Final = frozenset(
         "Reclaimed",
         "RemoveNode",
         "ReturnVolumes",
+        "Rewrite",
         "SealVolume",
         "SetReplicas",
     }
@@ -102,6 +125,8 @@ class Method(IntEnum):
     LEASED_READ = 9
     LEASED_PROPOSE = 10
     RECALL = 11
+    AWAIT_LOCK = 12
+    LOCKS = 13
 
 
 class Answer(IntFlag):
@@ -148,6 +173,32 @@ class Recalled(msgspec.Struct, frozen=True, array_like=True):
     items: tuple[Item, ...]
 
 
+class AwaitLock(msgspec.Struct, frozen=True, array_like=True):
+    session: int
+    ino: Ino
+    lock: Lock
+    patience_ms: int
+    """To be answered within so long."""
+
+
+class Holder(msgspec.Struct, frozen=True, array_like=True):
+    """A lock that is held, or that somebody waits for."""
+
+    lock: Lock
+    about: str
+    """Whose session it is: for people."""
+    waits_ms: int
+    """So long somebody has waited for it."""
+
+
+class LocksTold(msgspec.Struct, frozen=True, array_like=True):
+    """The locks on a file."""
+
+    held: tuple[Holder, ...]
+    waiting: tuple[Holder, ...]
+    """In the order in which they came."""
+
+
 class Opened(msgspec.Struct, frozen=True, array_like=True):
     session: int
     ttl_ms: int
@@ -164,12 +215,15 @@ class Cluster(msgspec.Struct, frozen=True, array_like=True):
     nodes: tuple[NodeRecord, ...]
     own_copies: bool = False
     """Some files are to have another number of copies than others."""
+    retention: bool = False
+    """Some file has retention, or had it once, or is to get it from its tree."""
 
 
 _encoder: Final = msgspec.msgpack.Encoder()
 encode: Final = _encoder.encode
 _propose: Final = msgspec.msgpack.Decoder(Propose)
 _read: Final = msgspec.msgpack.Decoder(Read)
+_await_lock: Final = msgspec.msgpack.Decoder(AwaitLock)
 
 
 def decode_propose(body: bytes | bytearray | memoryview) -> Propose:
@@ -196,6 +250,20 @@ def decode_read(body: bytes | bytearray | memoryview) -> Read:
     limit = getattr(found.query, "limit", 0)
     if not 0 <= limit <= LIMIT_MAX:
         raise FsError(Fault.INVALID, f"a query for {limit} rows; {LIMIT_MAX} at most")
+    return found
+
+
+def decode_await_lock(body: bytes | bytearray | memoryview) -> AwaitLock:
+    """Raises INVALID, NOT_PERMITTED."""
+    try:
+        found = _await_lock.decode(body)
+        keys.locks(found.ino)
+    except (msgspec.MsgspecError, *UNFIT) as error:
+        raise FsError(Fault.INVALID, f"not a lock to wait for: {error}") from None
+    if found.lock.owner.session != found.session:
+        raise FsError(Fault.NOT_PERMITTED, "a session waits only for locks of its own")
+    if found.patience_ms < 0:
+        raise FsError(Fault.INVALID, "nobody has less than no patience")
     return found
 
 

@@ -34,7 +34,12 @@ _RECORD = struct.Struct("<QQQqqqIIIIIIIIII" + "QQQQqI")
 _ATTRIBUTES = struct.Struct("<QQQqqqIIIIIIIIII")
 _SIZE = struct.Struct("<Q")
 _MODE = struct.Struct("<I")
+_OWNER = struct.Struct("<II")
 assert _ATTRIBUTES.size == ATTRIBUTES_BYTES
+
+MODE_AT, PARENT_AT, VERSION_AT, MARKS_AT = 60, 88, 112, 128
+"""Where fields begin in an inode's record, for who looks at one of them only."""
+assert _RECORD.size == MARKS_AT + 4
 
 HAS_CONTENT = 1
 """The bytes of the file are in its content row; it has no slices."""
@@ -43,6 +48,12 @@ HAS_XATTRS = 4
 HAS_ACL = 8
 """There is an access or a default ACL among the xattrs."""
 HAS_LOCKS = 16
+RETAINED = 1 << 12
+"""Of a file: it has retention.  Of a directory: some file below it has, or had once."""
+UNCOMMITTED = 1 << 13
+"""It was written in a tree with a default retention, which it gets when it is closed."""
+RETAINS = 1 << 14
+"""Of a directory: files below it get retention by default."""
 COPIES_SHIFT = 8
 COPIES_MARKS = 0xF << COPIES_SHIFT
 """How many copies the bytes are to have; 0: nobody has said."""
@@ -93,7 +104,9 @@ class Inode:
     gid: int
     rdev: int
     parent: Ino
-    """The directory that holds the name it got last.  Exact for directories."""
+    """The directory that holds its name; of several the first one (see `places`); without a name,
+    the directory that held the last one.
+    """
     next_position: int
     """Directories: the position that the next entry gets.  Only shrinks."""
     entries: int
@@ -102,7 +115,7 @@ class Inode:
     """Changes whenever the bytes do."""
     btime: int
     marks: int
-    """HAS_* bits, and COPIES_MARKS."""
+    """HAS_* bits, RETAINED, UNCOMMITTED, RETAINS, and COPIES_MARKS."""
     packed: bytes | None
     """The record, as long as nothing has changed since it was made."""
 
@@ -192,8 +205,17 @@ def size_of(attributes: Attributes) -> int:
     return int(_SIZE.unpack_from(attributes, 8)[0])
 
 
+def owner_of(attributes: Attributes) -> tuple[int, int]:
+    """(uid, gid)"""
+    return _OWNER.unpack_from(attributes, 68)
+
+
 def mode_of(attributes: Attributes) -> int:
     return int(_MODE.unpack_from(attributes, 60)[0])
+
+
+def nlink_of(attributes: Attributes) -> int:
+    return int(_MODE.unpack_from(attributes, 64)[0])
 
 
 _DENTRY = struct.Struct("<QQB")
@@ -324,9 +346,9 @@ class Replies(msgspec.Struct, array_like=True):
 class Counters(msgspec.Struct):
     """Numbers of the filesystem as a whole."""
 
-    format: int = 3
+    format: int = 4
     """1: the log that belongs to this state may be one of format 1.  2: it has no rows of the kind
-    USED.
+    USED.  3: it has no accounts.
     """
     next_ino: int = 2
     next_slice: int = 1
@@ -345,3 +367,13 @@ class Counters(msgspec.Struct):
     """Slices with names below it that no file refers to are garbage, for ever."""
     own_copies: bool = False
     """Some directory has once been given a number of copies of its own."""
+    counted: bool = False
+    """The accounts are right.  Programs that do not know of them do not keep them, nor this."""
+    retention: bool = False
+    """Some file has once been given retention."""
+    default_retention: bool = False
+    """Some directory has once been given a default retention."""
+    protected_time: int = 0
+    """Nanoseconds since 1970 that have passed for certain (`meta.proven_time`); retention ends by
+    this clock.  Never goes back.
+    """

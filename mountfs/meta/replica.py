@@ -12,6 +12,7 @@ import msgspec
 from mountfs.kv.base import Store, View
 from mountfs.kv.overlay import Overlay, Rows
 from mountfs.meta import keys
+from mountfs.meta.account_rows import make_account_rows
 from mountfs.meta.state_machine import StateMachine
 from mountfs.meta.used_rows import make_used_rows
 from mountfs.raft.log_record import GroupId
@@ -26,6 +27,11 @@ CHECKPOINT_BYTES = 12 << 20
 """When so much has gathered in memory, a checkpoint is due."""
 
 
+def steady_ns() -> int:
+    """Nanoseconds of a clock that nobody can set, and that goes on while the machine sleeps."""
+    return time.clock_gettime_ns(time.CLOCK_BOOTTIME)
+
+
 class Checkpoint:
     """The state as of `head`, on its way to the store."""
 
@@ -37,6 +43,7 @@ class Checkpoint:
 class Replica:
     def __init__(self, store: Store) -> None:
         make_used_rows(store)
+        make_account_rows(store)
         self._store = store
         self._rows = Overlay(store)
         self.machine = StateMachine(self._rows)

@@ -44,6 +44,15 @@ def judge(fault: Fault) -> Verdict:
     return _VERDICTS.get(fault, Verdict.ANSWER)
 
 
+class SessionOver(FsError):
+    """The session in which something was asked has ended."""
+
+    def __init__(self, detail: str, *, unsure: bool) -> None:
+        super().__init__(Fault.SESSION_ENDED, detail)
+        self.unsure = unsure
+        """It was asked before, and may have been carried out before the end."""
+
+
 class Session:
     """The client's part of exactly once: which numbers its commands have, and what it still waits
     for.

@@ -19,11 +19,13 @@ from mountfs.kv.journal import Journal
 from mountfs.kv.leveldb import LevelStore
 from mountfs.meta.chunkservers import Chunkservers
 from mountfs.meta.client import address_of
+from mountfs.meta.clocks import Clocks
 from mountfs.meta.command import Command
 from mountfs.meta.hearing import Hearing
 from mountfs.meta.local import check_place
 from mountfs.meta.machine import MetaMachine
 from mountfs.meta.membership_policy import wanted
+from mountfs.meta.ops.default_retention import CommitRetention, Uncommitted
 from mountfs.meta.ops.nodes import (
     CHUNK,
     AddNode,
@@ -49,13 +51,14 @@ from mountfs.raft.snapshots import Snapshots
 from mountfs.raft.storage import GroupLog, Storage
 from mountfs.rpc.client import Client
 from mountfs.rpc.server import Server
-from mountfs.types import LogIndex
+from mountfs.types import Ino, LogIndex
 
 log = logging.getLogger(__name__)
 
 CHECKPOINT_AFTER_S: Final = 60.0
 HOUSEKEEPING_S: Final = 0.5
 REAP_BATCH: Final = 256
+COMMIT_BATCH: Final = 1_000
 KEPT_ENTRIES: Final = 20_000
 """Behind a checkpoint, for servers that are not far behind."""
 KEPT_ENTRIES_MAX: Final = 200_000
@@ -123,6 +126,11 @@ class MetaServer:
         self.service = MetaService(
             self.node, self.group, self.machine, self.safe_mode, session_ttl_ms
         )
+        stored = self.machine.replica.machine.tree.counters.protected_time
+        self.clocks = Clocks(place.number, self.group, server, client, self.service.node_of, stored)
+        self.machine.proven = self.clocks.now
+        self._uncommitted = Ino(0)
+        """Which of the files that wait for their retention was looked at last."""
         self.snapshots = Snapshots(
             self.node,
             server,
@@ -157,6 +165,8 @@ class MetaServer:
             nursery.start_soon(self._forever, "checkpoint", self._checkpoint_if_due)
             nursery.start_soon(self._forever, "log segments", self._tend_log)
             nursery.start_soon(self._forever, "leader's duties", self._lead)
+            nursery.start_soon(self._forever, "clocks", self.clocks.ask)
+            nursery.start_soon(self._forever, "retention", self._retain)
 
     async def _forever(self, name: str, work: Callable[[], Any]) -> None:
         while True:
@@ -242,6 +252,7 @@ class MetaServer:
     def _leadership(self, group: Group) -> None:
         if group.failure is not None:
             self.damaged.set()
+            self.service.lead_no_more()
             return
         if group.is_leader:
             self.chunkservers.began_to_lead()
@@ -287,6 +298,18 @@ class MetaServer:
                 by_session.setdefault(session, []).append(ino)
         for session, inos in by_session.items():
             await self.service.order(Reap(session, tuple(inos)))
+
+    async def _retain(self) -> None:
+        """Files whose writers are gone, or keep them open and do nothing, get their retention."""
+        tree = self.machine.replica.machine.tree
+        leads = self.group.is_leader and self.group.raft.state.proven
+        if not leads or not tree.counters.default_retention or not self.clocks.now():
+            return
+        page = Uncommitted(COMMIT_BATCH, self.machine.now(), self._uncommitted).read(tree)
+        self._uncommitted = page[-1][0] if len(page) == COMMIT_BATCH else Ino(0)
+        for ino, is_due in page:
+            if is_due:
+                await self.service.order(CommitRetention(ino, idle=True))
 
     @contextlib.contextmanager
     def kept_out(self, node: NodeId) -> Iterator[None]:
@@ -358,6 +381,7 @@ class MetaServer:
         if isinstance(command, (AddNode, DrainNode, LeaveNode, MoveNode, RemoveNode)):
             self._learn_addresses()
         self.chunkservers.applied(command, reply)
+        self.service.applied(command, reply)
 
     def _learn_addresses(self) -> None:
         nodes = all_nodes(self.machine.replica.machine.tree)

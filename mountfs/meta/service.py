@@ -12,12 +12,17 @@ import msgspec
 from mountfs.errors import Fault, FsError
 from mountfs.inline import leave
 from mountfs.meta import keys
-from mountfs.meta.command import UNFIT
+from mountfs.meta.command import UNFIT, Command
 from mountfs.meta.lease_keeper import LeaseKeeper
 from mountfs.meta.leases import TTL_MS
+from mountfs.meta.lock_waiting import PATIENCE_S, LockWaiting
+from mountfs.meta.locks import Lock
 from mountfs.meta.machine import MetaMachine
+from mountfs.meta.ops.default_retention import CommitRetention
+from mountfs.meta.ops.lock import ReleaseLock, TakeLock, locks_of_session
 from mountfs.meta.ops.nodes import NodeRecord, all_nodes
-from mountfs.meta.ops.reap import Reap
+from mountfs.meta.ops.reap import Orphans, Reap
+from mountfs.meta.ops.retention import SetRetention
 from mountfs.meta.ops.session import EndSession, OpenSession
 from mountfs.meta.protocol import (
     Answer,
@@ -27,6 +32,7 @@ from mountfs.meta.protocol import (
     Opened,
     Propose,
     Read,
+    decode_await_lock,
     decode_propose,
     decode_read,
     encode,
@@ -45,6 +51,24 @@ log = logging.getLogger(__name__)
 SESSION_TTL_MS: Final = 60_000
 """Unless a node is told otherwise."""
 SESSIONS_MAX: Final = 10_000
+UNNAMED_MAX: Final = 100_000
+"""Files without a name that are counted of one session."""
+
+
+class SessionTold(msgspec.Struct, frozen=True):
+    """A session, for people."""
+
+    number: int
+    about: str
+    """Who it is, as they say."""
+    silent_ms: int
+    """So long ago it was heard of."""
+    locks: int
+    """That it holds."""
+    waits: int
+    """Locks that it waits for."""
+    unnamed: int
+    """Files without a name that are kept for it."""
 
 
 class MetaService:
@@ -67,6 +91,7 @@ class MetaService:
         self._safe_mode = safe_mode
         self._ttl_ms = session_ttl_ms
         self._watch = SessionWatch(session_ttl_ms)
+        self.lock_waiting = LockWaiting(lambda: machine.replica.machine, node.now)
         self._sequence = 0
         self.commands = 0
         self.queries = 0
@@ -89,20 +114,24 @@ class MetaService:
             return await self._renew(_number(body))
         if method == Method.CLUSTER:
             return encode(self.cluster())
+        if method == Method.AWAIT_LOCK:
+            return await self._await_lock(body)
+        if method == Method.LOCKS:
+            return await self._locks(body)
         if method == Method.OPEN_SESSION:
             return await self._open_session(peer, body)
         if method == Method.END_SESSION:
             await leave()
-            number = _number(body)
-            await self.order(EndSession(number))
-            self._watch.forget(number)
-            self.keeper.end(number)
+            await self.end_session(_number(body))
             return b""
         raise FsError(Fault.NOT_IMPLEMENTED, f"a metaserver has no method {method}")
 
     def cluster(self) -> Cluster:
         tree = self._machine.replica.machine.tree
-        return Cluster(self._group.leader, tuple(all_nodes(tree)), tree.counters.own_copies)
+        counters = tree.counters
+        retention = counters.retention or counters.default_retention
+        nodes = tuple(all_nodes(tree))
+        return Cluster(self._group.leader, nodes, counters.own_copies, retention)
 
     def node_of(self, number: int) -> NodeRecord | None:
         tree = self._machine.replica.machine.tree
@@ -122,11 +151,38 @@ class MetaService:
         self._watch.began_to_lead(self._machine.replica.machine.sessions, self._node.now())
 
     def lead_no_more(self) -> None:
+        """Who waits here is to ask elsewhere."""
         self.keeper.lead_no_more()
+        self.lock_waiting.end(FsError(Fault.NOT_LEADER, "another node leads now"))
+
+    def applied(self, command: Command[Any], reply: object) -> None:
+        """The state has changed."""
+        if self.lock_waiting.any:
+            self.lock_waiting.applied(command, reply)
 
     def silent_sessions(self) -> list[int]:
         """Those that have not been heard of for too long."""
         return self._watch.silent(self._machine.replica.machine.sessions, self._node.now())
+
+    def sessions(self) -> list[SessionTold]:
+        """Those that have not ended, as who leads knows them."""
+        machine, now = self._machine.replica.machine, self._node.now()
+        return [
+            SessionTold(
+                number,
+                machine.about(number),
+                int(self._watch.silent_ms(number, now) or 0),
+                len(locks_of_session(machine.tree, number)),
+                self.lock_waiting.count(number),
+                len(Orphans(number, UNNAMED_MAX).read(machine.tree)),
+            )
+            for number in sorted(machine.sessions)
+        ]
+
+    async def end_session(self, number: int) -> None:
+        """Whoever has it loses what it holds."""
+        await self.order(EndSession(number))
+        self._watch.forget(number)
 
     def _hear(self, session: int) -> bool:
         sessions = self._machine.replica.machine.sessions
@@ -223,8 +279,14 @@ class MetaService:
             return encode(reply) if peer is None else _unknown(reply)
         if isinstance(asked.command, Reap) and asked.command.session != asked.session:
             raise FsError(Fault.NOT_PERMITTED, "a session removes only files of its own")
+        if isinstance(asked.command, (TakeLock, ReleaseLock)):
+            turn = self._turn_of_another(asked)
+            if turn is not None:
+                return encode(turn)
         if self._safe_mode.is_on:
             return self._refused(asked, peer)
+        if isinstance(asked.command, CommitRetention | SetRetention) and not self._machine.proven():
+            raise FsError(Fault.UNAVAILABLE, "no majority of the metaservers tells the time yet")
         self._node.require_room()
         self.commands += 1
         subject = self._machine.ask(asked.session, asked.sequence, asked.answered, asked.command)
@@ -258,6 +320,16 @@ class MetaService:
             keeper.leases.when_settled(go)
         return later
 
+    def _turn_of_another(self, asked: Propose) -> Lock | None:
+        """The reply to who would wait for a lock, where others go first."""
+        command = asked.command
+        owner = command.lock.owner if isinstance(command, TakeLock) else command.owner
+        if owner.session != asked.session:
+            raise FsError(Fault.NOT_PERMITTED, "a session locks only for itself")
+        if not isinstance(command, TakeLock) or not command.waits or not self.lock_waiting.any:
+            return None
+        return self.lock_waiting.turn_of_another(command.ino, command.lock)
+
     def _refused(self, asked: Propose, peer: Peer | None) -> Later:
         """In safe mode, once it is known that no leader before us has taken it into the log: it is
         asked again, perhaps, and has acted.
@@ -280,6 +352,33 @@ class MetaService:
 
         self._group.read(known_to_all)
         return later
+
+    # -- locks
+
+    async def _await_lock(self, body: Body) -> bytes:
+        asked = decode_await_lock(body)
+        await self._be_up_to_date()
+        if not self._hear(asked.session):
+            raise _ended(asked.session)
+        patience_s = min(asked.patience_ms / 1000, PATIENCE_S)
+        return encode(await self.lock_waiting.wait(asked.ino, asked.lock, patience_s))
+
+    async def _locks(self, body: Body) -> bytes:
+        try:
+            ino = msgspec.msgpack.decode(body, type=Ino)
+            keys.locks(ino)
+        except (msgspec.MsgspecError, *UNFIT) as error:
+            raise FsError(Fault.INVALID, f"not the number of an inode: {error}") from None
+        await self._be_up_to_date()
+        return encode(self.lock_waiting.told(ino))
+
+    async def _be_up_to_date(self) -> None:
+        """We lead, and have applied whatever those who led before us have."""
+        self._require_leader()
+        if not self._group.read_now():
+            await leave()
+            await self._group.wait_read()
+            self._require_leader()
 
     async def _read(self, body: Body) -> bytes:
         asked = decode_read(body)

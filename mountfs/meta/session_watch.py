@@ -33,6 +33,11 @@ class SessionWatch:
         self._heard[session] = now
         return True
 
+    def silent_ms(self, session: int, now: float) -> float | None:
+        """How long ago it was heard of; None: nobody knows."""
+        at = self._heard.get(session)
+        return None if at is None else now - at
+
     def forget(self, session: int) -> None:
         self._heard.pop(session, None)
 

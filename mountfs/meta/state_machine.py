@@ -22,14 +22,18 @@ from mountfs.meta.command import UNFIT, Command, Query, Stamp
 from mountfs.meta.ops.allocate import Allocate
 from mountfs.meta.ops.copies import SetCopies
 from mountfs.meta.ops.copy_range import CopyRange
+from mountfs.meta.ops.default_retention import CommitRetention, SetDefault
+from mountfs.meta.ops.legal_hold import SetLegalHold
 from mountfs.meta.ops.link import Link
 from mountfs.meta.ops.lock import ReleaseLock, TakeLock
 from mountfs.meta.ops.make import Make
 from mountfs.meta.ops.make_root import MakeRoot
 from mountfs.meta.ops.mkdir import Mkdir
 from mountfs.meta.ops.nodes import AddNode, DrainNode, LeaveNode, MoveNode, RemoveNode
+from mountfs.meta.ops.quota import DeleteQuota, SetQuota
 from mountfs.meta.ops.reap import Reap
 from mountfs.meta.ops.rename import Rename
+from mountfs.meta.ops.retention import RequireFree, SetRetention
 from mountfs.meta.ops.rmdir import Rmdir
 from mountfs.meta.ops.session import EndSession, OpenSession
 from mountfs.meta.ops.setattr import SetAttr
@@ -59,7 +63,8 @@ COMMANDS: tuple[type[Command[Any]], ...] = (
     EndSession, ForgetVolume, LeaveNode, Link, Make, MakeRoot, Mkdir, MoveNode, OpenSession, Reap,
     Reclaimed, ReleaseLock, RemoveNode, RemoveXattr, Rename, ReserveSlices, ReturnVolumes, Rewrite,
     Rmdir, SealVolume, SetAttr, SetCopies, SetReplicas, SetXattr, Settle, Symlink, TakeLock,
-    Tmpfile, Touch, Unlink, Write,
+    Tmpfile, Touch, Unlink, Write, SetQuota, DeleteQuota, SetRetention, SetLegalHold, SetDefault,
+    CommitRetention, RequireFree,
 )  # fmt: skip
 """Everything that can be in the log.  A command that was ever written must stay readable."""
 
@@ -74,6 +79,10 @@ class Entry(msgspec.Struct, frozen=True, array_like=True):
     """The client has the replies to all sequences below this one: they need not be kept."""
     time: int
     command: reduce(or_, COMMANDS)  # type: ignore[valid-type]
+    proven: int = 0
+    """The time that has passed for certain (`meta.proven_time`), as the leader knew then; 0: it did
+    not know.
+    """
 
 
 _OF_THE_STORE = (Fault.CORRUPT, Fault.DEVICE, Fault.BAD_HOME, Fault.READ_ONLY)
@@ -84,13 +93,25 @@ _decode = msgspec.msgpack.Decoder(Entry).decode
 
 
 def encode_entry(
-    session: int, sequence: int, answered: int, time: int, command: Command[Any]
+    session: int, sequence: int, answered: int, time: int, command: Command[Any], proven: int = 0
 ) -> bytes:
+    if proven:
+        return _encode((session, sequence, answered, time, command, proven))
     return _encode((session, sequence, answered, time, command))
 
 
 def decode_entry(record: bytes) -> Entry:
     return _decode(record)
+
+
+_TIMED = frozenset({CommitRetention, RequireFree, SetLegalHold, SetRetention})
+
+
+def needs_time(tree: Tree, command: Command[Any]) -> bool:
+    """Whether an entry is to say what time is known for certain: nothing is retained, mostly, and
+    then it makes no difference.
+    """
+    return tree.counters.retention or type(command) in _TIMED
 
 
 class Refused(msgspec.Struct, frozen=True, tag="refused"):
@@ -121,6 +142,7 @@ class StateMachine:
         answered: int,
         time: int,
         command: Command[R],
+        proven: int = 0,
     ) -> R:
         """The effect of one entry.  Raises FsError where the command is refused; STALE where the
         session had the reply long ago; SESSION_ENDED where there is no such session.
@@ -145,9 +167,11 @@ class StateMachine:
             if sequence < replies.answered:
                 counters.applied = index
                 raise FsError(Fault.STALE, f"session {session}: {sequence} was answered before")
+        if proven > counters.protected_time:  # also if the command is refused
+            counters.protected_time = proven
         time = max(time, counters.last_time + 1)
         tree = self.tree
-        stamp = Stamp(index, time, session)
+        stamp = Stamp(index, time, session, proven)
         tree.begin(stamp)
         try:
             try:
@@ -182,6 +206,11 @@ class StateMachine:
         """Those that may have leases."""
         return [number for number, kept in self._sessions.items() if kept.caches]
 
+    def about(self, session: int) -> str:
+        """Who has a session, as they say; empty: it has ended, or they say nothing."""
+        replies = self._sessions.get(session)
+        return "" if replies is None else replies.about
+
     def reply_to(self, session: int, sequence: int) -> tuple[bool, Any]:
         """(whether it has been answered, the reply or the FsError).  Raises STALE where the session
         had the reply long ago.
@@ -211,12 +240,14 @@ class StateMachine:
     def freeze(self) -> Rows:
         """What a checkpoint has to write so that the stored state is that of `applied`."""
         self._rows.apply(self.loose_rows())
+        self.tree.accounts.written()
         return self._rows.freeze()
 
     def loose_rows(self) -> Rows:
         """The rows that change with every entry: only checkpoints bring them up to date."""
         last = {keys.session(number): _encode(kept) for number, kept in self._sessions.items()}
-        return {keys.COUNTERS: self.tree.counters_row(), **last}
+        loose = self.tree.accounts.loose_rows()
+        return {keys.COUNTERS: self.tree.counters_row(), **last, **loose}
 
     def _settle(
         self, index: int, time: int, replies: Replies | None, sequence: int, reply: Any

@@ -14,13 +14,17 @@ import msgspec
 
 from mountfs.errors import Fault, FsError
 from mountfs.kv.overlay import Overlay, merge
-from mountfs.meta import keys
+from mountfs.meta import keys, places
+from mountfs.meta.accounts import Accounts
 from mountfs.meta.command import Stamp
 from mountfs.meta.records import (
     ATTRIBUTES_BYTES,
     COPIES_MARKS,
     HAS_CONTENT,
     HAS_SLICES,
+    RETAINED,
+    RETAINS,
+    UNCOMMITTED,
     Attributes,
     Counters,
     Inode,
@@ -37,6 +41,7 @@ from mountfs.meta.records import (
     unpack_inode,
     unpack_slice,
 )
+from mountfs.meta.retention_guard import enforce
 from mountfs.types import BLOCK_BYTES, CHUNK_BYTES, LINKS_MAX, ROOT, Cred, Ino
 
 _INODES_CACHED = 8_192
@@ -65,9 +70,13 @@ class Tree:
         """If somebody wants to know: the inodes that were looked at."""
         self.committed: dict[bytes, bytes | None] = {}
         """The rows that the last command has changed."""
+        self._rearranged: set[Ino] = set()
         stored = rows.get(keys.COUNTERS)
+        self.accounts = Accounts(rows)
         self.counters = (
-            msgspec.msgpack.decode(stored, type=Counters) if stored is not None else Counters()
+            msgspec.msgpack.decode(stored, type=Counters)
+            if stored is not None
+            else Counters(counted=True)
         )
         self._counters_before = self.counters
         self.stamp = Stamp(0, 0, 0)
@@ -80,9 +89,14 @@ class Tree:
         self._counters_before = msgspec.structs.replace(self.counters)
 
     def commit(self) -> None:
+        """Raises NOT_PERMITTED where something that is retained would change, and OVER_QUOTA where
+        the command would make use grow over a quota.
+        """
+        enforce(self)
         changes = self._changes
         for ino, inode in self._touched.items():
             changes[keys.inode(ino)] = inode.record()
+        self.accounts.settle(self._touched, self._before, self._removed, changes, self.stamp.time)
         self._rows.apply(changes)
         self.committed = changes
         self._clear()
@@ -90,6 +104,7 @@ class Tree:
     def abort(self) -> None:
         for ino in self._touched:
             self._inodes.pop(ino, None)
+        self.accounts.abort()
         self._clear()
         self.counters = self._counters_before
 
@@ -98,6 +113,7 @@ class Tree:
         self._touched = {}
         self._before = {}
         self._removed.clear()
+        self._rearranged.clear()
 
     def counters_row(self) -> bytes:
         return _encode(self.counters)
@@ -128,7 +144,8 @@ class Tree:
     def everything(self) -> Iterator[tuple[bytes, bytes]]:
         """All rows, in the order of their keys; between commands, for checks."""
         assert not self._changes
-        return self._rows.everything()
+        loose = self.accounts.loose_rows()
+        return merge(sorted(loose.items()), self._rows.everything())
 
     # -- inodes
 
@@ -169,6 +186,11 @@ class Tree:
         inode.packed = None
         return inode
 
+    def rearrange(self, ino: Ino) -> Inode:
+        """The inode, as of `edit`, of a file whose bytes are put elsewhere and do not change."""
+        self._rearranged.add(ino)
+        return self.edit(ino)
+
     def attributes(self, inode: Inode) -> Attributes:
         """The reply of most commands.  Asked for last: the inode must not change after it in this
         command.
@@ -208,9 +230,13 @@ class Tree:
         inode.entries = 0
         inode.version = self.stamp.index
         inode.marks = parent.marks & COPIES_MARKS
+        self.take_in(inode)
+        return inode
+
+    def take_in(self, inode: Inode) -> None:
+        """One that there has not been before."""
         self._remember(inode)
         self._touched[inode.ino] = inode
-        return inode
 
     def _remember(self, inode: Inode) -> None:
         if len(self._inodes) >= _INODES_CACHED:
@@ -254,9 +280,10 @@ class Tree:
         if type == _DIRECTORY:
             directory.nlink += 1
             child.nlink += 2
+            child.parent = parent
         else:
+            places.add(self, child, parent)
             child.nlink += 1
-        child.parent = parent
         self.put(keys.dentry(parent, name), pack_dentry(child.ino, position, type))
         self.put(keys.entry(parent, position), pack_entry(child.ino, type, name))
 
@@ -277,6 +304,7 @@ class Tree:
             child.nlink -= 2  # those of its subdirectories stay, where it is moved
         else:
             assert child.nlink >= 1, ino
+            places.remove(self, child, parent)
             child.nlink -= 1
         child.ctime = self.stamp.time
         self.put(keys.dentry(parent, name), None)
@@ -307,6 +335,13 @@ class Tree:
         self._inodes.pop(inode.ino, None)
         self._removed.add(inode.ino)
         self.put(keys.inode(inode.ino), None)
+        if inode.marks & RETAINED:
+            self.put(keys.retained_below(inode.ino), None)
+            self.put(keys.retention(inode.ino), None)
+        if inode.marks & RETAINS:
+            self.put(keys.default_retention(inode.ino), None)
+        if inode.marks & UNCOMMITTED:
+            self.put(keys.uncommitted(inode.ino), None)
 
     # -- bytes
 

@@ -48,7 +48,7 @@ class Metadata:
         try:
             reply = machine.apply(
                 entry.index, asked.session, asked.sequence, asked.answered, asked.time,
-                asked.command,
+                asked.command, asked.proven,
             )  # fmt: skip
         except FsError as error:
             if machine.applied != entry.index:

@@ -13,6 +13,7 @@ from mountfs.meta.ops.link import Link
 from mountfs.meta.ops.lock import ReleaseLock, TakeLock
 from mountfs.meta.ops.make import Make
 from mountfs.meta.ops.mkdir import Mkdir
+from mountfs.meta.ops.quota import DeleteQuota, SetQuota
 from mountfs.meta.ops.reap import Reap
 from mountfs.meta.ops.rename import EXCHANGE, NOREPLACE, Rename
 from mountfs.meta.ops.rmdir import Rmdir
@@ -24,6 +25,7 @@ from mountfs.meta.ops.touch import Touch
 from mountfs.meta.ops.unlink import Unlink
 from mountfs.meta.ops.write import Run, Write
 from mountfs.meta.ops.xattr import RemoveXattr, SetXattr
+from mountfs.meta.quota import Kind, Limits
 from mountfs.meta.records import ATTRIBUTES_BYTES, Attributes, ino_of
 from mountfs.types import BLOCK_BYTES, CHUNK_BYTES, SUPERUSER, Ino, SliceId, VolumeId
 
@@ -85,7 +87,8 @@ class Wild:
             case 14:
                 return CopyRange(ino, 0, other, offset, length, False)
             case 15:
-                return Touch(((ino, random.randrange(1 << 40)),))
+                number = random.randrange(1 << 40)
+                return _limit(ino, number) if number % 3 else Touch(((ino, number),))
             case 16:
                 return Tmpfile(parent, 0o600, 0, who)
             case 17:
@@ -109,3 +112,13 @@ class Wild:
         else:
             run = Run(offset, length, 0, data=b"w" * length)
         return Write(ino, (run,), random.randrange(1 << 40), False)
+
+
+def _limit(ino: Ino, number: int) -> Command[Any]:
+    """A quota of a tree, so small that it is met soon; mostly it goes again."""
+    if number % 2:
+        return DeleteQuota(Kind.TREE, ino)
+    hard_inodes, hard_bytes = (number >> 8) % 20, (number >> 16) % 40 * BLOCK_BYTES
+    grace_s = (number >> 24) % 3
+    limits = Limits(hard_bytes, hard_bytes // 2, hard_inodes, hard_inodes // 2, grace_s)
+    return SetQuota(Kind.TREE, ino, limits)

@@ -6,13 +6,17 @@ from typing import Any
 import trio
 
 from mountfs.errors import Fault, FsError
+from mountfs.meta.locks import EOF, FLOCK
 from mountfs.meta.ops.copies import GetCopies, SetCopies
 from mountfs.meta.ops.describe import Describe, SliceRow
+from mountfs.meta.protocol import Holder
 from mountfs.meta.records import Slice
 from mountfs.types import Ino, VolumeId
 from mountfs.vfs.cluster import ClusterMount
 from mountfs.vfs.control import Answerer
 from mountfs.vfs.embedded import EmbeddedNode
+from mountfs.vfs.quota_answers import quota_answers
+from mountfs.vfs.retention_answers import retention_answers
 
 SLICES_MAX = 100_000
 """In one answer, however many are asked for."""
@@ -29,6 +33,13 @@ def answers(node: EmbeddedNode | ClusterMount) -> dict[str, Answerer]:
         if not isinstance(ino, int) or not isinstance(limit, int):
             raise FsError(Fault.INVALID, "info needs the number of an inode")
         return await _info(node, Ino(ino), min(limit, SLICES_MAX))
+
+    async def locks(args: dict[str, Any]) -> Any:
+        told = await node.meta.locks(_ino(args))
+        return {
+            "held": [_lock(holder) for holder in told.held],
+            "waiting": [_lock(holder) for holder in told.waiting],
+        }
 
     async def copies(args: dict[str, Any]) -> Any:
         return {"copies": await node.meta.read(GetCopies(_ino(args)))}
@@ -47,7 +58,19 @@ def answers(node: EmbeddedNode | ClusterMount) -> dict[str, Answerer]:
         node.meta.router.own_copies = True
         return {}
 
-    return {"status": status, "info": info, "copies": copies, "set_copies": set_copies}
+    def retention_is_used() -> None:
+        if isinstance(node, ClusterMount):
+            node.meta.router.retention = True
+
+    return {
+        "status": status,
+        "info": info,
+        "locks": locks,
+        "copies": copies,
+        "set_copies": set_copies,
+        **quota_answers(node.meta),
+        **retention_answers(node.meta, node.filesystem.write_out, retention_is_used),
+    }
 
 
 def _ino(args: dict[str, Any]) -> Ino:
@@ -55,6 +78,20 @@ def _ino(args: dict[str, Any]) -> Ino:
     if not isinstance(ino, int):
         raise FsError(Fault.INVALID, "it takes the number of an inode")
     return Ino(ino)
+
+
+def _lock(holder: Holder) -> dict[str, Any]:
+    lock = holder.lock
+    return {
+        "kind": "flock" if lock.flavor == FLOCK else "fcntl",
+        "exclusive": lock.exclusive,
+        "start": lock.start,
+        "stop": None if lock.stop == EOF else lock.stop,
+        "pid": lock.pid,
+        "session": lock.owner.session,
+        "about": holder.about,
+        "waits_ms": holder.waits_ms,
+    }
 
 
 async def _info(node: EmbeddedNode | ClusterMount, ino: Ino, limit: int) -> dict[str, Any]:

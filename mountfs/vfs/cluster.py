@@ -101,7 +101,12 @@ class ClusterMount:
     def all_troubles(self) -> dict[str, str]:
         found = dict(self.troubles)
         if self.meta.ended is not None:
-            found["session"] = f"{self.meta.ended}; mount again"
+            found["session"] = f"{self.meta.ended}; another one is being begun"
+        if lost := self.filesystem.lost:
+            found["lost"] = (
+                f"{lost} open files have lost their locks or what was not written to them, with a "
+                "session that has ended; they answer EIO until they are closed"
+            )
         if self.meta.router.problem:
             found["metaservers"] = self.meta.router.problem
         if self.chunks.problem:
@@ -172,10 +177,15 @@ async def cluster_mount(
             buffers=mount.buffers,
             kick=mount.kick,
             own_copies=lambda: meta.router.own_copies,
+            retention=lambda: meta.router.retention,
             shared=True,
             leases=leases,
             **settings,
         )
+        meta.on_new_session += [
+            lambda session: chunks.forget_volumes(),
+            mount.filesystem.session_lost,
+        ]
         await chunks.ask_for_room()
         async with trio.open_nursery() as nursery:
             nursery.start_soon(mount.run)

@@ -107,6 +107,11 @@ class Dirty:
         self.bytes -= sum(run.size for run in taken)
         return taken
 
+    def cut(self, size: int) -> None:
+        """Forget what lies behind `size`."""
+        if self.stop > size:
+            self._clear(size, self.stop)
+
     def put_back(self, runs: Sequence[Run]) -> None:
         """Runs that could not be flushed: newer bytes stay on top."""
         newer = self.take()

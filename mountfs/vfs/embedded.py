@@ -24,6 +24,7 @@ from mountfs.inline import leave, pause
 from mountfs.kv.journal import Journal
 from mountfs.kv.leveldb import LevelStore
 from mountfs.meta.local import LocalMeta
+from mountfs.meta.ops.default_retention import CommitRetention, Uncommitted
 from mountfs.meta.ops.read import Usage
 from mountfs.meta.ops.reap import Orphans, Reap
 from mountfs.meta.ops.slices import Garbage, Reclaimed, Rewrite, Tangles
@@ -32,7 +33,7 @@ from mountfs.meta.records import Slice
 from mountfs.meta.state_machine import Entry
 from mountfs.meta.upgrade import bring_to_format_2
 from mountfs.raft.messages import NodeId
-from mountfs.types import MIB, SLICE_BYTES_MAX, Cred
+from mountfs.types import MIB, SLICE_BYTES_MAX, Cred, Ino
 from mountfs.vfs.compactor import Compactor
 from mountfs.vfs.filesystem import Filesystem
 from mountfs.vfs.home import NODE_MARK, Home, open_home
@@ -54,6 +55,7 @@ IDLE_S = 5.0
 """Between looks for work behind the requests, while there are requests and when there are none."""
 LOG_SEGMENT_BYTES = 16 * MIB
 GARBAGE_BATCH = 16_384
+COMMIT_BATCH = 1_000
 RECLAIM_AFTER_S = 5
 """A checkpoint for the sake of deleted slices comes so long after the last one; a writer who finds
 the disk full does not wait for it.
@@ -84,6 +86,8 @@ class EmbeddedNode:
             node=NodeId(home.format.node),
             owner=Cred(os.geteuid(), os.getegid()),  # or a user could do nothing in what is his own
         )
+        self._uncommitted = Ino(0)
+        """Which of the files that wait for their retention was looked at last."""
         self._wake = trio.Event()
         self._syncing = False
         self._sync_done = trio.Event()
@@ -154,6 +158,7 @@ class EmbeddedNode:
             nursery.start_soon(self._forever, "reclaim", self._reclaim_if_due)
             nursery.start_soon(self._forever, "compaction", compactor.run_once)
             nursery.start_soon(self._forever, "volumes", self.chunks.compact_one)
+            nursery.start_soon(self._forever, "retention", self._retain)
 
     async def _forever(self, name: str, work: Callable[[], Any]) -> None:
         applied = -1
@@ -180,11 +185,17 @@ class EmbeddedNode:
     async def _flush(self) -> None:
         writer = self.filesystem.writer
         now = trio.current_time()
+        failed: FsError | None = None
         for file, since in list(writer.unwritten.items()):
-            if file.dirty.bytes >= SLICE_BYTES_MAX:
-                await self.filesystem.flush_file(file, full_only=True)
-            elif now - since > FLUSH_AFTER_S:
-                await self.filesystem.flush_file(file)
+            try:
+                if file.dirty.bytes >= SLICE_BYTES_MAX:
+                    await self.filesystem.flush_file(file, full_only=True)
+                elif now - since > FLUSH_AFTER_S:
+                    await self.filesystem.flush_file(file)
+            except FsError as error:  # the others may have quotas that leave them room
+                failed = error
+        if failed is not None:
+            raise failed
         await self.filesystem.reap()
 
     async def _commit(self) -> None:
@@ -248,6 +259,17 @@ class EmbeddedNode:
             await trio.to_thread.run_sync(self.disk.delete, volumes)
             await trio.to_thread.run_sync(self.disk.give_back)
             await self.meta.propose(Reclaimed(tuple(slice_id for slice_id, _, _ in found)))
+
+    async def _retain(self) -> None:
+        """Files whose writers are gone, or keep them open and do nothing, get their retention."""
+        if not self.meta.retention:
+            return
+        asked = Uncommitted(COMMIT_BATCH, self.meta.now(), self._uncommitted)
+        page = await self.meta.read(asked)
+        self._uncommitted = page[-1][0] if len(page) == COMMIT_BATCH else Ino(0)
+        for ino, is_due in page:
+            if is_due:
+                await self.meta.propose(CommitRetention(ino, idle=True))
 
     def _bytes_present(self, entry: Entry) -> bool:
         """In recovery: whether the slices that an entry brings have reached the disk before the
@@ -351,6 +373,7 @@ async def _running(node: EmbeddedNode, settings: dict[str, Any]) -> AsyncIterato
         buffers=node.buffers,
         kick=node.kick,
         owed=lambda: node.meta.owed_bytes,
+        retention=lambda: node.meta.retention,
         reclaim=node.reclaim,
         **settings,
     )

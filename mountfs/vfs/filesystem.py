@@ -5,6 +5,7 @@ what is not written yet. Doors translate and do not decide.  Methods raise `FsEr
 else; they run inline until they have to wait (see mountfs.inline).
 """
 
+import logging
 import math
 import os
 import stat
@@ -12,6 +13,7 @@ import struct
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from typing import Final, TypeVar
 
+import msgspec
 import trio
 
 from mountfs.buffers import Buffers
@@ -20,16 +22,19 @@ from mountfs.errors import Fault, FsError
 from mountfs.inline import leave
 from mountfs.meta.command import Command
 from mountfs.meta.leases import Item
-from mountfs.meta.local import Meta
+from mountfs.meta.local import LockingMeta
 from mountfs.meta.locks import EOF, POSIX, Lock, Owner
 from mountfs.meta.ops.allocate import RESERVED_BYTES_MAX, Allocate
 from mountfs.meta.ops.copy_range import CopyRange
+from mountfs.meta.ops.default_retention import AtClose, CommitRetention
 from mountfs.meta.ops.link import Link
 from mountfs.meta.ops.make import Make
 from mountfs.meta.ops.mkdir import Mkdir
+from mountfs.meta.ops.quota import VIRTUAL, Space, TreeSpace, VirtualXattr
 from mountfs.meta.ops.read import (
     Birth,
     GetAttr,
+    IsRetained,
     Layout,
     Listing,
     Lookup,
@@ -40,6 +45,7 @@ from mountfs.meta.ops.read import (
 )
 from mountfs.meta.ops.reap import Reap
 from mountfs.meta.ops.rename import Rename
+from mountfs.meta.ops.retention import Kept, RequireFree
 from mountfs.meta.ops.rmdir import Rmdir
 from mountfs.meta.ops.setattr import SetAttr
 from mountfs.meta.ops.symlink import Symlink
@@ -52,16 +58,23 @@ from mountfs.meta.records import (
     Attributes,
     ino_of,
     mode_of,
+    nlink_of,
+    owner_of,
     size_of,
     unpack_attributes,
 )
 from mountfs.types import BLOCK_BYTES, FILE_BYTES_MAX, ROOT, Cred, Ino
+from mountfs.vfs import retention_xattrs
 from mountfs.vfs.access_time import AccessTime, due
 from mountfs.vfs.handles import File, Handle
+from mountfs.vfs.headroom import KEEP_S
 from mountfs.vfs.leased_meta import LeasedMeta
 from mountfs.vfs.lock_table import LockTable
+from mountfs.vfs.lost import lose
 from mountfs.vfs.reader import Bytes, Reader
 from mountfs.vfs.writer import DIRTY_BYTES_MAX, Writer
+
+log = logging.getLogger(__name__)
 
 R = TypeVar("R")
 
@@ -78,6 +91,14 @@ _KNOWN_MAX = 65_536
 
 SLICES_AT_ONCE: Final = 16
 """Of a file, on their way to other machines."""
+FREE_INODES: Final = 1 << 32
+"""What statfs(2) says where no quota limits them: inodes are made as they are needed, there is no
+table to run out of.
+"""
+FORGET_S: Final = 0.1
+"""So long the kernel may take to say that a file that was deleted is out of use."""
+SETTLE_S: Final = 2.0
+"""Who has a lock and is interrupted before he is told of it is told all the same within that."""
 ROOT_S: Final = 2.0
 """So long the attributes of the root may take before those that we know are good enough."""
 
@@ -87,12 +108,12 @@ class Filesystem:
     that the door tells by `forget` when an inode is out of use, as the kernel does: until then a
     file without a name is kept; `shared` that others change the filesystem too: then what was known
     of a file is looked at again when it is opened, and, with `leases`, whenever one of them has
-    changed it.
+    changed it; `retention` says whether there are files that are retained, or are to be.
     """
 
     def __init__(
         self,
-        meta: Meta,
+        meta: LockingMeta,
         chunks: ChunkStore,
         *,
         durable: Callable[[], Awaitable[None]],
@@ -101,6 +122,7 @@ class Filesystem:
         owed: Callable[[], int] = lambda: 0,
         reclaim: Callable[[], Awaitable[None]] | None = None,
         own_copies: Callable[[], bool] = lambda: False,
+        retention: Callable[[], bool] = lambda: False,
         kernel: bool = False,
         shared: bool = False,
         leases: LeasedMeta | None = None,
@@ -142,7 +164,15 @@ class Filesystem:
             reclaim=reclaim or self.reap,
             own_copies=own_copies,
             slices_at_once=SLICES_AT_ONCE if shared else 1,
+            refused=self._refused,
+            quota_known_s=KEEP_S if shared else 0.0,
+            give_back=self._give_back,
         )
+        self._retention = retention
+        self._retaining: dict[Ino, trio.Event] = {}
+        """Files that are closed, and are being given the retention of their tree."""
+        self._doubtful: set[Ino] = set()
+        """Files of which the door may have cached bytes that were not taken."""
         self.locks = LockTable(meta)
         self._files: dict[Ino, File] = {}
         self._handles: dict[int, Handle] = {}
@@ -150,6 +180,15 @@ class Filesystem:
         self._atimes: dict[Ino, int] = {}
         self._orphans: set[Ino] = set()
         self._forgotten: list[Ino] = []
+        self._forgets: trio.Event | None = None
+        """Set, and gone, when the kernel has forgotten something again; None: nobody waits for it.
+        """
+        self.on_lost: Callable[[set[Ino]], None] = lambda inos: None
+        """Told of files whose open files have lost something: what the door has cached of them is
+        not so.
+        """
+        self.drop_cached: Callable[[Ino], Awaitable[None]] = _nothing_is_cached
+        """Has the door forget what it has cached of the bytes and attributes of a file."""
         self._known: dict[Ino, bytes] = {}
         """Of files that were opened lately, what tells whether their bytes have changed since."""
 
@@ -185,6 +224,7 @@ class Filesystem:
         return self._now(attributes)
 
     async def unlink(self, parent: Ino, name: bytes, cred: Cred) -> None:
+        await self._retained()
         await self._lost(await self._propose_name(Unlink(parent, name, cred), grows=False))
 
     async def rmdir(self, parent: Ino, name: bytes, cred: Cred) -> None:
@@ -197,6 +237,7 @@ class Filesystem:
             # A program that writes a new version and renames it over the old one must not find an
             # empty file after a crash: the bytes go first.
             await self._flush_name(parent, name, cred)
+        await self._retained()
         command = Rename(parent, name, new_parent, new_name, flags, cred)
         await self._lost(await self._propose_name(command, grows=False))
 
@@ -219,6 +260,9 @@ class Filesystem:
             if ino in self._orphans and ino not in self._files:
                 self._orphans.discard(ino)
                 self._forgotten.append(ino)
+        if self._forgets is not None:
+            self._forgets.set()
+            self._forgets = None
         if len(self._forgotten) >= _REAPS_MAX:
             await self.reap()
 
@@ -226,7 +270,12 @@ class Filesystem:
         """Remove files that have lost their last name and their last user."""
         while self._forgotten:
             inos, self._forgotten = tuple(self._forgotten), []
-            left = await self._meta.propose(Reap(self._meta.session, inos))
+            try:
+                left = await self._meta.propose(Reap(self._meta.session, inos))
+            except FsError as error:
+                if error.fault is not Fault.SESSION_ENDED:  # then the cluster removes them
+                    raise
+                return
             self._forgotten.extend(left)
             if left:
                 await leave()
@@ -254,15 +303,27 @@ class Filesystem:
             self._root = before = await self._meta.read(GetAttr(ROOT))
         return before
 
-    async def _inodes(self) -> int:
-        """How many there are; as of before, if nobody answers: umount(8) asks for that too."""
+    async def _usage(self, ino: Ino) -> tuple[int, Space | None]:
+        """(how many inodes there are, what the trees leave that one lies in); as of before, if
+        nobody answers: umount(8) asks for that too.
+        """
         if not self.shared:
             inodes, _ = await self._meta.read(Usage())
-            return inodes
+            return inodes, await self._space(ino)
+        space: Space | None = None
         await leave()
         with trio.move_on_after(ROOT_S):
             self._inodes_before, _ = await self._meta.read(Usage())
-        return self._inodes_before
+            space = await self._space(ino)
+        return self._inodes_before, space
+
+    async def _space(self, ino: Ino) -> Space | None:
+        try:
+            return await self._meta.read(TreeSpace(ino))
+        except FsError as error:
+            if error.fault is not Fault.STALE:
+                raise
+            return None  # it is gone, and so is what it had
 
     async def birth(self, ino: Ino) -> int:
         """When the inode was made, in nanoseconds."""
@@ -272,18 +333,32 @@ class Filesystem:
         file = self._files.get(change.ino)
         if file is not None and file.unwritten:
             # Later writes must not undo this change, nor earlier ones come after it.
-            await self.writer.flush(file)
+            await self._flush_before(file, change)
         attributes = await self._propose(change)
         if change.atime is not None or change.atime_now:
             self._atimes.pop(change.ino, None)
         if change.size is not None and file is not None:
+            file.written = True
             file.size = change.size
             file.forget_layouts()
         return self._now(attributes)
 
+    async def _flush_before(self, file: File, change: SetAttr) -> None:
+        try:
+            await self.writer.flush(file)
+        except FsError as error:
+            if error.fault is not Fault.OVER_QUOTA or change.size is None:
+                raise
+            # A file that is cut gives its quota room: nothing behind the cut is to be in the way.
+            self.writer.cut(file, change.size)
+            await self.writer.flush(file)
+
     async def setxattr(
         self, ino: Ino, name: bytes, value: bytes, flags: int, drop_sgid: bool, cred: Cred
     ) -> None:
+        if retention_xattrs.is_one(name):
+            await self._set_retention(ino, name, value, cred)
+            return
         await self._require_room()
         await self._propose(SetXattr(ino, name, value, flags, drop_sgid, cred))
 
@@ -291,16 +366,30 @@ class Filesystem:
         await self._propose(RemoveXattr(ino, name, cred))
 
     async def getxattr(self, ino: Ino, name: bytes) -> bytes:
+        if retention_xattrs.is_one(name):
+            return retention_xattrs.value(name, (await self._meta.read(Kept(ino)))[0])
+        if name.startswith(VIRTUAL):
+            return await self._meta.read(VirtualXattr(ino, name))
         return await self._meta.read(GetXattr(ino, name))
 
     async def listxattr(self, ino: Ino) -> tuple[bytes, ...]:
         return await self._meta.read(ListXattr(ino))
 
-    async def statfs(self) -> tuple[int, int, int]:
-        """(total bytes, free bytes, inodes in use)"""
-        inodes = await self._inodes()
+    async def statfs(self, ino: Ino = ROOT) -> tuple[int, int, int, int]:
+        """(total bytes, free bytes, inodes in use, inodes that may still be made), of the tree with
+        a quota that a file or directory lies in, if it lies in one.
+        """
+        inodes, space = await self._usage(ino)
         total, free = self._chunks.space()
-        return total, max(free - self.writer.promised_bytes, 0), inodes
+        free = max(free - self.writer.promised_bytes, 0)
+        if space is None:
+            return total, free, inodes, FREE_INODES
+        if space.bytes_limit:
+            free = min(free, max(space.bytes_limit - space.bytes, 0))
+            total = max(min(space.bytes_limit, space.bytes + free), free)
+        if not space.inodes_limit:
+            return total, free, inodes, FREE_INODES
+        return total, free, space.inodes, max(space.inodes_limit - space.inodes, 0)
 
     # -- open files
 
@@ -311,22 +400,34 @@ class Filesystem:
             raise FsError(Fault.READ_ONLY)
         layout: Layout | None = None
         known = None if self.leases is None else self.leases.attributes(ino)
-        if known is not None:
-            attributes = known
-        elif self.shared:
+        if writes:
+            await self._retained(ino)
+        if self.shared and known is None:
             opened = await self._meta.read(Opening(ino))
             attributes, layout = opened.attributes, opened.layout
+            if not nlink_of(attributes) and ino not in self._files and ino not in self._orphans:
+                # Somebody else has removed the name by which the kernel has found it: on STALE it
+                # looks again, and with O_CREAT makes a new file.
+                raise FsError(Fault.STALE, f"inode {ino} has lost its name elsewhere")
+            retained = opened.retained
         else:
-            attributes = await self._meta.read(GetAttr(ino))
+            attributes = await self._meta.read(GetAttr(ino)) if known is None else known
+            retained = writes and self._retention() and await self._meta.read(IsRetained(ino))
+        if writes and retained:
+            await self._propose(RequireFree(ino))
         if flags & os.O_TRUNC and writes:
             change = SetAttr(ino=ino, cred=_CHECKED, size=0, drop_privileges=drop_privileges)
             attributes, layout = await self.setattr(change), None
         handle = self._open(ino, size_of(attributes), flags)
+        file = handle.file
+        file.written |= bool(flags & os.O_TRUNC and writes)
         if self.shared:
-            file = handle.file
             handle.unchanged = self._renew(file, attributes)
             if layout is not None and file.handles == 1 and not file.unwritten:
                 self.reader.know(file, layout)
+        if ino in self._doubtful:
+            self._doubtful.discard(ino)
+            handle.unchanged = False
         return handle
 
     async def create(
@@ -338,7 +439,9 @@ class Filesystem:
         attributes, new = await self._propose_name(command)
         ino = ino_of(attributes)
         if new:
-            return attributes, self._open(ino, 0, flags)
+            handle = self._open(ino, 0, flags)
+            handle.file.charged = (parent, *owner_of(attributes))
+            return attributes, handle
         if not stat.S_ISREG(mode_of(attributes)):
             raise FsError(Fault.EXISTS)
         handle = await self.open(ino, flags)
@@ -363,7 +466,9 @@ class Filesystem:
     async def read(self, handle: Handle, offset: int, size: int) -> Bytes:
         """Up to `size` bytes; fewer only at the end of the file."""
         file = handle.file
-        if self.leases is not None and (file.is_stale or not self.leases.covers(file.ino)):
+        if handle.lost is not None:
+            handle.require()
+        if file.is_stale or (self.leases is not None and not self.leases.covers(file.ino)):
             await self._look_again(file)
         data = await self.reader.read(file, offset, size)
         noted = file.ino in self._atimes and self.access_time is not AccessTime.STRICT
@@ -382,9 +487,19 @@ class Filesystem:
             raise FsError(Fault.FILE_TOO_LARGE)
         if self._read_only:
             raise FsError(Fault.READ_ONLY)
-        if drop_privileges and not handle.file.drop_privileges:
-            await self._drop_privileges(handle.file.ino)
-        kept = await self.writer.write(handle.file, offset, data, drop_privileges)
+        file = handle.file
+        if file.refused is not None:
+            raise file.refused
+        if drop_privileges and not file.drop_privileges:
+            await self._drop_privileges(file.ino)
+        if file.is_stale:
+            await self._look_again(file)
+        if handle.lost is not None:
+            handle.require()
+        file.written = True
+        kept = await self.writer.write(file, offset, data, drop_privileges)
+        if file.unwritten:
+            file.writers.add(handle)
         if self._sync_writes or handle.flags & (os.O_SYNC | os.O_DSYNC):
             # The kernel leaves it to us: it asks for no FSYNC after a direct write.
             await self.fsync(handle)
@@ -395,17 +510,24 @@ class Filesystem:
         process' memory.
         """
         file = handle.file
-        if file.locked:
-            await self._unlock(file.ino, POSIX, self.owner(owner))
-        if file.dirty.runs or file.flight:
-            await self.writer.flush(file)
+        try:
+            if file.dirty.runs or file.flight:
+                await self.writer.flush(file)
+        finally:
+            if file.holders:
+                await self._unlock(file, POSIX, self.owner(owner))
+        _raise_refused(handle)
+        handle.require()
 
     async def release(self, handle: Handle) -> None:
         """The last descriptor of an open(2) is closed."""
         del self._handles[handle.number]
         file = handle.file
-        if handle.locked:
-            await self._unlock_all(handle)
+        if handle.held:
+            try:
+                await self._let_others_see(file)
+            finally:
+                await self._unlock_all(handle)
         file.handles -= 1
         if file.handles:
             return
@@ -413,18 +535,27 @@ class Filesystem:
             if file.ino in self._orphans:
                 self.writer.drop(file)
             else:
-                await self.writer.flush(file)
+                try:
+                    await self._flush_closed(file)
+                except FsError:
+                    if file.unwritten:  # or it is tried again in vain; close(2) was told
+                        raise
                 if file.handles:  # opened again while we flushed
                     return
         if not file.unwritten and self._files.get(file.ino) is file:
             del self._files[file.ino]
+            if file.written and file.ino not in self._orphans and self._retention():
+                await self._retain(file.ino)
             if not self._kernel and file.ino in self._orphans:
                 await self.forget([file.ino])
                 await self.reap()
 
     async def fsync(self, handle: Handle) -> None:
         """The bytes and the name of a file survive the machine."""
+        handle.require()
         await self.writer.flush(handle.file, synced=True)
+        _raise_refused(handle)
+        handle.require()
         await self._durable()
 
     async def durable(self) -> None:
@@ -455,6 +586,7 @@ class Filesystem:
         self, handle: Handle, mode: int, offset: int, length: int, *, drop_privileges: bool = False
     ) -> None:
         """fallocate(2)"""
+        handle.require()
         file = handle.file
         await self.writer.flush(file)
         if mode & ~1 == 0 and not self._chunks.has_room(self.writer.dirty_bytes + length):
@@ -468,6 +600,7 @@ class Filesystem:
             attributes = await self._propose(
                 Allocate(file.ino, mode, offset, part, drop_privileges)
             )
+            file.written = True
             file.size = size_of(attributes)
             file.forget_layouts()
             offset += part
@@ -479,18 +612,22 @@ class Filesystem:
         *, drop_privileges: bool = False,
     ) -> int:  # fmt: skip
         """copy_file_range(2): returns how many bytes were copied, perhaps fewer than asked for."""
+        source.require()
+        target.require()
         await self.writer.flush(source.file)
         await self.writer.flush(target.file)
         command = CopyRange(
             source.file.ino, offset, target.file.ino, target_offset, length, drop_privileges
         )
         attributes, copied = await self._propose(command)
+        target.file.written = True
         target.file.size = size_of(attributes)
         target.file.forget_layouts()
         return copied
 
     async def seek(self, handle: Handle, offset: int, whence: int) -> int:
         """lseek(2) with SEEK_DATA or SEEK_HOLE.  Raises PAST_END."""
+        handle.require()
         file = handle.file
         await self.writer.flush(file)
         if offset < 0 or offset >= file.size:
@@ -508,18 +645,62 @@ class Filesystem:
         return await self.locks.test(ino, lock)
 
     async def take_lock(self, handle: Handle, lock: Lock, *, wait: bool) -> None:
-        ino = handle.file.ino
-        for unlocked in list(self._unlocking.get(ino, ())):
+        file = handle.file
+        handle.require()
+        for unlocked in list(self._unlocking.get(file.ino, ())):
             await leave()
             await unlocked.wait()
-        await self.locks.take(ino, lock, wait=wait)
-        handle.locked.add((lock.flavor, lock.owner))
-        handle.file.locked = True
+        while True:
+            try:
+                await self.locks.take(file.ino, lock, wait=wait)
+            except trio.Cancelled:
+                file.note_lock(handle, lock)  # it may be held: then it is released by close(2)
+                raise
+            except FsError as error:
+                if error.fault is not Fault.SESSION_ENDED:
+                    raise
+            else:
+                if lock.owner.session == self._meta.session:
+                    break
+            # With the session everything has ended that was held in it: begin anew in the next one.
+            session = await self._meta.session_now()
+            handle.require()
+            lock = msgspec.structs.replace(lock, owner=Owner(session, lock.owner.number))
+        file.note_lock(handle, lock)
+        try:
+            await self._see_others(file)
+        except FsError:
+            await self.release_lock(handle, lock.flavor, lock.owner, lock.start, lock.stop)
+            raise
 
     async def release_lock(
         self, handle: Handle, flavor: int, owner: Owner, start: int = 0, stop: int = EOF
     ) -> None:
-        await self.locks.release(handle.file.ino, flavor, owner, start, stop)
+        try:
+            await self._let_others_see(handle.file)
+        finally:
+            handle.file.note_unlock(flavor, owner, start, stop)
+            await self.locks.release(handle.file.ino, flavor, owner, start, stop)
+
+    async def _let_others_see(self, file: File) -> None:
+        """Whoever has a lock next sees what was written under it."""
+        if self.shared and file.unwritten:
+            await self.writer.flush(file)
+
+    async def _see_others(self, file: File) -> None:
+        """Whoever gets a lock sees what others have done who had it before.  Who is interrupted
+        meanwhile has it all the same, unless it takes long.
+        """
+        if not self.shared:
+            return
+        await leave()
+        with trio.move_on_after(SETTLE_S, shield=True):
+            return await self._look_at_others(file)
+        await self._look_at_others(file)
+
+    async def _look_at_others(self, file: File) -> None:
+        if not self._renew(file, await self._meta.read(GetAttr(file.ino))):
+            await self.drop_cached(file.ino)
 
     def owner(self, number: int) -> Owner:
         """A lock owner of this mount, as the kernel numbers them."""
@@ -536,12 +717,98 @@ class Filesystem:
         if file is not None:
             file.forget_layouts()
 
+    # -- retention
+
+    async def _set_retention(self, ino: Ino, name: bytes, value: bytes, cred: Cred) -> None:
+        retention, _ = await self._meta.read(Kept(ino))
+        command = retention_xattrs.command(ino, name, value, retention, cred)
+        await self.write_out(ino)
+        await self._propose(command)
+
+    async def write_out(self, ino: Ino) -> None:
+        """What was written to a file is in the metadata: what comes later is something else."""
+        file = self._files.get(ino)
+        if file is not None and file.unwritten:
+            await self.writer.flush(file)
+
+    async def _retain(self, ino: Ino) -> None:
+        """A file that was written is closed.  close(2) has returned already: who opens it to write,
+        or takes a name away, waits.  What fails here is done again when the file was left alone.
+        """
+        retained = self._retaining[ino] = trio.Event()
+        try:
+            if await self._meta.read(AtClose(ino)):
+                await self._meta.propose(CommitRetention(ino))
+        except FsError as error:
+            if error.fault is not Fault.STALE:
+                log.warning("inode %d gets its retention later: %s", ino, error)
+        finally:
+            retained.set()
+            if self._retaining.get(ino) is retained:
+                del self._retaining[ino]
+
+    async def _retained(self, ino: Ino | None = None) -> None:
+        """Wait for `_retain` of a file, or of all."""
+        if not self._retaining:
+            return
+        for closed, retained in list(self._retaining.items()):
+            if ino in (None, closed):
+                await leave()
+                await retained.wait()
+
+    def _refused(self, file: File) -> None:
+        """What was written to a file was not taken: the door may have it in its cache."""
+        self._doubtful.add(file.ino)
+        self._known.pop(file.ino, None)
+        file.forget_layouts()
+
+    def session_lost(self, session: int) -> None:
+        """The session that we had has ended, and there is another one."""
+        orphans = {*self._orphans, *self._forgotten}
+        self._orphans.clear()
+        self._forgotten.clear()
+        self.writer.forget_names()
+        changed = lose(session, self._handles.values(), orphans, self.writer)
+        for ino in changed:
+            self._known.pop(ino, None)
+        self.on_lost(changed)
+
+    @property
+    def lost(self) -> int:
+        """How many open files have lost something, and say so."""
+        return sum(handle.lost is not None for handle in self._handles.values())
+
     # -- inside
 
     async def _propose(self, command: Command[R]) -> R:
         if self._read_only:
             raise FsError(Fault.READ_ONLY)
+        try:
+            return await self._meta.propose(command)
+        except FsError as error:
+            if error.fault is not Fault.OVER_QUOTA or not await self._give_back():
+                raise
         return await self._meta.propose(command)
+
+    async def _give_back(self) -> bool:
+        """Remove what was deleted here and still counts.  Returns whether there was anything.
+
+        The kernel says a moment after the last close that a file is out of use: it is waited for.
+        """
+        if not self._forgotten and not self._closed_orphans:
+            return False
+        await leave()
+        with trio.move_on_after(FORGET_S):
+            while self._closed_orphans:
+                self._forgets = self._forgets or trio.Event()
+                await self._forgets.wait()
+        found = bool(self._forgotten)
+        await self.reap()
+        return found
+
+    @property
+    def _closed_orphans(self) -> bool:
+        return any(ino not in self._files for ino in self._orphans)
 
     async def _propose_name(self, command: Command[R], *, grows: bool = True) -> R:
         """A change of names.  What makes new ones leaves the last of a full disk to those that
@@ -658,16 +925,17 @@ class Filesystem:
         ino, unlocked = handle.file.ino, trio.Event()
         self._unlocking.setdefault(ino, set()).add(unlocked)
         try:
-            for flavor, owner in list(handle.locked):
-                await self._unlock(ino, flavor, owner)
+            for flavor, owner in {(lock.flavor, lock.owner) for lock in handle.held}:
+                await self._unlock(handle.file, flavor, owner)
         finally:
             unlocked.set()
             self._unlocking[ino].discard(unlocked)
             if not self._unlocking[ino]:
                 del self._unlocking[ino]
 
-    async def _unlock(self, ino: Ino, flavor: int, owner: Owner) -> None:
-        await self.locks.release(ino, flavor, owner, 0, EOF)
+    async def _unlock(self, file: File, flavor: int, owner: Owner) -> None:
+        file.note_unlock(flavor, owner)
+        await self.locks.release(file.ino, flavor, owner, 0, EOF)
 
     async def _touch(self, ino: Ino, attributes: Attributes, rule: AccessTime) -> None:
         if self._read_only or rule is AccessTime.NEVER:
@@ -681,9 +949,24 @@ class Filesystem:
             if len(self._atimes) > _TOUCHES_MAX:
                 await self.write_access_times()
 
+    async def _flush_closed(self, file: File) -> None:
+        """Flush a file that nobody has open any more.  What a quota refuses is lost: close(2) has
+        said so, and it must not wait for ever.
+        """
+        try:
+            await self.writer.flush(file)
+        except FsError as error:
+            if error.fault is not Fault.OVER_QUOTA or file.handles:
+                raise
+            log.warning("inode %d: %d bytes are lost: %s", file.ino, file.dirty.bytes, error)
+            self.writer.drop(file)
+
     async def flush_file(self, file: File, *, full_only: bool = False) -> None:
         """Flush a file behind the requests; one that nobody has open any more is let go."""
-        await self.writer.flush(file, full_only=full_only)
+        if file.handles:
+            await self.writer.flush(file, full_only=full_only)
+        else:
+            await self._flush_closed(file)
         if not file.handles and not file.unwritten and self._files.get(file.ino) is file:
             del self._files[file.ino]
 
@@ -691,6 +974,17 @@ class Filesystem:
         if self._atimes:
             times, self._atimes = self._atimes, {}
             await self._meta.propose(Touch(tuple(times.items())))
+
+
+def _raise_refused(handle: Handle) -> None:
+    """Who wrote what was not taken is told, although that was found out behind its back."""
+    writes = handle.flags & os.O_ACCMODE != os.O_RDONLY
+    if writes and handle.file.refused is not None:
+        raise handle.file.refused
+
+
+async def _nothing_is_cached(ino: Ino) -> None:
+    """By a door that has no cache."""
 
 
 def _content_of(attributes: Attributes) -> bytes:

@@ -1,6 +1,7 @@
 """Open files: `Handle` is one open file description, `File` what all handles of an inode share."""
 
-from mountfs.meta.locks import Owner
+from mountfs.errors import FsError
+from mountfs.meta.locks import EOF, Lock, Locks, Owner, release
 from mountfs.meta.records import Attributes, Slice
 from mountfs.types import Ino
 from mountfs.vfs.dirty import Dirty, Run
@@ -10,8 +11,9 @@ class File:
     """An inode that is open, or has bytes that are not in a slice yet."""
 
     __slots__ = (
-        "content", "copies", "dirty", "drop_privileges", "flight", "flushing", "handles", "ino",
-        "is_stale", "layouts", "locked", "mtime", "seen", "size",
+        "charged", "content", "copies", "dirty", "drop_privileges", "fence", "flight", "flushing",
+        "handles", "holders", "ino", "is_stale", "layouts", "mtime", "refused", "seen", "size",
+        "writers", "written",
     )  # fmt: skip
 
     def __init__(self, ino: Ino, size: int) -> None:
@@ -27,8 +29,16 @@ class File:
         self.flushing = False
         self.mtime = 0
         """Of the last write that is not flushed, in nanoseconds."""
-        self.locked = False
-        """Somebody has taken a lock on it since it was opened: close(2) has to look."""
+        self.holders: set[Handle] = set()
+        """Through which locks are held, as far as we know: close(2) has to look."""
+        self.writers: set[Handle] = set()
+        """Through which what is unwritten was written."""
+        self.fence = 0
+        """Counts how often what was unwritten was lost: what was on its way then must not land."""
+        self.written = False
+        """Its bytes were changed since it was opened, by us."""
+        self.refused: FsError | None = None
+        """Why what was written to it is not taken, and never will be: it is retained."""
         self.drop_privileges = False
         """A write that is not flushed takes set-user-ID away."""
         self.layouts: dict[int, list[Slice]] = {}
@@ -40,9 +50,25 @@ class File:
         self.copies: int | None = None
         """How many copies its bytes are to have, if that was asked for."""
 
+        self.charged: tuple[Ino, int, int] | None = None
+        """Home and owners, as far as they are known: what its space counts for."""
+
     def forget_layouts(self) -> None:
         self.layouts.clear()
         self.content = None
+
+    def note_lock(self, handle: "Handle", lock: Lock) -> None:
+        """It is held, through `handle`."""
+        self.note_unlock(lock.flavor, lock.owner, lock.start, lock.stop)
+        handle.held = (*handle.held, lock)
+        self.holders.add(handle)
+
+    def note_unlock(self, flavor: int, owner: Owner, start: int = 0, stop: int = EOF) -> None:
+        """Nothing is held of it any more, through whatever handle it was taken."""
+        for handle in list(self.holders):
+            handle.held = release(handle.held, flavor, owner, start, stop)
+            if not handle.held:
+                self.holders.discard(handle)
 
     @property
     def unwritten(self) -> bool:
@@ -52,7 +78,7 @@ class File:
 class Handle:
     """One open(2)."""
 
-    __slots__ = ("file", "flags", "locked", "number", "unchanged")
+    __slots__ = ("file", "flags", "held", "lost", "number", "unchanged")
 
     def __init__(self, number: int, file: File, flags: int) -> None:
         self.number = number
@@ -60,5 +86,14 @@ class Handle:
         self.flags = flags
         self.unchanged = True
         """What the door has cached of the file is still right."""
-        self.locked: set[tuple[int, Owner]] = set()
-        """(flavor, owner) of locks taken through it; gone when it is, at the latest."""
+        self.held: Locks = ()
+        """Locks that were taken through it, and are held as far as we know; released when it is
+        closed, at the latest.
+        """
+        self.lost: FsError | None = None
+        """What was lost of it with a session: nothing is done with it any more."""
+
+    def require(self) -> None:
+        """Raises LOST, STALE."""
+        if self.lost is not None:
+            raise FsError(self.lost.fault, self.lost.detail)

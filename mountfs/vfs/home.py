@@ -22,7 +22,7 @@ import msgspec
 
 from mountfs.errors import Fault, FsError, disk_error
 
-FORMAT = 3
+FORMAT = 4
 NODE_MARK = "node"
 """A file that says that a node had the home last, and no mount: what a mount leaves in the log has
 to be judged by the bytes that are there.
@@ -31,9 +31,10 @@ JOINING = "joining"
 """A file with the name of a disk that is to be a node's."""
 BEFORE = 1
 """The format that is brought to FORMAT when a home is mounted."""
-WITHOUT_USED = 2
-"""The format before it was kept which slices are used.  The metadata sees to it when it is opened;
-from then on programs that do not know of it must not touch the home.
+LACKING_ROWS = (2, 3)
+"""The formats before it was kept which slices are used, and before there were accounts.  The
+metadata sees to it when it is opened; from then on programs that do not know of it must not touch
+the home.
 """
 
 
@@ -200,7 +201,7 @@ def read_format(path: Path) -> Format:
         raise FsError(
             Fault.BAD_HOME, f"{file} is damaged ({error}); restore it from a backup"
         ) from None
-    if format.format not in (FORMAT, WITHOUT_USED, BEFORE):
+    if format.format not in (FORMAT, *LACKING_ROWS, BEFORE):
         raise FsError(
             Fault.BAD_HOME,
             f"{path} has format {format.format}, this mountfs reads format {FORMAT}: "
@@ -255,7 +256,7 @@ def _open(path: Path, create: bool) -> Home:
             _make(path)
             _write_format(path, Format(FORMAT, uuid.uuid4().hex))
         home = Home(path, lock_fd, read_format(path))
-        if home.format.format == WITHOUT_USED:
+        if home.format.format in LACKING_ROWS:
             home.brought_further()
         return home
     except BaseException:

@@ -24,6 +24,7 @@ from mountfs.inline import leave
 from mountfs.meta.client import RemoteMeta
 from mountfs.meta.command import Command, Query
 from mountfs.meta.leases import Item
+from mountfs.meta.locks import Lock
 from mountfs.meta.ops.link import Link
 from mountfs.meta.ops.make import Make
 from mountfs.meta.ops.mkdir import Mkdir
@@ -31,7 +32,7 @@ from mountfs.meta.ops.read import GetAttr, Listing, Lookup, Opening, ReadDir
 from mountfs.meta.ops.rmdir import Rmdir
 from mountfs.meta.ops.symlink import Symlink
 from mountfs.meta.ops.unlink import Unlink
-from mountfs.meta.protocol import Answer, Changed, Method, Recalled, encode
+from mountfs.meta.protocol import Answer, Changed, LocksTold, Method, Recalled, encode
 from mountfs.meta.records import ATTRIBUTES_BYTES, Attributes, ino_of
 from mountfs.meta.retry import Backoff
 from mountfs.types import Ino
@@ -97,6 +98,7 @@ class LeasedMeta:
         self.recalls = 0
         self.begun = 0
         remote.router.on_push = self._pushed
+        remote.on_new_session.append(self._has_new_session)
 
     @staticmethod
     async def _nothing(inos: Sequence[Ino]) -> None:
@@ -114,6 +116,18 @@ class LeasedMeta:
 
     def now(self) -> int:
         return self.remote.now()
+
+    async def take_lock(self, ino: Ino, lock: Lock, *, waits: bool) -> Lock | None:
+        return await self.remote.take_lock(ino, lock, waits=waits)
+
+    async def await_lock(self, ino: Ino, lock: Lock) -> None:
+        await self.remote.await_lock(ino, lock)
+
+    async def session_now(self) -> int:
+        return await self.remote.session_now()
+
+    async def locks(self, ino: Ino) -> LocksTold:
+        return await self.remote.locks(ino)
 
     def __getattr__(self, name: str) -> Any:
         """All that has nothing to do with leases."""
@@ -161,6 +175,12 @@ class LeasedMeta:
             self._learn_changes(command, answer, reply, mark)
         self._renewed(answer.flags, sent)
         return reply
+
+    def _has_new_session(self, before: int) -> None:
+        """Leases were those of the session before."""
+        self.valid_until = 0.0
+        self.known.forget()
+        self._anew.set()
 
     # -- what may be believed
 

@@ -20,9 +20,10 @@ from mountfs.meta.ops import write as ops
 from mountfs.meta.ops.copies import GetCopies
 from mountfs.meta.ops.slices import Discard, ReserveSlices
 from mountfs.meta.records import Slice
-from mountfs.types import CHUNK_BYTES, KIB, MIB, SLICE_BYTES_MAX, SliceId, VolumeId
-from mountfs.vfs.dirty import Run
+from mountfs.types import BLOCK_BYTES, CHUNK_BYTES, KIB, MIB, SLICE_BYTES_MAX, SliceId, VolumeId
+from mountfs.vfs.dirty import Dirty, Run
 from mountfs.vfs.handles import File
+from mountfs.vfs.headroom import Headroom
 
 log = logging.getLogger(__name__)
 
@@ -44,6 +45,12 @@ LANDING_BYTES = 16 * MIB
 """A command of a flush takes no more runs, or no more bytes, at once: their memory is free when it
 is applied, and who waits for room need not wait for all that is dirty.
 """
+_FOR_EVER = (Fault.STALE, Fault.NOT_PERMITTED)
+"""Bytes that were refused so are not tried again: the file is gone, or is kept as it is."""
+
+
+async def _nothing() -> bool:
+    return False
 
 
 class Writer:
@@ -59,11 +66,18 @@ class Writer:
         reclaim: Callable[[], Awaitable[None]],
         own_copies: Callable[[], bool] = lambda: False,
         slices_at_once: int = 1,
+        quota_known_s: float = 0.0,
+        give_back: Callable[[], Awaitable[bool]] = _nothing,
+        refused: Callable[[File], None] = lambda file: None,
     ) -> None:
         """`own_copies` says whether some files are to have another number of copies;
         `slices_at_once`, of one file, are on their way: more than one is good where each waits for
-        a network.
+        a network; `quota_known_s`: how long what quotas leave is known, once it was asked for;
+        `give_back` removes what was deleted and still counts for them, and says whether there was
+        anything; `refused` is told of a file that takes nothing any more.
         """
+        self._give_back = give_back
+        self._refused = refused
         self._slices_at_once = slices_at_once
         self._own_copies = own_copies
         self._meta = meta
@@ -81,16 +95,20 @@ class Writer:
         self.unwritten: dict[File, float] = {}
         """Files with dirty bytes, and since when (trio.current_time)."""
         self.buffers = buffers
+        self._headroom = Headroom(meta, self._unwritten_space, keep_s=quota_known_s)
         self._progress = trio.Event()
         """Set, and replaced, when something has landed or a flush is over."""
 
     async def write(self, file: File, offset: int, data: memoryview, drop_privileges: bool) -> bool:
-        """Take bytes over.  Waits only where dirty memory is full.
+        """Take bytes over.  Waits only where dirty memory is full, or a quota nearly is.
 
         The reply says whether the memory of `data`, one of `buffers`, is kept.  Raises NO_SPACE
-        when the disk is full.
+        when the disk is full, OVER_QUOTA.
         """
         size = len(data)
+        if await self._headroom.is_near(file, size):
+            await self._write_through(file, offset, data, drop_privileges)
+            return False
         if self.dirty_bytes + size > self._dirty_bytes_max:
             await self._make_room(size)
         await self.require_room(size)
@@ -107,6 +125,44 @@ class Writer:
         if dirty.bytes > SLICE_BYTES_MAX:
             self._kick()
         return kept
+
+    async def _write_through(
+        self, file: File, offset: int, data: memoryview, drop_privileges: bool
+    ) -> None:
+        """Give bytes to volumes and metadata at once: they are taken over only if they fit."""
+        await leave()
+        await self.require_room(len(data))
+        while file.dirty.runs or file.flushing:  # what came before them
+            await self.flush(file)
+        new = Dirty()
+        new.write(offset, data)
+        file.flushing, file.flight = True, new.take()  # no await since we looked
+        self.dirty_bytes += len(data)
+        file.mtime = self._meta.now()
+        drop_privileges, file.drop_privileges = drop_privileges | file.drop_privileges, False
+        self.unwritten.setdefault(file, trio.current_time())
+        inline = len(data) <= SMALL_BYTES
+        fence = file.fence
+        try:
+            while batch := _batch(file.flight):
+                await self._write(file, batch, inline, drop_privileges, fence)
+                _require_not_lost(file, fence)
+                file.size = max(file.size, batch[-1].stop)
+                self._land(file, batch)
+        except BaseException:
+            left, file.flight = file.flight, []
+            self.dirty_bytes -= sum(run.size for run in left)
+            file.drop_privileges |= drop_privileges
+            self._settle(file)
+            raise
+        finally:
+            file.flushing = False
+            self._announce()
+
+    def _unwritten_space(self) -> int:
+        """How much the bytes in memory may take, at most."""
+        runs = (run for file in self.unwritten for run in (*file.flight, *file.dirty.runs))
+        return sum((run.size // BLOCK_BYTES + 2) * BLOCK_BYTES for run in runs)
 
     async def require_room(self, size: int) -> None:
         """Raise NO_SPACE unless so many bytes fit beside those that are on their way there."""
@@ -133,17 +189,22 @@ class Writer:
             return
         file.flushing, file.flight = True, runs
         drop_privileges, file.drop_privileges = file.drop_privileges, False
+        fence = file.fence
         inline = sum(run.size for run in runs) <= (SYNCED_BYTES if synced else SMALL_BYTES)
         try:
             while batch := _batch(file.flight):
-                await self._write(file, batch, inline, drop_privileges)
+                await self._write(file, batch, inline, drop_privileges, fence)
+                _require_not_lost(file, fence)
                 self._land(file, batch)
         except BaseException as error:
             left, file.flight = file.flight, []
             before = file.dirty.bytes
-            if not (isinstance(error, FsError) and error.fault is Fault.STALE):
+            if not isinstance(error, FsError) or error.fault not in _FOR_EVER:
                 file.dirty.put_back(left)
                 file.drop_privileges |= drop_privileges
+            elif error.fault is Fault.NOT_PERMITTED:
+                file.refused = error
+                self._refused(file)
             self.dirty_bytes += file.dirty.bytes - before - sum(run.size for run in left)
             self._settle(file)
             raise
@@ -169,20 +230,40 @@ class Writer:
     def _settle(self, file: File) -> None:
         if not file.unwritten:
             self.unwritten.pop(file, None)
+            file.writers.clear()
+
+    def cut(self, file: File, size: int) -> None:
+        """Forget what is dirty behind a new end of the file."""
+        before = file.dirty.bytes
+        file.dirty.cut(size)
+        self.dirty_bytes += file.dirty.bytes - before
+        self._settle(file)
 
     def drop(self, file: File) -> None:
         """Forget what is dirty: the file is gone."""
         self.dirty_bytes -= sum(run.size for run in file.dirty.take())
-        if not file.flight:
-            self.unwritten.pop(file, None)
+        self._settle(file)
+
+    def lose(self, file: File) -> None:
+        """Forget what is unwritten, and let nothing land that is on its way."""
+        file.fence += 1
+        file.is_stale = True
+        flight, file.flight = file.flight, []
+        self.dirty_bytes -= sum(run.size for run in flight)
+        self.drop(file)
+        file.writers.clear()
+
+    def forget_names(self) -> None:
+        """Slices get other names from now on: those were reserved in another session."""
+        self._next_slice = self._last_slice
 
     async def _write(
-        self, file: File, runs: list[Run], inline: bool, drop_privileges: bool
+        self, file: File, runs: list[Run], inline: bool, drop_privileges: bool, fence: int
     ) -> None:
         """Make slices of runs, or, `inline`, let the metadata carry them; and tell the metadata."""
         for attempt in range(1, WRITES_MAX + 1):
             try:
-                return await self._write_once(file, runs, inline, drop_privileges)
+                return await self._write_once(file, runs, inline, drop_privileges, fence)
             except FsError as error:
                 if error.fault is not Fault.SLICE_EXPIRED or attempt == WRITES_MAX:
                     raise
@@ -190,7 +271,7 @@ class Writer:
                 self._next_slice = self._last_slice
 
     async def _write_once(
-        self, file: File, runs: list[Run], inline: bool, drop_privileges: bool
+        self, file: File, runs: list[Run], inline: bool, drop_privileges: bool, fence: int
     ) -> None:
         written: list[tuple[SliceId, VolumeId, int]] = []
         try:
@@ -200,8 +281,14 @@ class Writer:
                 ]
             else:
                 records = await self._store(file, runs, written)
+            _require_not_lost(file, fence)  # from here on nothing waits until it is asked
             command = ops.Write(file.ino, tuple(records), file.mtime, drop_privileges)
-            _, piece = await self._meta.propose(command)
+            try:
+                _, piece = await self._meta.propose(command)
+            except FsError as error:
+                if error.fault is not Fault.OVER_QUOTA or not await self._give_back():
+                    raise
+                _, piece = await self._meta.propose(command)
         except FsError as error:
             # What nobody has answered may still be carried out, and then they are in use.
             if written and error.fault is not Fault.TIMED_OUT:
@@ -259,13 +346,24 @@ class Writer:
 
     async def _make_room(self, size: int) -> None:
         await leave()
+        refused: dict[File, FsError] = {}
+        """Files of others that are over their quota: that is no matter of ours, if there is one
+        that is not.
+        """
         while self.dirty_bytes + size > self._dirty_bytes_max and self.unwritten:
-            oldest = next(iter(self.unwritten))
+            oldest = next((file for file in self.unwritten if file not in refused), None)
+            if oldest is None:
+                raise next(iter(refused.values()))
             if oldest.flushing:
                 await self._progress.wait()
-            else:
+                continue
+            try:
                 await self._flush(oldest, oldest.dirty.take(bytes_max=LANDING_BYTES), False)
-                await trio.lowlevel.checkpoint()
+            except FsError as error:
+                if error.fault is not Fault.OVER_QUOTA:
+                    raise
+                refused[oldest] = error
+            await trio.lowlevel.checkpoint()
 
 
 async def each_of(
@@ -290,6 +388,12 @@ async def each_of(
             nursery.start_soon(some)
     if failed:
         raise failed[0]
+
+
+def _require_not_lost(file: File, fence: int) -> None:
+    """Raises LOST where what is on its way is not wanted any more."""
+    if file.fence != fence:
+        raise FsError(Fault.LOST, f"inode {file.ino}: what was being written was lost meanwhile")
 
 
 def _show(file: File, runs: list[ops.Run], piece: SliceId) -> None:

@@ -15,6 +15,7 @@ from crc32c import crc32c
 from mountfs.chunks import copying
 from mountfs.chunks import service as service_module
 from mountfs.chunks.config import ChunkConfig
+from mountfs.chunks.consent import Consent
 from mountfs.chunks.disk_identity import Owner
 from mountfs.chunks.disks import Disks
 from mountfs.chunks.protocol import (
@@ -36,6 +37,7 @@ from mountfs.chunks.throttle import Throttle
 from mountfs.errors import Fault, FsError
 from mountfs.kv.base import Store
 from mountfs.kv.memory import MemoryStore
+from mountfs.meta.ops.consent import MustKeep, Needed
 from mountfs.meta.reports import ASYNC, VolumeReport
 from mountfs.types import FIRST_REPLICATED, KIB, MIB, SLICE_BYTES_MAX, SliceId, VolumeId
 from mountfs.wire.connection import Disconnected
@@ -517,6 +519,40 @@ async def test_what_is_deleted_and_dropped_is_gone(server: Server) -> None:
     server.reopen()
     await fails(Fault.NOT_FOUND, server.names())
     assert await server.names(W) == []
+
+
+async def test_what_the_metadata_needs_is_not_deleted_whoever_says_so(server: Server) -> None:
+    asked: list[Any] = []
+    answers: dict[type[Any], Any] = {Needed: (ONE,), MustKeep: "files refer to it"}
+
+    async def read(query: Any) -> Any:
+        await trio.lowlevel.checkpoint()
+        asked.append(query)
+        answer = answers[type(query)]
+        if isinstance(answer, FsError):
+            raise answer
+        return answer
+
+    server.service = ChunkService(
+        server.disks, server.may_order, server.link, consent=Consent(server.number, read)
+    )
+    await server.open_volume()
+    await server.write(1, 2, 3)
+    await fails(Fault.NOT_PERMITTED, server.order(Delete(1, {V: [ONE, SliceId(2)]})))
+    await fails(Fault.NOT_PERMITTED, server.order(Drop(1, V)))
+    assert asked == [Needed(V, (ONE, SliceId(2))), MustKeep(V, server.number)]
+    assert await server.names() == [1, 3]  # the other one went
+    answers[Needed] = answers[MustKeep] = FsError(Fault.UNAVAILABLE, "nobody leads")
+    for order in (Delete(1, {V: [ONE]}), Drop(1, V)):
+        await fails(Fault.UNAVAILABLE, server.order(order))
+    assert await server.names() == [1, 3]
+    await fails(Fault.NOT_LEADER, server.order(Delete(0, {V: [ONE]})))
+    assert len(asked) == 4  # nobody is asked for the sake of an old leader
+    answers[Needed], answers[MustKeep] = (), ""
+    await server.order(Delete(1, {V: [ONE]}))
+    assert await server.names() == [3]
+    await server.order(Drop(1, V))
+    await fails(Fault.NOT_FOUND, server.names())
 
 
 # -- copying

@@ -1,5 +1,6 @@
 """The commands on a real mount, also when its daemon is stopped or dead."""
 
+import fcntl
 import json
 import os
 import signal
@@ -227,3 +228,16 @@ def test_a_damaged_index_is_made_anew_and_said(mounted: tuple[Path, Path], run: 
     (said,) = json.loads(run("status", home, "--json")[1])
     assert str(home / "chunks" / "index") in said["troubles"]
     assert "chunks/index" in (home / "log").read_text()
+
+
+def test_locks_are_listed(mounted: tuple[Path, Path], run: Run) -> None:
+    _, point = mounted
+    path = point / "file"
+    with open(path, "wb") as file:
+        fcntl.flock(file, fcntl.LOCK_SH)
+        code, out, _ = run("locks", "list", path, "--json")
+        assert code == 0
+        (held,) = json.loads(out)["held"]
+        assert (held["kind"], held["exclusive"], held["pid"]) == ("flock", False, os.getpid())
+    code, out, _ = run("locks", "list", path)
+    assert (code, out) == (0, "nobody holds a lock on it, and nobody waits for one\n")

@@ -17,6 +17,8 @@ import pytest
 from mounted import MOUNT_DFS, Node, fresh_node, is_mounted
 from offline import troubles
 
+from mountfs.vfs.home import FORMAT
+
 IDLE_END_S = 3.0
 """How long SIGTERM may take when files are open and nobody does anything with them."""
 
@@ -404,9 +406,9 @@ def used(node):
 
 def test_a_home_of_a_newer_format(used):
     path = used.home / "format.json"
-    path.write_text(json.dumps({**json.loads(path.read_text()), "format": 4}))
+    path.write_text(json.dumps({**json.loads(path.read_text()), "format": FORMAT + 1}))
     before = files_of(used.home)
-    refused(used, "format 4", "reads format 3")
+    refused(used, f"format {FORMAT + 1}", f"reads format {FORMAT}")
     assert files_of(used.home) == before
 
 

@@ -185,27 +185,6 @@ sys.stdin.read()
     until(lambda: used() <= inodes, SOON_S, lambda: f"{used()} inodes are used, before {inodes}")
 
 
-def test_a_mount_that_was_silent_for_too_long_says_so(
-    impatient: Nodes, two: tuple[Node, Node]
-) -> None:
-    """It may have lost locks: it must not go on as if it had them."""
-    one, other = two
-    one.signal(signal.SIGSTOP)
-    number = f"session {_session(one)} has fallen silent"
-    until(lambda: number in impatient.said(), SOON_S, impatient.said)
-    one.signal(signal.SIGCONT)
-    with pytest.raises(OSError) as refused:
-        until(lambda: (one.point / "here/new").mkdir(), SOON_S, lambda: "?")
-    assert refused.value.errno == errno.EIO
-    (other.point / "here/other").mkdir()
-    one.unmount()
-
-
-def _session(node: Node) -> int:
-    (line,) = [line for line in node.said().splitlines() if ": session " in line]
-    return int(line.partition(": session ")[2].split()[0])
-
-
 # -- when nobody answers
 
 

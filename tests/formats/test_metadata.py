@@ -9,12 +9,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mountfs.meta import keys
+from mountfs.meta.limited import quota_row
 from mountfs.meta.locks import POSIX, Lock, Owner
 from mountfs.meta.ops.lock import TakeLock, locks_of
 from mountfs.meta.ops.make import Make
+from mountfs.meta.ops.quota import DeleteQuota, SetQuota
 from mountfs.meta.ops.setattr import SetAttr
 from mountfs.meta.ops.slices import Rewrite, Settle
 from mountfs.meta.ops.write import Run, Write
+from mountfs.meta.quota import Kind, Limits, Quota
 from mountfs.meta.records import (
     ATTRIBUTES_BYTES,
     NS,
@@ -25,6 +28,7 @@ from mountfs.meta.records import (
     blocks_mask,
     ino_of,
     mode_of,
+    owner_of,
     pack_blocks,
     pack_dentry,
     pack_entry,
@@ -41,7 +45,20 @@ from mountfs.meta.records import (
     unpack_slice,
     unpack_used,
 )
+from mountfs.meta.retention import (
+    Below,
+    Default,
+    Mode,
+    Retention,
+    pack_below,
+    pack_default,
+    pack_retention,
+    unpack_below,
+    unpack_default,
+    unpack_retention,
+)
 from mountfs.meta.state_machine import COMMANDS, Refused, decode_entry, encode_entry
+from mountfs.meta.sums import Sums, Use, unpack_sums, unpack_use
 from mountfs.types import BLOCK_BYTES, CHUNK_BYTES, ROOT, SUPERUSER, Cred, Ino, SliceId, VolumeId
 
 INO = Ino(0x0102030405060708)
@@ -53,8 +70,10 @@ EIGHT = "00000000000000"  # and one byte more
     ("key", "golden"),
     [
         (keys.inode(INO), HEX + "10"),
+        (keys.sums(INO), HEX + "11"),
         (keys.dentry(INO, b"name"), HEX + "20" + b"name".hex()),
         (keys.entry(INO, 5), HEX + "21" + EIGHT + "05"),
+        (keys.place(INO, Ino(5)), HEX + "22" + EIGHT + "05"),
         (keys.content(INO), HEX + "30"),
         (keys.blocks(INO, 5), HEX + "31" + EIGHT + "05"),
         (keys.slice_(INO, 5, 6, 7), HEX + "32" + EIGHT + "05" + EIGHT + "06" + "00000007"),
@@ -71,7 +90,14 @@ EIGHT = "00000000000000"  # and one byte more
         (keys.locked(5, INO), EIGHT + "00" + "07" + EIGHT + "05" + HEX),
         (keys.node(5), EIGHT + "00" + "09" + EIGHT + "05"),
         (keys.volume(VolumeId(5)), EIGHT + "00" + "0a" + EIGHT + "05"),
+        (keys.retention(INO), HEX + "60"),
+        (keys.default_retention(INO), HEX + "62"),
+        (keys.retained_below(INO), HEX + "64"),
+        (keys.uncommitted(INO), EIGHT + "00" + "65" + HEX),
         (keys.used(VolumeId(5), SliceId(6)), EIGHT + "00" + "0b" + EIGHT + "05" + EIGHT + "06"),
+        (keys.use_of_user(5), EIGHT + "00" + "0c" + EIGHT + "05"),
+        (keys.use_of_group(5), EIGHT + "00" + "0d" + EIGHT + "05"),
+        (keys.quota(3, 5), EIGHT + "00" + "0e" + EIGHT + "03" + EIGHT + "05"),
     ],
 )
 def test_a_key_is_inode_kind_rest(key, golden):
@@ -83,6 +109,7 @@ def test_a_key_can_be_taken_apart():
     assert keys.session_ino(keys.orphan(5, INO)) == (5, INO)
     assert keys.tangle_place(keys.tangled(INO, 5)) == (INO, 5)
     assert keys.last_64(keys.entry(INO, 5)) == 5
+    assert keys.quota_of(keys.quota(3, INO)) == (3, INO)
 
 
 @pytest.mark.parametrize(
@@ -98,6 +125,12 @@ def test_a_key_can_be_taken_apart():
          [keys.slice_(INO, 4, 9, 9), keys.slice_(INO, 6, 0, 0)]),
         (keys.slices_from(INO, 5), [keys.slice_(INO, 5, 0, 0), keys.slice_(INO, 1 << 40, 0, 0)],
          [keys.slice_(INO, 4, 9, 9), keys.piece(INO, 0)]),
+        (keys.places(INO), [keys.place(INO, ROOT), keys.place(INO, INO)],
+         [keys.entry(INO, 5), keys.content(INO)]),
+        (keys.uses_of_users(), [keys.use_of_user(0), keys.use_of_user(1 << 32)],
+         [keys.use_of_group(0)]),
+        (keys.uses_of_groups(), [keys.use_of_group(0)], [keys.quota(1, 0), keys.use_of_user(9)]),
+        (keys.quotas(), [keys.quota(1, INO), keys.quota(3, 0)], [keys.use_of_group(9)]),
         (keys.xattrs(INO), [keys.xattr(INO, b"user.a")], [keys.target(INO), keys.locks(INO)]),
         (keys.everything_of(INO), [keys.inode(INO), keys.locks(INO)],
          [keys.locks(Ino(INO - 1)), keys.inode(Ino(INO + 1))]),
@@ -111,6 +144,8 @@ def test_a_key_can_be_taken_apart():
          [keys.volume(VolumeId(5)), keys.node(9), keys.used(VolumeId(6), SliceId(1))]),
         (keys.useds(VolumeId(5), 6), [keys.used(VolumeId(5), SliceId(7))],
          [keys.used(VolumeId(5), SliceId(6)), keys.used(VolumeId(6), SliceId(7))]),
+        (keys.uncommitteds(5), [keys.uncommitted(Ino(6)), keys.uncommitted(INO)],
+         [keys.uncommitted(Ino(5)), keys.locked(9, INO)]),
         (keys.tangles(INO), [keys.tangled(INO, 9)], [keys.tangled(Ino(INO + 1), 0)]),
     ],
 )  # fmt: skip
@@ -162,6 +197,7 @@ def test_the_attributes_of_an_inode_are_what_its_record_begins_with():
     assert attributes.hex() == INODE_GOLDEN[: 2 * ATTRIBUTES_BYTES]
     found = unpack_attributes(attributes)
     assert (ino_of(attributes), size_of(attributes), mode_of(attributes)) == (INO, 2, 0o100644)
+    assert owner_of(attributes) == (8, 9)
     assert (found.ino, found.size, found.blocks, found.mode) == (INO, 2, 16, 0o100644)
     assert (found.atime_s, found.atime_ns, found.blksize) == (-1, NS - 1, 4096)
 
@@ -204,10 +240,12 @@ def test_the_blocks_that_bytes_touch():
     [
         (
             Counters(next_ino=9, applied=300),
-            "8ca6666f726d617403a86e6578745f696e6f09aa6e6578745f736c69636501ac6e6578745f7365737369"
+            "de0010a6666f726d617404a86e6578745f696e6f09aa6e6578745f736c69636501ac6e6578745f7365737369"
             "6f6e01a6696e6f64657300a9616c6c6f636174656400a76170706c696564cd012ca96c6173745f74696d"
             "6500a96e6578745f6e6f646502ab6e6578745f766f6c756d65ce80000000ad636c6f7365645f736c69"
-            "63657300aa6f776e5f636f70696573c2",
+            "63657300aa6f776e5f636f70696573c2a7636f756e746564c2"
+            "a9726574656e74696f6ec2" "b164656661756c745f726574656e74696f6ec2"
+            "ae70726f7465637465645f74696d6500",
         ),
         (Replies(4, {4: b"x", 5: None}, "me"), "93" "04" "82" "04c40178" "05c0" "a26d65"),
         (
@@ -246,7 +284,7 @@ ENTRIES = [
         SetAttr(ino=Ino(9), cred=SUPERUSER, size=10),
         "9ca773657461747472" "09" "94000090c2" "c0c0c0" "0a" "c0c0" "c2c2c2",
     ),
-    (TakeLock(Ino(9), LOCK), "93a974616b655f6c6f636b" "09" "9600920301000ac34d"),
+    (TakeLock(Ino(9), LOCK), "94a974616b655f6c6f636b" "09" "9600920301000ac34d" "c2"),
     (
         Rewrite(Ino(9), 1, ((4, 0), (5, 1)), (Slice(0, 10, SliceId(8), 1, VolumeId(7), 11, 99),)),
         "95a772657772697465" "09" "01" "92" "920400" "920501" "91" "97000a0801070b63",
@@ -263,12 +301,38 @@ def test_an_entry_of_the_log(command, golden):
     assert (entry.session, entry.sequence, entry.answered, entry.time) == (3, 5, 4, 17)
 
 
+def test_an_entry_says_what_time_is_known_for_certain_where_there_is_one():
+    command = Settle(Ino(2), 0, 5)
+    record = encode_entry(3, 5, 4, 17, command, 300)
+    assert record.hex() == "96" "03" "05" "04" "11" "95a6736574746c65020005c0" "cd012c"  # fmt: skip
+    assert decode_entry(record).proven == 300
+    assert decode_entry(encode_entry(3, 5, 4, 17, command)).proven == 0
+
+
+def test_retention():
+    assert pack_retention(Retention(Mode.COMPLIANCE, 5, True)).hex() == "020105" + EIGHT
+    assert pack_default(Default(Mode.GOVERNANCE, 5, 6, False)).hex() == (
+        "01" "00" "05" + EIGHT + "06" + EIGHT
+    )  # fmt: skip
+    assert pack_below(Below(5, 6)).hex() == "05" + EIGHT + "06" + EIGHT
+
+
+@given(st.sampled_from(Mode), st.integers(0, (1 << 63) - 1), st.booleans())
+def test_retention_comes_back_as_it_was(mode, until, flag):
+    retention = Retention(mode, until, flag)
+    assert unpack_retention(pack_retention(retention)) == retention
+    default = Default(mode, until, until // 2, flag)
+    assert unpack_default(pack_default(default)) == default
+    assert unpack_below(pack_below(Below(until, until))) == Below(until, until)
+
+
 def test_every_command_that_was_ever_logged_can_still_be_read():
     assert {command.__struct_config__.tag for command in COMMANDS} >= {
         "allocate", "copy_range", "discard", "end_session", "link", "make", "mkdir",
         "open_session", "reap", "reclaimed", "release_lock", "removexattr", "rename",
         "reserve_slices", "rewrite", "rmdir", "setattr", "setxattr", "settle", "symlink",
-        "take_lock", "tmpfile", "touch", "unlink", "write",
+        "take_lock", "tmpfile", "touch", "unlink", "write", "set_retention", "set_legal_hold",
+        "set_default_retention", "commit_retention", "require_free",
     }  # fmt: skip
 
 
@@ -277,6 +341,11 @@ def test_a_settle_without_a_checksum_can_still_be_read():
     entry = decode_entry(bytes.fromhex("9503050411") + command)
     assert entry.command == Settle(Ino(2), 0, 5)
     assert decode_entry(encode_entry(3, 5, 4, 17, Settle(Ino(2), 0, 5, 9))).command.crc == 9
+
+
+def test_a_lock_that_does_not_say_whether_it_is_waited_for_can_still_be_read():
+    command = bytes.fromhex("93a974616b655f6c6f636b" "09" "9600920301000ac34d")  # fmt: skip
+    assert decode_entry(bytes.fromhex("9503050411") + command).command == TakeLock(Ino(9), LOCK)
 
 
 def test_the_locks_of_a_file_are_a_list_of_locks():
@@ -292,3 +361,29 @@ def test_the_locks_of_a_file_are_a_list_of_locks():
             return bytes.fromhex("91" "9600920301000ac34d")  # fmt: skip
 
     assert locks_of(Rows(), INO) == (LOCK,)
+
+
+def test_what_is_counted():
+    sums = Sums(Ino(0x0102), 0x3000, 7, 8)
+    golden = "0201000000000000" + "0030000000000000" + "07" + EIGHT + "08" + EIGHT
+    assert sums.pack().hex() == golden
+    assert unpack_sums(bytes.fromhex(golden)).pack() == sums.pack()
+    use = Use(0x3000, 7)
+    assert use.pack().hex() == "0030000000000000" + "07" + EIGHT
+    assert unpack_use(use.pack()).pack() == use.pack()
+    assert Use().pack() is None
+
+
+def test_a_quota():
+    quota = Quota(Limits(5, 4, 3, 2, 60), 7, 8)
+    assert quota_row(quota).hex() == "93" + "95" + "05" + "04" + "03" + "02" + "3c" + "07" + "08"
+
+
+def test_commands_about_quotas():
+    command = SetQuota(Kind.USER, 5, Limits(hard_bytes=6))
+    row = encode_entry(1, 2, 3, 4, command)
+    assert decode_entry(row).command == command
+    assert msgspec.msgpack.decode(row)[4] == ["set_quota", 2, 5, [6, 0, 0, 0, 604_800]]
+    assert msgspec.msgpack.encode(DeleteQuota(Kind.TREE, 5)).hex() == (
+        "93" + "ac" + b"delete_quota".hex() + "01" + "05"
+    )

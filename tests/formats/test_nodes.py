@@ -15,11 +15,15 @@ from mountfs.chunks.protocol import READ, READ_HEAD, SPACE, WRITE_HEAD
 from mountfs.chunks.term_file import encode_term
 from mountfs.kv.memory import MemoryStore
 from mountfs.meta import protocol as meta
+from mountfs.meta.locks import POSIX, Lock, Owner
 from mountfs.meta.ops.mkdir import Mkdir
 from mountfs.meta.ops.nodes import AddNode, LeaveNode, MoveNode, NodeRecord
 from mountfs.meta.ops.read import Lookup
 from mountfs.meta.protocol import (
+    AwaitLock,
     Cluster,
+    Holder,
+    LocksTold,
     Opened,
     Propose,
     Read,
@@ -54,7 +58,7 @@ from mountfs.raft.messages import (
     encode_membership,
 )
 from mountfs.raft.snapshots import Fetch, Offer
-from mountfs.types import ROOT, SUPERUSER, LogIndex, SliceId, VolumeId
+from mountfs.types import ROOT, SUPERUSER, Ino, LogIndex, SliceId, VolumeId
 from mountfs.wire.frames import Hello
 
 ONE, TWO, TERM = NodeId(1), NodeId(2), Term(3)
@@ -125,10 +129,15 @@ NODE_GOLDEN = (
 OLD_NODE_GOLDEN = "98 02 a26e32 a3683a31 a3683a32 05 a26432 92 a46d657461 a56368756e6b c3"
 """From before nodes had locations."""
 
+LOCK = Lock(POSIX, Owner(7, 3), 1, 10, True, 77)
+LOCK_GOLDEN = "96 00 92 07 03 01 0a c3 4d"
+
 STRUCTS: list[tuple[Any, str]] = [
     (NODE, NODE_GOLDEN),
-    (Cluster(2, (NODE,)), "93 02 91" + NODE_GOLDEN + "c2"),
+    (Cluster(2, (NODE,)), "94 02 91" + NODE_GOLDEN + "c2 c2"),
     (Opened(7, 60_000, 5), "93 07 cdea60 05"),
+    (AwaitLock(7, Ino(9), LOCK, 4_000), "94 07 09" + LOCK_GOLDEN + "cd0fa0"),
+    (LocksTold((Holder(LOCK, "a", 0),), ()), "92 91 93" + LOCK_GOLDEN + "a161 00 90"),
     (Fetch(GroupId(1), 9, b"key"), "93 01 09 c403 6b6579"),
     (
         Offer(bytes(range(16)), GroupId(1), ONE, "h:1", TERM, HEAD),
@@ -172,6 +181,7 @@ def test_a_command_and_a_query() -> None:
 def test_the_numbers_of_methods() -> None:
     assert {method.name: int(method) for method in meta.Method} == {
         "CLUSTER": 1, "OPEN_SESSION": 2, "PROPOSE": 3, "READ": 4, "RENEW": 5, "END_SESSION": 6,
+        "AWAIT_LOCK": 12, "LOCKS": 13,
     }  # fmt: skip
     assert {method.name: int(method) for method in chunks.Method} == {
         "WRITE": 100, "READ": 101, "DELETE": 102, "SPACE": 103, "OPEN": 104, "SEAL": 105,

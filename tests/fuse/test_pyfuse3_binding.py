@@ -59,7 +59,7 @@ async def serve(home: str, mountpoint: str, options: str) -> None:
                 await binding.serve()
                 nursery.cancel_scope.cancel()
         await node.filesystem.flush_all()
-        _, _, inodes = await node.filesystem.statfs()
+        _, _, inodes, _ = await node.filesystem.statfs()
         status, handlers = binding.status(), binding.handlers  # type: ignore[attr-defined]
         print(
             json.dumps(

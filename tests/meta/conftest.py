@@ -50,6 +50,8 @@ class Machine:
         """What the volumes hold."""
         self.unanswered = 0
         """So many replies a session may be waiting for."""
+        self.proven: int | None = None
+        """The time that is known for certain; None: nothing was ever proven."""
         self._sequences: dict[int, int] = {0: 1}
         self.log[1] = encode_entry(0, 1, 1, BIRTH_NS, MakeRoot(0, 0))
         self._apply(1, self.entry(1))
@@ -70,7 +72,8 @@ class Machine:
         """An entry of the log, as it comes out of it."""
         index = self.state.applied + 1
         time = BIRTH_NS + index * 1_000_000
-        self.log[index] = encode_entry(session, sequence, answered, time, command)
+        proven = self.proven or 0
+        self.log[index] = encode_entry(session, sequence, answered, time, command, proven)
         return self._apply(index, self.entry(index))  # type: ignore[no-any-return]
 
     def entry(self, index: int) -> Entry:
@@ -211,8 +214,9 @@ class Machine:
 
     def _apply(self, index: int, entry: Entry) -> Any:
         return self.state.apply(
-            index, entry.session, entry.sequence, entry.answered, entry.time, entry.command
-        )
+            index, entry.session, entry.sequence, entry.answered, entry.time, entry.command,
+            entry.proven,
+        )  # fmt: skip
 
 
 @pytest.fixture

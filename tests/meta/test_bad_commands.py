@@ -18,6 +18,7 @@ import pytest
 from mountfs.errors import Fault, FsError
 from mountfs.meta.command import UNFIT
 from mountfs.meta.ops.allocate import RESERVED_BYTES_MAX, Allocate
+from mountfs.meta.ops.quota import DeleteQuota, ListQuotas
 from mountfs.meta.ops.slices import Reclaimed, ReserveSlices
 from mountfs.meta.ops.write import Run, Write
 from mountfs.meta.protocol import OPERATORS, QUERIES, decode_propose, decode_read, encode
@@ -51,6 +52,8 @@ def anything(form: Any, chance: random.Random) -> Any:
         return chance.choice(NUMBERS)
     if form is bytes:
         return chance.choice(BYTES)
+    if form is str:
+        return chance.choice(["", "legal_hold", "x" * 300])
     if issubclass(form, enum.Enum):
         return chance.choice(list(form)).value
     names = form.__struct_fields__ if issubclass(form, msgspec.Struct) else form._fields
@@ -76,6 +79,8 @@ def test_no_command_of_a_client_stops_the_machine(
             body = encode([machine.session, 1, 1, asked(form, chance)])
             with suppress(FsError):
                 machine.do(decode_propose(body).command)
+        for quota in machine.ask(ListQuotas(0, 0, 1_000)):
+            machine.do(DeleteQuota(quota.kind, quota.number))
         machine.make("a/after")  # and it still works
         machine.restart()
         assert machine.ino("a/after")

@@ -1,9 +1,11 @@
 """The metadata of one machine: what its log and its store hold after the process is gone."""
 
 import copy
+import time
 from pathlib import Path
 
 import pytest
+import trio
 
 from mountfs.errors import Fault, FsError
 from mountfs.kv.journal import Journal
@@ -12,13 +14,18 @@ from mountfs.meta.local import LocalMeta
 from mountfs.meta.ops.make import Make
 from mountfs.meta.ops.mkdir import Mkdir
 from mountfs.meta.ops.read import Lookup
+from mountfs.meta.ops.retention import Kept, SetRetention
 from mountfs.meta.ops.session import Sessions
+from mountfs.meta.ops.unlink import Unlink
 from mountfs.meta.ops.write import Run, Write
-from mountfs.meta.records import ino_of
+from mountfs.meta.records import NS, ino_of
 from mountfs.meta.replica import META_GROUP
+from mountfs.meta.retention import Mode
 from mountfs.raft.core import Save
 from mountfs.raft.messages import Entry, EntryKind, Membership, NodeId, encode_membership
 from mountfs.types import MIB, ROOT, SUPERUSER, LogIndex, SliceId, VolumeId
+
+HOUR = 3_600 * NS
 
 
 class Disk:
@@ -161,3 +168,43 @@ def test_the_home_of_one_of_several_machines_is_not_for_one(disk: Disk) -> None:
     with pytest.raises(FsError, match=r"nodes 1, 2, 3.*mountfs node") as caught:
         disk.open()
     assert caught.value.fault is Fault.BAD_HOME
+
+
+@pytest.mark.parametrize("set_to", [-10 * HOUR, 10 * HOUR])
+async def test_setting_the_clock_of_a_running_machine_frees_nothing(
+    disk: Disk, monkeypatch: pytest.MonkeyPatch, set_to: int
+) -> None:
+    meta = disk.open()
+    real = time.time_ns
+    made, _ = meta.propose_now(Make(ROOT, b"a", 0o100644, 0, 0, True, SUPERUSER))
+    ino = ino_of(made)
+    meta.propose_now(SetRetention(ino=ino, mode=Mode.COMPLIANCE, duration=HOUR, cred=SUPERUSER))
+    monkeypatch.setattr(time, "time_ns", lambda: real() + set_to)
+    with pytest.raises(FsError) as raised:
+        meta.propose_now(Unlink(ROOT, b"a", SUPERUSER))
+    assert raised.value.fault is Fault.NOT_PERMITTED
+    retention, now = await meta.read(Kept(ino))
+    assert 0 < retention.until - now <= HOUR
+
+
+async def test_a_machine_that_starts_with_an_earlier_clock_goes_on_from_where_it_was(
+    disk: Disk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    meta = disk.open()
+    real = time.time_ns
+    made, _ = meta.propose_now(Make(ROOT, b"a", 0o100644, 0, 0, True, SUPERUSER))
+    ino = ino_of(made)
+    meta.propose_now(SetRetention(ino=ino, mode=Mode.COMPLIANCE, duration=NS // 2, cred=SUPERUSER))
+    monkeypatch.setattr(time, "time_ns", lambda: real() - 10 * HOUR)
+    meta = disk.open()
+    retention, before = await meta.read(Kept(ino))
+    assert retention.until - NS // 2 <= before
+    deadline = time.monotonic() + 10
+    while True:
+        try:
+            meta.propose_now(Unlink(ROOT, b"a", SUPERUSER))
+            break
+        except FsError as error:
+            assert error.fault is Fault.NOT_PERMITTED
+            assert time.monotonic() < deadline
+            await trio.sleep(0.01)

@@ -12,7 +12,6 @@ from mountfs.meta.locks import (
     acquire,
     conflict,
     release,
-    would_deadlock,
 )
 
 BYTES = 8  # the model looks at these, and the last stands for all up to the end
@@ -94,11 +93,3 @@ def test_a_lock_to_the_end_is_met_at_the_largest_offset():
     held = (Lock(POSIX, OWNERS[0], 0, EOF, True, 1),)
     last_byte = Lock(POSIX, OWNERS[1], (1 << 63) - 1, 1 << 63, True, 2)
     assert conflict(held, last_byte) is not None
-
-
-def test_circles_of_waiting_are_deadlocks():
-    a, b, c = OWNERS
-    assert would_deadlock({b: c, c: a}, a, b)
-    assert would_deadlock({}, a, a)
-    assert not would_deadlock({b: c}, a, b)
-    assert not would_deadlock({b: c, c: b}, a, b)  # they are lost, but not by a

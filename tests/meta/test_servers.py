@@ -196,19 +196,42 @@ async def test_a_session_that_falls_silent_is_ended(tmp_path: Path) -> None:
         nursery.cancel_scope.cancel()
 
 
-async def test_a_client_whose_session_was_ended_says_so_from_then_on(tmp_path: Path) -> None:
+async def test_a_client_whose_session_was_ended_goes_on_in_another_one(tmp_path: Path) -> None:
     async with servers(tmp_path, 1) as found, found.mount() as meta:
         await mkdir(meta, "a")
+        before = meta.session
+        told: list[int] = []
+        meta.on_new_session.append(told.append)
         async with trio.open_nursery() as nursery:
             link = await raw(nursery, found[1].proxy.port)
-            await link.call(Method.END_SESSION, encode(meta.session))
-            await link.call(Method.END_SESSION, encode(meta.session))  # its answer may be lost
-            nursery.cancel_scope.cancel()
-        for _ in range(2):
+            await link.call(Method.END_SESSION, encode(before))
+            await link.call(Method.END_SESSION, encode(before))  # its answer may be lost
+            await mkdir(meta, "b")
+            command = Mkdir(ROOT, b"late", 0o777, 0, SUPERUSER)
             with pytest.raises(FsError) as caught:
-                await mkdir(meta, "b")
+                await link.call(Method.PROPOSE, encode(Propose(before, 2, 2, command)))
             assert caught.value.fault is Fault.SESSION_ENDED
-        assert meta.ended is not None
+            nursery.cancel_scope.cancel()
+        assert meta.ended is None
+        assert meta.session != before
+        assert told == [before]
+        assert await names(meta) == {"a", "b"}
+
+
+async def test_a_client_that_was_cut_off_for_longer_than_its_session_comes_back(
+    tmp_path: Path,
+) -> None:
+    async with servers(tmp_path, 1, session_ttl_ms=400) as found, found.mount() as meta:
+        await mkdir(meta, "a")
+        before = meta.session
+        sessions = found[1].meta.machine.replica.machine.sessions
+        found[1].proxy.swallow = True
+        await found.until(lambda: before not in sessions)
+        found[1].proxy.swallow = False
+        found[1].proxy.cut()
+        await found.until(lambda: meta.session != before)
+        await mkdir(meta, "b")
+        assert await names(meta) == {"a", "b"}
 
 
 BAD = [b"", b"\xc1", b"GET / HTTP/1.1\r\n\r\n", encode(["x"]), encode([1, 1, 1, ["mkdir", "x"]])]

@@ -8,6 +8,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 import trio
 
@@ -21,6 +22,7 @@ from mountfs.errors import Fault, FsError
 from mountfs.meta import server as meta_server
 from mountfs.meta.admin import Join
 from mountfs.meta.client import Options
+from mountfs.meta.locks import EOF, FLOCK, Lock
 from mountfs.meta.ops.nodes import CHUNK, META
 from mountfs.meta.ops.setattr import SetAttr
 from mountfs.meta.ops.slices import Garbage
@@ -351,3 +353,61 @@ def fill_all_disks(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(DiskStore, "append", full)
     monkeypatch.setattr(DiskStore, "space", lambda _: (1 << 40, 0))
+
+
+# -- the end of a session
+
+
+async def test_a_mount_that_is_evicted_writes_on_to_volumes_of_its_new_session(
+    tmp_path: Path,
+) -> None:
+    async with nodes(tmp_path) as found, found.mount() as mount, found.mount() as other:
+        fs = mount.filesystem
+        before, data = mount.meta.session, os.urandom(3 * MIB)
+        kept = await make(fs, "kept", data)
+        await fs.fsync(kept)
+        lost = await make(fs, "lost", data)
+        lock = Lock(FLOCK, fs.owner(1), 0, EOF, True, 1)
+        await found.leader.service.end_session(before)
+        assert size_of(await fs.getattr(kept.file.ino)) == len(data)  # it waits for the new one
+        assert mount.meta.session != before
+
+        with pytest.raises(FsError) as refused:
+            await fs.fsync(lost)
+        assert refused.value.fault is Fault.LOST
+        assert "lost" in mount.all_troubles()
+        await fs.release(lost)
+        assert mount.all_troubles() == {}
+        await fs.write(kept, len(data), memoryview(data))
+        await fs.fsync(kept)
+        again = await make(fs, "again", data)
+        await fs.take_lock(again, msgspec.structs.replace(lock, owner=fs.owner(1)), wait=False)
+        await fs.fsync(again)
+        assert await content(fs, again) == data
+        for name, expected in (("kept", data + data), ("again", data), ("lost", b"")):
+            assert await content(other.filesystem, await find(other.filesystem, name)) == expected
+
+
+async def test_what_is_being_written_when_a_mount_is_evicted_is_lost(tmp_path: Path) -> None:
+    async with nodes(tmp_path) as found, found.mount() as mount:
+        fs, told = mount.filesystem, []
+        handle = await make(fs, "file", os.urandom(20 * MIB))
+        reached = trio.Event()
+
+        async def sync() -> None:
+            try:
+                reached.set()
+                await fs.fsync(handle)
+            except FsError as error:
+                told.append(error.fault)
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(sync)
+            await reached.wait()
+            await found.leader.service.end_session(mount.meta.session)
+        assert told in ([Fault.LOST], [Fault.SESSION_ENDED])
+        assert size_of(await fs.getattr(handle.file.ino)) == 0
+        with pytest.raises(FsError) as refused:
+            await fs.read(handle, 0, 1)
+        assert refused.value.fault is Fault.LOST
+        assert fs.writer.dirty_bytes == 0

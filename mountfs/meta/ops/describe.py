@@ -16,6 +16,9 @@ from mountfs.meta.records import (
     HAS_LOCKS,
     HAS_SLICES,
     HAS_XATTRS,
+    RETAINED,
+    RETAINS,
+    UNCOMMITTED,
     Slice,
 )
 from mountfs.meta.tree import Tree
@@ -27,6 +30,9 @@ _MARKS = {
     HAS_XATTRS: "xattrs",
     HAS_ACL: "acl",
     HAS_LOCKS: "locks",
+    RETAINED: "retained",
+    UNCOMMITTED: "to be retained",
+    RETAINS: "retains",
 }
 
 

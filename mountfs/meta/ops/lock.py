@@ -18,6 +18,10 @@ class TakeLock(Command[Lock | None], frozen=True, tag="take_lock"):
 
     ino: Ino
     lock: Lock
+    waits: bool = False
+    """Who asks would wait for it.  Then those who wait already go first: who leads sees to that
+    before it comes here (`LockWaiting.turn_of_another`).
+    """
 
     def apply(self, tree: Tree, stamp: Stamp) -> Lock | None:
         held = locks_of(tree, self.ino)
@@ -59,14 +63,25 @@ def locks_of(tree: Tree, ino: Ino) -> Locks:
 
 
 def set_locks(tree: Tree, ino: Ino, before: Locks, after: Locks) -> None:
-    inode = tree.edit(ino)
-    inode.marks = inode.marks | HAS_LOCKS if after else inode.marks & ~HAS_LOCKS
+    if after == before:
+        return
+    if not after or not before:  # or the inode is as it was, and nobody need hear of it
+        inode = tree.edit(ino)
+        inode.marks = inode.marks | HAS_LOCKS if after else inode.marks & ~HAS_LOCKS
     tree.put(keys.locks(ino), _encode(after) if after else None)
     holders = {lock.owner.session for lock in after}
     for session in {lock.owner.session for lock in before} - holders:
         tree.put(keys.locked(session, ino), None)
     for session in holders - {lock.owner.session for lock in before}:
         tree.put(keys.locked(session, ino), b"")
+
+
+def locks_of_session(tree: Tree, session: int) -> list[tuple[Ino, Lock]]:
+    """What a session holds, and on which files."""
+    inos = [keys.session_ino(key)[1] for key, _ in tree.scan(keys.lockeds(session))]
+    return [
+        (ino, lock) for ino in inos for lock in locks_of(tree, ino) if lock.owner.session == session
+    ]
 
 
 def drop_session(tree: Tree, session: int) -> None:
@@ -77,4 +92,12 @@ def drop_session(tree: Tree, session: int) -> None:
         set_locks(tree, ino, held, tuple(lock for lock in held if lock.owner.session != session))
 
 
-__all__ = ["FLOCK", "POSIX", "ReleaseLock", "TakeLock", "TestLock", "drop_session"]
+__all__ = [
+    "FLOCK",
+    "POSIX",
+    "ReleaseLock",
+    "TakeLock",
+    "TestLock",
+    "drop_session",
+    "locks_of_session",
+]

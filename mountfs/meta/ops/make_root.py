@@ -27,4 +27,4 @@ class MakeRoot(Command[None], frozen=True, tag="make_root"):
         root.atime = root.mtime = root.ctime = root.btime = stamp.time
         root.next_position, root.entries, root.version, root.marks = FIRST_POSITION, 0, 0, 0
         tree.counters.inodes += 1
-        tree.put(keys.inode(ROOT), root.pack())
+        tree.take_in(root)

@@ -12,6 +12,8 @@ from mountfs.meta.records import (
     ATTRIBUTES_BYTES,
     HAS_CONTENT,
     HAS_SLICES,
+    MARKS_AT,
+    RETAINED,
     Attributes,
     Slice,
     mode_of,
@@ -139,6 +141,8 @@ class Opened(msgspec.Struct, frozen=True, array_like=True):
     attributes: Attributes
     layout: Layout | None
     """Of the first chunk, if that is all of the file and the file is small."""
+    retained: bool = False
+    """It has retention, or had: who wants to write asks (`RequireFree`)."""
 
 
 class Opening(Query[Opened], frozen=True, tag="opening"):
@@ -149,11 +153,25 @@ class Opening(Query[Opened], frozen=True, tag="opening"):
     ino: Ino
 
     def read(self, tree: Tree) -> Opened:
-        attributes = Attributes(tree.record(self.ino)[:ATTRIBUTES_BYTES])
+        record = tree.record(self.ino)
+        attributes, retained = Attributes(record[:ATTRIBUTES_BYTES]), _is_retained(record)
         is_small = 0 < size_of(attributes) <= SLICE_BYTES_MAX
         if not is_small or not stat.S_ISREG(mode_of(attributes)):
-            return Opened(attributes, None)
-        return Opened(attributes, GetLayout(self.ino, 0).read(tree))
+            return Opened(attributes, None, retained)
+        return Opened(attributes, GetLayout(self.ino, 0).read(tree), retained)
+
+
+class IsRetained(Query[bool], frozen=True, tag="is_retained"):
+    """Whether a file has retention, or had."""
+
+    ino: Ino
+
+    def read(self, tree: Tree) -> bool:
+        return _is_retained(tree.record(self.ino))
+
+
+def _is_retained(record: bytes) -> bool:
+    return bool(record[MARKS_AT + 1] & RETAINED >> 8)
 
 
 class NextChunk(Query[int | None], frozen=True, tag="next_chunk"):

@@ -1,7 +1,7 @@
 """rename(2), renameat2(2): move a name, over another one if need be, in one step."""
 
 from mountfs.errors import Fault, FsError
-from mountfs.meta import keys
+from mountfs.meta import keys, places
 from mountfs.meta.command import Command, Stamp, check_name
 from mountfs.meta.permission import SEARCH, WRITE, permit, permit_removal
 from mountfs.meta.records import Inode, pack_dentry, pack_entry
@@ -83,6 +83,8 @@ class Rename(Command[Ino], frozen=True, tag="rename"):
             return
         _put(tree, stamp, self.parent, self.name, other)
         _put(tree, stamp, self.new_parent, self.new_name, one)
+        places.move(tree, one, self.parent, self.new_parent)
+        places.move(tree, other, self.new_parent, self.parent)
         delta = other.is_directory - one.is_directory
         tree.edit(self.parent).nlink += delta
         tree.edit(self.new_parent).nlink -= delta
@@ -98,9 +100,7 @@ def _put(tree: Tree, stamp: Stamp, parent: Ino, name: bytes, inode: Inode) -> No
     directory = tree.edit(parent)
     directory.mtime = directory.ctime = stamp.time
     directory.version = stamp.index
-    inode = tree.edit(inode.ino)
-    inode.parent = parent
-    inode.ctime = stamp.time
+    tree.edit(inode.ino).ctime = stamp.time
 
 
 def _refuse_replacing(moved: Inode, over: Inode) -> None:

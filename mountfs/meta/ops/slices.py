@@ -36,7 +36,8 @@ class Rewrite(Command[None], frozen=True, tag="rewrite"):
     """Compaction of a chunk: `added` say the same as the rows `replaced` did.
 
     Raises BUSY when one of those rows has gone meanwhile, and SLICE_EXPIRED when a new slice came
-    too late; then the new slices are garbage.
+    too late; then the new slices are garbage.  It is believed: who may ask for it is the cluster
+    itself, or a filesystem on one machine.
     """
 
     ino: Ino
@@ -46,7 +47,7 @@ class Rewrite(Command[None], frozen=True, tag="rewrite"):
     added: tuple[Slice, ...]
 
     def apply(self, tree: Tree, stamp: Stamp) -> None:
-        inode = tree.edit(self.ino)
+        inode = tree.rearrange(self.ino)
         rows = {key: piece for key, piece in tree.slice_rows(self.ino, self.chunk)}
         replaced = [keys.slice_(self.ino, self.chunk, *place) for place in self.replaced]
         if not all(key in rows for key in replaced):

@@ -44,7 +44,7 @@ class Write(Command[tuple[Attributes, SliceId]], frozen=True, tag="write"):
     """Reply: the attributes, and the name that the first run has as a piece (the next one has the
     next number); 0 where the bytes went into the content of the file.
 
-    Raises SLICE_EXPIRED when a slice came too late.
+    Raises SLICE_EXPIRED when a slice came too late, INVALID when one is in use already.
     """
 
     ino: Ino
@@ -70,6 +70,7 @@ class Write(Command[tuple[Attributes, SliceId]], frozen=True, tag="write"):
         for run in self.runs:
             if run.volume:
                 require_usable(tree, run.slice_id, run.volume)
+                _require_new(tree, run)
         inode = tree.edit(self.ino)
         stop = max(run.offset + run.length for run in self.runs)
         small = stop <= INLINE_BYTES_MAX and not inode.marks & HAS_SLICES
@@ -87,6 +88,13 @@ class Write(Command[tuple[Attributes, SliceId]], frozen=True, tag="write"):
         else:
             drop_capabilities(tree, inode)
         return tree.attributes(inode), piece
+
+
+def _require_new(tree: Tree, run: Run) -> None:
+    """Another file's slice would go with this one.  Raises INVALID."""
+    used = tree.get(keys.used(run.volume, run.slice_id))
+    if used is not None or tree.get(keys.shared(run.slice_id)) is not None:
+        raise FsError(Fault.INVALID, f"slice {run.slice_id:#x} is in use already")
 
 
 def _write_content(tree: Tree, inode: Inode, runs: tuple[Run, ...]) -> None:

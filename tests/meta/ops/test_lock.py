@@ -66,3 +66,16 @@ def test_a_session_that_ends_releases_its_locks_and_nobody_elses(machine, ino, l
 def test_what_is_gone_cannot_be_locked(machine, lock, fails):
     with fails(Fault.STALE):
         machine.do(locking.TakeLock(Ino(99), lock(1)))
+
+
+def test_locks_beside_others_do_not_touch_the_inode(machine, ino, lock, monkeypatch):
+    machine.do(locking.TakeLock(ino, lock(1, 0, 10)))
+    touched = []
+    edit = machine.state.tree.edit
+    monkeypatch.setattr(machine.state.tree, "edit", lambda ino: touched.append(ino) or edit(ino))
+    machine.do(locking.TakeLock(ino, lock(2, 10, 20)))
+    machine.do(locking.ReleaseLock(ino, POSIX, lock(1).owner))
+    machine.do(locking.ReleaseLock(ino, POSIX, lock(3).owner))  # which holds nothing
+    assert touched == []
+    machine.do(locking.ReleaseLock(ino, POSIX, lock(2).owner))
+    assert touched == [ino]

@@ -185,11 +185,11 @@ def test_a_state_of_before_gets_the_rows_that_it_lacks(machine: Any) -> None:
     }
     assert len(before) == len(rows) - 2
     counters = machine.state.tree.counters
-    assert counters.format == 3
+    assert counters.format == 4
     counters.format = 2
     store = MemoryStore()
     store.write({**before, keys.COUNTERS: machine.state.tree.counters_row()}, sync=True)
-    counters.format = 3
+    counters.format = 4
     Replica(store)
     found = dict(store.scan(b"", b"\xff" * 16))
     assert {**found, keys.COUNTERS: b""} == {**rows, keys.COUNTERS: b""}
