@@ -584,7 +584,9 @@ async def test_an_fsync_waits_for_bytes_that_a_checkpoint_is_just_syncing(tmp_pa
     assert not early, "fsync returned before the bytes were on disk"
 
 
-async def test_what_came_while_bytes_were_synced_is_looked_for_after_a_crash(tmp_path: Path) -> None:
+async def test_what_came_while_bytes_were_synced_is_looked_for_after_a_crash(
+    tmp_path: Path,
+) -> None:
     """It is in the log that is synced next, and its bytes are not in the volume yet."""
     home, left = tmp_path / "home", tmp_path / "left"
     real, stuck, go_on = os.fdatasync, threading.Event(), threading.Event()
@@ -608,7 +610,9 @@ async def test_what_came_while_bytes_were_synced_is_looked_for_after_a_crash(tmp
                 await stored(fs, b"second", b"2" * 100_000)
                 go_on.set()
             await fs.create(ROOT, b"third", os.O_RDWR, 0o644, 0, CRED)
-        shutil.copytree(home, left, ignore=shutil.ignore_patterns("control", "lock", "*.new", "new.*"))
+        shutil.copytree(
+            home, left, ignore=shutil.ignore_patterns("control", "lock", "*.new", "new.*")
+        )
     volume, data = synced[0]
     (left / volume).write_bytes(data)
     async with embedded_node(left) as node:
