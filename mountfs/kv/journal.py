@@ -212,7 +212,8 @@ class Journal:
             last = self._last
             sure = last if stated is None else min(stated, last)
             if last == self._synced:
-                self._durable = max(self._durable, sure)
+                if self._durable < sure and any(segment.first for segment in self._segments):
+                    self._durable = sure
                 return last
             current = self._segments[-1]
             left = list(self._unsynced)
