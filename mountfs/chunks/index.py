@@ -232,9 +232,13 @@ class NeedleIndex:
         return changes
 
     def write(self, changes: Changes) -> None:
-        """Needs no lock.  Raises what the store raises; then nothing has changed."""
+        """Durably.  Needs no lock.  Raises what the store raises; then nothing has changed.
+
+        A loss of power may take pages from the middle of what is not synced: rows would be missing
+        from a table that says it has all up to its checkpoint, and nobody would scan for them.
+        """
         if changes:
-            self._store.write(changes, sync=False)
+            self._store.write(changes, sync=True)
 
     def end_write(self, *, done: bool) -> None:
         """After `write`.  Not `done`: what was to be written stays in memory."""

@@ -99,7 +99,8 @@ class Journal:
         self._last = 0
         self._synced = 0
         self._durable = 0
-        """What records state.  0 until a record of this log is on disk, then the same as `_synced`.
+        """What records state: never more than `_synced`, and 0 until a record of this log is on
+        disk.
         """
         self.durable_before = 0
         """A lower bound of what had been synced before this open: what the records themselves
@@ -194,8 +195,11 @@ class Journal:
         segment.first = segment.first or index
         self._last = index + len(records) - 1
 
-    def sync(self) -> int:
+    def sync(self, stated: int | None = None) -> int:
         """Put on disk what was appended before the call, and return the highest index there.
+
+        Records state from then on that all up to `stated` had been durable; None: all.  Less, where
+        what comes behind it refers to something that need not be on disk yet.
 
         An error is `FsError(DEVICE)` for this call and for every later sync and append: the kernel
         reports a page that it could not write only once, so trying again would succeed and mean
@@ -206,7 +210,10 @@ class Journal:
             # In this order: a roll lists the old segment in `_unsynced` before it adds the new
             # one, so each record up to `last` is in a segment that is found here.
             last = self._last
+            sure = last if stated is None else min(stated, last)
             if last == self._synced:
+                if self._durable < sure and any(segment.first for segment in self._segments):
+                    self._durable = sure
                 return last
             current = self._segments[-1]
             left = list(self._unsynced)
@@ -216,7 +223,7 @@ class Journal:
                 except OSError as error:
                     raise self._fail(f"{segment.path}: sync: {error.strerror}") from error
             del self._unsynced[: len(left)]
-            self._synced = self._durable = last
+            self._synced, self._durable = last, max(self._durable, sure)
             return last
 
     def prepare(self) -> None:

@@ -245,9 +245,19 @@ class LocalMeta:
         journal = self._journal
         return self._machine.applied - (journal.last_index - journal.synced_index)
 
-    def sync_log(self) -> None:
-        """Put all that was proposed on disk.  Blocks; for a worker thread."""
-        self._journal.sync()
+    @property
+    def logged(self) -> int:
+        """Where the log ends."""
+        return self._journal.last_index
+
+    def sync_log(self, logged: int | None = None) -> None:
+        """Put all that was proposed on disk.  Blocks; for a worker thread.
+
+        `logged`: where the log ended before the volumes were synced; None: they need no sync.  What
+        was proposed after that may refer to bytes that are not on disk, so it must not be said of
+        it that it was durable: in recovery nobody would look for its bytes.
+        """
+        self._journal.sync(logged)
 
     @property
     def checkpoint_due(self) -> bool:
@@ -277,9 +287,11 @@ class LocalMeta:
         head = SnapshotHead(LogIndex(applied), term, self._membership)
         return self._replica.begin_checkpoint(head)
 
-    def write_checkpoint(self, checkpoint: Checkpoint) -> None:
-        """Blocks; for a worker thread.  Volumes must have been synced since `begin_checkpoint`."""
-        self._journal.sync()
+    def write_checkpoint(self, checkpoint: Checkpoint, logged: int) -> None:
+        """Blocks; for a worker thread.  Volumes must have been synced since `begin_checkpoint`;
+        `logged`: as for `sync_log`.
+        """
+        self._journal.sync(logged)
         self._replica.write_checkpoint(checkpoint)
 
     def end_checkpoint(self, checkpoint: Checkpoint) -> None:

@@ -134,12 +134,13 @@ class EmbeddedNode:
 
     def _sync(self) -> None:
         """Bytes before the metadata that refers to them."""
+        logged = self.meta.logged
         self.disk.sync()
-        self._sync_log()
+        self._sync_log(logged)
 
-    def _sync_log(self) -> None:
+    def _sync_log(self, logged: int | None = None) -> None:
         begun = perf_counter()
-        self.meta.sync_log()
+        self.meta.sync_log(logged)
         self._last_sync_s = perf_counter() - begun
 
     def kick(self) -> None:
@@ -227,8 +228,9 @@ class EmbeddedNode:
             self.last_checkpoint = trio.current_time()
 
     def _write_checkpoint(self, checkpoint: Any) -> None:
+        logged = self.meta.logged
         self.disk.sync()
-        self.meta.write_checkpoint(checkpoint)
+        self.meta.write_checkpoint(checkpoint, logged)
 
     async def _prepare_log(self) -> None:
         self.meta.release_log()

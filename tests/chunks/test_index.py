@@ -148,3 +148,12 @@ def test_a_dropped_volume_leaves_nothing():
     assert index.slices(ONE) == []
     assert len(index.slices(TWO)) == 29
     assert list(NeedleIndex(store).states()) == [TWO]
+
+
+def test_a_table_that_says_how_far_it_goes_is_durable() -> None:
+    store = MemoryStore()
+    index = NeedleIndex(store)
+    index.put(ONE, SliceId(1), Place(4096, 10))
+    write(index, {ONE: (1, 8192)}, done=True)
+    assert store.unsynced_batches == 0
+    assert index.states()[ONE].checkpoint == 8192

@@ -88,6 +88,24 @@ def test_the_death_of_the_process_loses_nothing(tmp_path):
         assert contents(log) == {index: payload(index, 1000) for index in range(1, 51)}
 
 
+def test_records_state_no_more_than_they_are_told_to(tmp_path):
+    log = small(tmp_path)
+    fill(log, 5)
+    assert log.sync(stated=3) == 5
+    assert log.synced_index == 5
+    fill(log, 1)
+    die(tmp_path)
+    log = small(tmp_path)
+    assert log.last_index == 6
+    assert log.durable_before == 3
+    fill(log, 1)
+    log.sync()
+    fill(log, 1)
+    die(tmp_path)
+    with closing(small(tmp_path)) as log:
+        assert log.durable_before == 7
+
+
 def test_an_empty_log_may_begin_anywhere(tmp_path):
     with closing(small(tmp_path)) as log:
         assert (log.first_index, log.last_index) == (1, 0)

@@ -82,7 +82,7 @@ async def test_what_was_proposed_survives_the_process(disk: Disk) -> None:
     meta = disk.open()
     checkpoint = meta.begin_checkpoint()
     mkdir(meta, b"a")
-    meta.write_checkpoint(checkpoint)
+    meta.write_checkpoint(checkpoint, meta.logged)
     meta.end_checkpoint(checkpoint)
     mkdir(meta, b"b")
     assert await names(disk.open(), b"a", b"b") == [b"a", b"b"]
@@ -115,7 +115,7 @@ def test_missing_log_segments_are_not_taken_for_a_new_filesystem(disk: Disk) -> 
     meta = disk.open()
     mkdir(meta, b"a")
     checkpoint = meta.begin_checkpoint()
-    meta.write_checkpoint(checkpoint)
+    meta.write_checkpoint(checkpoint, meta.logged)
     meta.end_checkpoint(checkpoint)
     for segment in (disk.path / "log").iterdir():
         segment.unlink()
@@ -126,7 +126,7 @@ def test_missing_log_segments_are_not_taken_for_a_new_filesystem(disk: Disk) -> 
 
 def checkpoint(meta: LocalMeta) -> None:
     begun = meta.begin_checkpoint()
-    meta.write_checkpoint(begun)
+    meta.write_checkpoint(begun, meta.logged)
     meta.end_checkpoint(begun)
 
 

@@ -469,6 +469,8 @@ def small_node(disk: Disk, chance: random.Random) -> Iterator[None]:
     with ExitStack() as stack:
         for name, value in {
             "mountfs.vfs.embedded.LevelStore": disk.store,
+            "mountfs.chunks.index_store.LevelStore": disk.store,
+            "mountfs.chunks.index_store._damage": lambda path: "",
             "mountfs.vfs.embedded.LOG_SEGMENT_BYTES": 256 * KIB,
             "mountfs.vfs.embedded.QUICK_SYNC_S": chance.choice([0.0, 1e9]),
             "mountfs.meta.replica.CHECKPOINT_ROWS": 60,
@@ -580,6 +582,42 @@ async def test_an_fsync_waits_for_bytes_that_a_checkpoint_is_just_syncing(tmp_pa
                 go_on.set()
     assert returned
     assert not early, "fsync returned before the bytes were on disk"
+
+
+async def test_what_came_while_bytes_were_synced_is_looked_for_after_a_crash(
+    tmp_path: Path,
+) -> None:
+    """It is in the log that is synced next, and its bytes are not in the volume yet."""
+    home, left = tmp_path / "home", tmp_path / "left"
+    real, stuck, go_on = os.fdatasync, threading.Event(), threading.Event()
+    synced: list[tuple[Path, bytes]] = []
+
+    def fdatasync(fd: int) -> None:
+        path = Path(os.readlink(f"/proc/self/fd/{fd}"))
+        if path.suffix == ".vol":
+            synced.append((path.relative_to(home), path.read_bytes()))
+            stuck.set()
+            go_on.wait(30)
+        real(fd)
+
+    async with embedded_node(home) as node:
+        fs = node.filesystem
+        first = await stored(fs, b"first", b"1" * 100_000)
+        with mock.patch.object(os, "fdatasync", fdatasync), trio.fail_after(30):
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(fs.fsync, first)
+                await trio.to_thread.run_sync(stuck.wait, 30)
+                await stored(fs, b"second", b"2" * 100_000)
+                go_on.set()
+            await fs.create(ROOT, b"third", os.O_RDWR, 0o644, 0, CRED)
+        shutil.copytree(
+            home, left, ignore=shutil.ignore_patterns("control", "lock", "*.new", "new.*")
+        )
+    volume, data = synced[0]
+    (left / volume).write_bytes(data)
+    async with embedded_node(left) as node:
+        assert await troubles(node) == []
+        assert (await found(node.filesystem))["first"] == b"1" * 100_000
 
 
 async def test_a_crash_while_slices_are_reclaimed_takes_nothing(tmp_path: Path) -> None:
