@@ -46,6 +46,10 @@ class Item(msgspec.Struct, frozen=True, array_like=True):
     """The lease ends: everything about it is to be forgotten, and all names in it.  Otherwise only
     its attributes and these names.
     """
+    gives_up_writing: bool = False
+    """What was written to it and kept back is to reach the metadata first, and nothing is kept back
+    any more.
+    """
 
 
 Done = Callable[[], None]
@@ -77,7 +81,7 @@ class Recall(msgspec.Struct, frozen=True):
 
 
 class _Holder:
-    __slots__ = ("asked", "heard", "inos")
+    __slots__ = ("asked", "heard", "inos", "writes")
 
     def __init__(self, now: float) -> None:
         self.heard = now
@@ -85,6 +89,8 @@ class _Holder:
         """On which it has a lease; the oldest first."""
         self.asked: dict[int, float] = {}
         """Recalls that it has not answered, and since when."""
+        self.writes: set[Ino] = set()
+        """Those that it may keep back bytes of."""
 
 
 class _Heat:
@@ -115,6 +121,16 @@ class Leases:
         """Sessions that may have leases of a leader before us."""
         self._honoured_until = 0.0
         self._settled: list[Done] = []
+        self._writers: dict[Ino, int] = {}
+        """Who may keep back what he has written to a file: one session, and then nobody else has a
+        lease on it.
+        """
+        self._given_up: dict[Ino, Wait] = {}
+        """Files whose writers are asked for what they have kept back."""
+        self.lost: set[int] = set()
+        """Sessions that do not answer, and may have kept back what others have asked for.  They
+        have to be ended, and `drop`ped: what they have must not come later.
+        """
         self.recalls = 0
         self.granted = 0
 
@@ -135,6 +151,9 @@ class Leases:
         self._of.clear()
         self._waits.clear()
         self._pending.clear()
+        self._writers.clear()
+        self._given_up.clear()
+        self.lost.clear()
         self._unsettled.clear()
         self.outbox.clear()
         return waiting
@@ -150,23 +169,37 @@ class Leases:
 
     # -- sessions
 
-    def begin(self, session: int, now: float) -> list[Done]:
-        """It has no lease, whatever it had before.  Returns what need not wait any more."""
-        done = self.drop(session)
-        self._holders[session] = _Holder(now)
+    def begin(self, session: int, now: float, writes: Iterable[Ino] = ()) -> list[Done]:
+        """It has no lease, whatever it had before, but for those to write on files of which it has
+        kept back bytes.  Returns what need not wait any more.
+        """
+        holder = _Holder(now)
+        for ino in writes:
+            if self._writers.setdefault(ino, session) == session:
+                holder.writes.add(ino)
+        done = self.drop(session, keep=holder.writes)
+        self._holders[session] = holder
+        for ino in holder.writes:
+            self._hold(session, holder, ino)
+            wait = self._given_up.get(ino)
+            if wait is not None:  # it has not heard, or nobody will hear its answer
+                self.outbox.append(Recall(session, wait.number, (_given_up(ino),)))
         return done
 
-    def drop(self, session: int) -> list[Done]:
-        """It is gone, or its leases have run out."""
+    def drop(self, session: int, keep: Collection[Ino] = ()) -> list[Done]:
+        """It is gone, or its leases have run out, but for those to write on files of `keep`."""
         self._unsettled.discard(session)
+        self.lost.discard(session)
         holder = self._holders.pop(session, None)
         if holder is not None:
             for ino in holder.inos:
                 self._forget(ino, session)
+            for ino in holder.writes.difference(keep):
+                del self._writers[ino]
         done = [
             then
             for wait in list(self._waits.values())
-            if session in wait.left
+            if session in wait.left and not self._is_asked_for(wait, keep)
             for then in self._answered(wait, session)
         ]
         return done + self._when_settled()
@@ -198,7 +231,11 @@ class Leases:
             return done
         for session in {one for wait in self._waits.values() for one in wait.left}:
             holder = self._holders.get(session)
-            if holder is None or now - holder.heard > self.ttl_ms:
+            if holder is not None and now - holder.heard <= self.ttl_ms:
+                continue
+            if holder is not None and holder.writes:
+                self.lost.add(session)
+            else:
                 done += self.drop(session)
         return done
 
@@ -226,20 +263,22 @@ class Leases:
         holder = self._holders.get(session)
         if holder is None or not self._may_have(seen, now):
             return False
-        held, of = holder.inos, self._of
+        held = holder.inos
         for ino in seen:
-            if ino in held or not ino:
-                continue
-            held[ino] = None
-            who = of.get(ino)
-            if who is None:
-                of[ino] = {session: None}
-            else:
-                who[session] = None
+            if ino and ino not in held:
+                self._hold(session, holder, ino)
         self.granted += len(seen)
         if len(held) > self._held_max:
             self._recall_oldest(session, holder)
         return True
+
+    def _hold(self, session: int, holder: _Holder, ino: Ino) -> None:
+        holder.inos[ino] = None
+        who = self._of.get(ino)
+        if who is None:
+            self._of[ino] = {session: None}
+        else:
+            who[session] = None
 
     def _may_have(self, seen: Collection[Ino], now: float) -> bool:
         pending, heat = self._pending, self._heat
@@ -257,8 +296,63 @@ class Leases:
         count = len(holder.inos) - self._held_max + self._held_max // 16
         items = []
         for ino in list(holder.inos)[:count]:
-            items.append(Item(ino, (), True))
+            if ino not in holder.writes:
+                items.append(Item(ino, (), True))
         self._ask({session: items}, tuple(item.ino for item in items), holds_back=False)
+
+    # -- what is kept back
+
+    def kept_back(self, seen: Iterable[Ino], session: int) -> Wait | None:
+        """Another session may have kept back what these inodes are asked for: it is asked for it.
+        Returns what an answer has to wait for.
+        """
+        writers = self._writers
+        if not writers:
+            return None
+        for ino in seen:
+            writer = writers.get(ino)
+            if writer is not None and writer != session:
+                return self._ask_for(ino, writer)
+        return None
+
+    def grant_writing(
+        self, session: int, ino: Ino, now: float, *, insist: bool = False
+    ) -> bool | Wait:
+        """Whether it may keep back what it writes to a file; or what it has to wait for, and then
+        to ask again.  `insist`: also where others want it too.
+        """
+        holder = self._holders.get(session)
+        if holder is None:
+            return False
+        writer = self._writers.get(ino)
+        if writer == session:
+            return ino not in self._given_up
+        if writer is not None:
+            return self._ask_for(ino, writer)
+        if ino in self._pending:
+            return self._pending[ino][0]
+        heat = self._heat.get(ino)
+        if heat is not None and now < heat.until and not insist:
+            return False
+        others = self._of.get(ino, {}).keys() - {session}
+        if others:
+            self._warm(ino, now)
+            asked = {other: [Item(ino, (), True)] for other in others}
+            return self._ask(asked, (ino,), holds_back=False)
+        self._writers[ino] = session
+        holder.writes.add(ino)
+        self._hold(session, holder, ino)
+        return True
+
+    def _ask_for(self, ino: Ino, writer: int) -> Wait:
+        wait = self._given_up.get(ino)
+        if wait is None:
+            asked = {writer: [_given_up(ino)]}
+            wait = self._given_up[ino] = self._ask(asked, (ino,), holds_back=False)
+        return wait
+
+    def _is_asked_for(self, wait: Wait, kept: Collection[Ino]) -> bool:
+        return any(self._given_up.get(ino) is wait for ino in wait.inos if ino in kept)
 
     # -- what changes
 
@@ -328,6 +422,10 @@ class Leases:
                 if item.is_whole and item.ino in holder.inos:
                     del holder.inos[item.ino]
                     self._forget(item.ino, recall.session)
+                if item.gives_up_writing:
+                    holder.writes.discard(item.ino)
+                    if self._writers.get(item.ino) == recall.session:
+                        del self._writers[item.ino]
         wait = self._waits.get(recall.number)
         return [] if wait is None else self._answered(wait, recall.session)
 
@@ -337,6 +435,8 @@ class Leases:
             return []
         del self._waits[wait.number]
         for ino in wait.inos:
+            if self._given_up.get(ino) is wait:
+                del self._given_up[ino]
             others = self._pending[ino]
             others.remove(wait)
             if not others:
@@ -355,3 +455,7 @@ class Leases:
     def told(self) -> dict[int, int]:
         """How many leases each session has."""
         return {session: len(holder.inos) for session, holder in self._holders.items()}
+
+
+def _given_up(ino: Ino) -> Item:
+    return Item(ino, (), True, gives_up_writing=True)

@@ -172,6 +172,66 @@ def test_who_leads_no_more_lets_all_go_that_wait() -> None:
     assert found.blocked({FILE}, C) is None
 
 
+def test_who_keeps_bytes_back_is_asked_for_them_before_anybody_is_answered() -> None:
+    found = leases(A, B)
+    assert found.grant_writing(A, FILE, 0) is True
+    assert found.kept_back([FILE], A) is None
+    wait = found.kept_back([DIRECTORY, FILE], B)
+    assert wait is not None
+    assert found.kept_back([FILE], B) is wait  # once is enough
+    assert found.grant_writing(A, FILE, 0) is False  # he is giving it up
+    (recall,) = sent(found)
+    assert (recall.session, recall.items[0].gives_up_writing) == (A, True)
+    found.answered(recall)
+    assert found.kept_back([FILE], B) is None
+    assert found.grant(B, [FILE], 0)
+
+
+def test_nobody_believes_anything_of_a_file_that_another_keeps_bytes_of() -> None:
+    found = leases(A, B)
+    found.grant(B, [FILE], 0)
+    wait = found.grant_writing(A, FILE, 0)
+    assert isinstance(wait, Wait)
+    assert not found.grant(B, [FILE], 0)
+    (recall,) = sent(found)
+    found.answered(recall)
+    assert found.grant_writing(A, FILE, 0) is True
+
+
+def test_who_keeps_bytes_back_and_is_silent_is_not_passed_over_but_ended() -> None:
+    found = leases(A, B)
+    found.grant_writing(A, FILE, 0)
+    wait = found.kept_back([FILE], B)
+    assert wait is not None
+    over: list[str] = []
+    wait.then.append(lambda: over.append("over"))
+    sent(found)
+    assert found.look(TTL + 1) == []
+    assert found.lost == {A}
+    for then in found.drop(A):
+        then()
+    assert over == ["over"]
+    assert found.grant_writing(B, FILE, TTL + 1) is True
+
+
+def test_who_begins_anew_keeps_what_it_has_bytes_of_and_is_asked_again() -> None:
+    found = leases(A, B)
+    found.grant_writing(A, FILE, 0)
+    found.grant_writing(A, DIRECTORY, 0)
+    wait = found.kept_back([FILE], B)
+    sent(found)
+    assert found.begin(A, 10, [FILE]) == []
+    assert found.kept_back([DIRECTORY], B) is None
+    assert found.kept_back([FILE], B) is wait
+    (again,) = sent(found)
+    over: list[str] = []
+    assert wait is not None
+    wait.then.append(lambda: over.append("over"))
+    for then in found.answered(again):
+        then()
+    assert over == ["over"]
+
+
 steps = st.lists(
     st.one_of(
         st.tuples(st.just("grant"), st.integers(1, 3), st.integers(1, 4)),
