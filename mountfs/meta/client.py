@@ -30,6 +30,8 @@ from mountfs.meta.lock_waiting import PATIENCE_S
 from mountfs.meta.locks import Lock
 from mountfs.meta.ops.lock import ReleaseLock, TakeLock
 from mountfs.meta.ops.nodes import NodeRecord
+from mountfs.meta.ops.read import Opened as FileOpened
+from mountfs.meta.ops.read import Opening
 from mountfs.meta.ops.reap import Reap
 from mountfs.meta.ops.slices import Discard
 from mountfs.meta.ops.write import Write
@@ -39,6 +41,7 @@ from mountfs.meta.protocol import (
     AwaitLock,
     Changed,
     Cluster,
+    KeepBack,
     LocksTold,
     Method,
     Opened,
@@ -362,6 +365,17 @@ class RemoteMeta:
         if flags & Answer.ABSENT:
             return flags, FsError(Fault.NOT_FOUND, bytes(rest).decode(errors="replace").strip())
         return flags, decode_reply(query, rest)
+
+    async def keep_back(self, ino: Ino, *, insist: bool) -> tuple[int, FileOpened]:
+        """(what the answer says of our leases, what is to be known of a file that is written)"""
+        while True:
+            session = self._session
+            if session.ended is not None:
+                session = await self._next_session()
+            with contextlib.suppress(SessionOver):
+                asked = KeepBack(session.number, ino, insist)
+                answer = await self._ask(Method.KEEP_BACK, encode(asked), session.number)
+                return answer[0], decode_reply(Opening(ino), answer[1:])
 
     async def _read(self, method: int, query: Query[Any]) -> Body:
         while True:

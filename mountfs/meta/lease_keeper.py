@@ -5,7 +5,7 @@ to forget, and those who wait for an answer until others have.
 """
 
 import logging
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Awaitable, Callable, Collection, Iterable
 from typing import Any, Final
 
 import trio
@@ -18,7 +18,7 @@ from mountfs.meta.ops.lock import ReleaseLock, TakeLock
 from mountfs.meta.ops.session import EndSession
 from mountfs.meta.ops.slices import Discard, Reclaimed, Rewrite, Settle
 from mountfs.meta.ops.touch import Touch
-from mountfs.meta.protocol import Answer, Method, Recalled, encode
+from mountfs.meta.protocol import Answer, KeepBack, Method, Recalled, encode
 from mountfs.types import Ino
 from mountfs.wire.connection import Disconnected
 from mountfs.wire.service import Peer
@@ -33,10 +33,19 @@ times of access, which others may see late.
 
 
 class LeaseKeeper:
-    """`now`: milliseconds that only grow.  Somebody must `run` it."""
+    """`now`: milliseconds that only grow; `end_session` ends one, durably.  Somebody must `run`
+    it.
+    """
 
-    def __init__(self, now: Callable[[], float], ttl_ms: int = TTL_MS) -> None:
+    def __init__(
+        self,
+        now: Callable[[], float],
+        end_session: Callable[[int], Awaitable[None]],
+        ttl_ms: int = TTL_MS,
+    ) -> None:
         self.leases = Leases(ttl_ms)
+        self._end_session = end_session
+        self._ending: set[int] = set()
         self._now = now
         self._peers: dict[int, Peer] = {}
         self._wake = trio.Event()
@@ -52,6 +61,19 @@ class LeaseKeeper:
                 outbox, self.leases.outbox = self.leases.outbox, []
                 for recall in outbox:
                     nursery.start_soon(self._recall, recall)
+                for session in self.leases.lost - self._ending:
+                    self._ending.add(session)
+                    nursery.start_soon(self._end, session)
+
+    async def _end(self, session: int) -> None:
+        """It does not give up what it has kept back: then it must not come later."""
+        log.warning("session %d is silent, and has bytes that others ask for: it is ended", session)
+        try:
+            await self._end_session(session)
+        except FsError as error:
+            log.warning("session %d could not be ended: %s", session, error)
+        finally:
+            self._ending.discard(session)
 
     async def _recall(self, recall: Recall) -> None:
         """If nothing comes of it, the leases run out."""
@@ -78,9 +100,10 @@ class LeaseKeeper:
         self._peers.clear()
         _tell(self.leases.lead_no_more())
 
-    def begin(self, session: int, peer: Peer) -> None:
+    def begin(self, session: int, peer: Peer, writes: Iterable[Ino]) -> None:
         self._peers[session] = peer
-        _tell(self.leases.begin(session, self._now()))
+        _tell(self.leases.begin(session, self._now(), writes))
+        self._wake.set()
 
     def end(self, session: int) -> None:
         self._peers.pop(session, None)
@@ -114,6 +137,29 @@ class LeaseKeeper:
         if flags & Answer.RENEWED and self.leases.grant(session, seen, self._now()):
             flags |= Answer.GRANTED
         return flags
+
+    def in_the_way(self, session: int, seen: Collection[Ino]) -> Wait | None:
+        """What an answer that tells of these inodes has to wait for."""
+        wait = self.kept_back(session, seen)
+        return self.leases.blocked(seen, session) if wait is None else wait
+
+    def kept_back(self, session: int, inos: Iterable[Ino]) -> Wait | None:
+        """The same, but only for what others have not told us yet."""
+        wait = self.leases.kept_back(inos, session)
+        if wait is not None:
+            self._wake.set()
+        return wait
+
+    def keep_back(self, asked: KeepBack, peer: Peer) -> bool | Wait:
+        """Whether who asks may keep back what he writes, or what he has to wait for first."""
+        if self._peers.get(asked.session) is not peer:
+            return False
+        found = self.leases.grant_writing(
+            asked.session, asked.ino, self._now(), insist=asked.insist
+        )
+        if isinstance(found, Wait):
+            self._wake.set()
+        return found
 
     # -- commands
 

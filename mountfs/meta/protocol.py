@@ -10,11 +10,12 @@ The methods, and what their bodies are (msgpack):
 | READ          | `Read`: session, query                          | the answer to the query   |
 | RENEW         | session                                         | nothing                   |
 | END_SESSION   | session                                         | nothing                   |
-| BEGIN         | session: it has forgotten all that it knew      | how long leases are good  |
+| BEGIN         | `Begin`: it has forgotten all that it knew      | how long leases are good  |
 | HOLD          | session                                         | a byte: `Answer`          |
 | LEASED_READ   | `Read`                                          | a byte, then as READ      |
 | LEASED_PROPOSE| `Propose`                                       | `Changed`                 |
 | RECALL        | from the leader: `Recalled`                     | nothing: it is forgotten  |
+| KEEP_BACK     | `KeepBack`: session, inode, insist              | a byte, then as `Opening` |
 | AWAIT_LOCK    | `AwaitLock`: session, inode, lock, patience     | whether to try for it now |
 | LOCKS         | an inode                                        | `LocksTold`               |
 
@@ -127,6 +128,7 @@ class Method(IntEnum):
     RECALL = 11
     AWAIT_LOCK = 12
     LOCKS = 13
+    KEEP_BACK = 14
 
 
 class Answer(IntFlag):
@@ -140,6 +142,8 @@ class Answer(IntFlag):
     """It has none, whatever it believes: it is to begin anew."""
     ABSENT = 8
     """Instead of an answer there is the text of a NOT_FOUND, which may be believed as well."""
+    WRITES = 32
+    """What is written to the file that was made may be kept back, until it is asked for."""
     UNKNOWN = 16
     """Nobody knows any more what the command has changed: it acted before."""
 
@@ -165,6 +169,19 @@ class Changed(msgspec.Struct, frozen=True, array_like=True):
     changes: tuple[Ino, ...]
     """The inodes that it has changed."""
     reply: msgspec.Raw
+
+
+class Begin(msgspec.Struct, frozen=True, array_like=True):
+    session: int
+    writes: tuple[Ino, ...] = ()
+    """Files of which it has kept back bytes."""
+
+
+class KeepBack(msgspec.Struct, frozen=True, array_like=True):
+    session: int
+    ino: Ino
+    insist: bool
+    """Also where others want the same just now."""
 
 
 class Recalled(msgspec.Struct, frozen=True, array_like=True):

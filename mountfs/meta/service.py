@@ -5,7 +5,7 @@ called back.
 """
 
 import logging
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 import msgspec
 
@@ -14,20 +14,24 @@ from mountfs.inline import leave
 from mountfs.meta import keys
 from mountfs.meta.command import UNFIT, Command
 from mountfs.meta.lease_keeper import LeaseKeeper
-from mountfs.meta.leases import TTL_MS
+from mountfs.meta.leases import TTL_MS, Wait
 from mountfs.meta.lock_waiting import PATIENCE_S, LockWaiting
 from mountfs.meta.locks import Lock
 from mountfs.meta.machine import MetaMachine
 from mountfs.meta.ops.default_retention import CommitRetention
 from mountfs.meta.ops.lock import ReleaseLock, TakeLock, locks_of_session
+from mountfs.meta.ops.make import Make
 from mountfs.meta.ops.nodes import NodeRecord, all_nodes
+from mountfs.meta.ops.read import Opening
 from mountfs.meta.ops.reap import Orphans, Reap
 from mountfs.meta.ops.retention import SetRetention
 from mountfs.meta.ops.session import EndSession, OpenSession
 from mountfs.meta.protocol import (
     Answer,
+    Begin,
     Changed,
     Cluster,
+    KeepBack,
     Method,
     Opened,
     Propose,
@@ -37,6 +41,7 @@ from mountfs.meta.protocol import (
     decode_read,
     encode,
 )
+from mountfs.meta.records import ino_of
 from mountfs.meta.safe_mode import SafeMode
 from mountfs.meta.session_watch import SessionWatch, kept_reply
 from mountfs.raft.driver import Group, Node
@@ -47,6 +52,8 @@ from mountfs.wire.service import Peer
 from mountfs.wire.stream import Later
 
 log = logging.getLogger(__name__)
+
+F = TypeVar("F")
 
 SESSION_TTL_MS: Final = 60_000
 """Unless a node is told otherwise."""
@@ -83,7 +90,7 @@ class MetaService:
         session_ttl_ms: int = SESSION_TTL_MS,
         lease_ttl_ms: int = TTL_MS,
     ) -> None:
-        self.keeper = LeaseKeeper(node.now, lease_ttl_ms)
+        self.keeper = LeaseKeeper(node.now, self.end_session, lease_ttl_ms)
         machine.on_changes = self._changed
         self._node = node
         self._group = group
@@ -108,7 +115,9 @@ class MetaService:
         if method == Method.HOLD:
             return await self._hold(peer, _number(body))
         if method == Method.BEGIN:
-            return await self._begin(peer, _number(body))
+            return await self._begin(peer, body)
+        if method == Method.KEEP_BACK:
+            return await self._keep_back(peer, body)
         if method == Method.RENEW:
             self._require_leader()
             return await self._renew(_number(body))
@@ -213,11 +222,35 @@ class MetaService:
 
     # -- leases
 
-    async def _begin(self, peer: Peer, session: int) -> bytes:
+    async def _begin(self, peer: Peer, body: Body) -> bytes:
         """From now on it may have leases."""
-        await self._prove(session)
-        self.keeper.begin(session, peer)
+        asked = _decoded(body, Begin)
+        await self._prove(asked.session)
+        self.keeper.begin(asked.session, peer, asked.writes)
         return encode(self.keeper.leases.ttl_ms)
+
+    async def _keep_back(self, peer: Peer, body: Body) -> bytes:
+        asked = _decoded(body, KeepBack)
+        keeper = self.keeper
+        while True:
+            await self._prove(asked.session)
+            wait: Wait | None
+            if not keeper.is_settled:
+                await leave()
+                await keeper.settled()
+                continue
+            granted = keeper.keep_back(asked, peer)
+            if isinstance(granted, Wait):
+                wait = granted
+            else:
+                wait = keeper.leases.blocked((asked.ino,), asked.session)
+            if wait is None:
+                break
+            await leave()
+            await keeper.over(wait)
+        found = self._answer(Read(asked.session, Opening(asked.ino)))
+        flags = keeper.answer(asked.session, peer, (asked.ino,))
+        return bytes((flags | Answer.WRITES if granted else flags,)) + found
 
     async def _hold(self, peer: Peer, session: int) -> bytes:
         await self._prove(session)
@@ -237,31 +270,13 @@ class MetaService:
 
     async def _read_leased(self, peer: Peer, body: Body) -> bytes:
         asked = decode_read(body)
-        keeper, session = self.keeper, asked.session
-        while True:
-            await self._prove(session)
-            if not keeper.is_settled:
-                await leave()
-                await keeper.settled()
-                continue
-            tree = self._machine.replica.machine.tree
-            seen = tree.seen = set()
-            try:
-                found, absent = self._answer(asked), b""
-            except FsError as error:
-                if error.fault is not Fault.NOT_FOUND:
-                    raise
-                found, absent = b"", str(error).encode() or b" "
-            finally:
-                tree.seen = None
-            wait = keeper.leases.blocked(seen, session)
-            if wait is None:
-                break
-            await leave()
-            await keeper.over(wait)
-        self.queries += 1
-        flags = keeper.answer(session, peer, seen)
-        return bytes((flags | Answer.ABSENT,)) + absent if absent else bytes((flags,)) + found
+        found, refused, seen = await self._look(asked)
+        flags = self.keeper.answer(asked.session, peer, seen)
+        if refused is None:
+            return bytes((flags,)) + found
+        if refused.fault is not Fault.NOT_FOUND:
+            raise refused
+        return bytes((flags | Answer.ABSENT,)) + str(refused).encode()
 
     # -- commands and queries
 
@@ -309,9 +324,17 @@ class MetaService:
             else:
                 touched = {*subject.seen, *subject.changes}
                 flags = keeper.answer(asked.session, peer, touched)
+                if isinstance(asked.command, Make) and reply[1] and flags & Answer.GRANTED:  # type: ignore[index]
+                    made = KeepBack(asked.session, ino_of(reply[0]), False)  # type: ignore[index]
+                    if keeper.keep_back(made, peer) is True:
+                        flags |= Answer.WRITES
                 later.answer(encode(Changed(flags, subject.changes, msgspec.Raw(encode(reply)))))
 
         def go() -> None:
+            wait = keeper.kept_back(asked.session, _inodes_of(asked.command))
+            if wait is not None:
+                wait.then.append(go)
+                return
             group.propose(self._machine.encoded(subject), done, subject)
 
         if keeper.is_settled:
@@ -381,14 +404,40 @@ class MetaService:
             self._require_leader()
 
     async def _read(self, body: Body) -> bytes:
-        asked = decode_read(body)
-        if not self._group.read_now():
+        found, refused, _ = await self._look(decode_read(body))
+        if refused is not None:
+            raise refused
+        return found
+
+    async def _look(self, asked: Read) -> tuple[bytes, FsError | None, set[Ino]]:
+        """(the answer, or why there is none, the inodes that it tells of), once it may be told."""
+        keeper, session = self.keeper, asked.session
+        while True:
+            if not self._group.read_now():
+                await leave()
+                await self._group.wait_read()
+            if session and not self._hear(session):
+                raise _ended(session)
+            if not keeper.is_settled:
+                await leave()
+                await keeper.settled()
+                continue
+            tree = self._machine.replica.machine.tree
+            seen: set[Ino] = set()
+            found, refused = b"", None
+            tree.seen = seen
+            try:
+                found = self._answer(asked)
+            except FsError as error:
+                refused = error
+            finally:
+                tree.seen = None
+            wait = keeper.in_the_way(session, seen)
+            if wait is None:
+                self.queries += 1
+                return found, refused, seen
             await leave()
-            await self._group.wait_read()
-        if asked.session and not self._hear(asked.session):
-            raise _ended(asked.session)
-        self.queries += 1
-        return self._answer(asked)
+            await keeper.over(wait)
 
     def _answer(self, asked: Read) -> bytes:
         try:
@@ -405,6 +454,19 @@ class MetaService:
 
     def _require_leader(self) -> None:
         self._group.require_leader()
+
+
+def _inodes_of(command: Any) -> list[Ino]:
+    """Those that a command names, whose bytes or attributes it is about."""
+    found = (getattr(command, field, None) for field in ("ino", "source", "target"))
+    return [Ino(ino) for ino in found if isinstance(ino, int)]
+
+
+def _decoded(body: Body, form: type[F]) -> F:
+    try:
+        return msgspec.msgpack.decode(body, type=form)
+    except msgspec.MsgspecError as error:
+        raise FsError(Fault.INVALID, f"no {form.__name__}: {error}") from None
 
 
 def _unknown(reply: object) -> bytes:

@@ -99,6 +99,8 @@ FORGET_S: Final = 0.1
 """So long the kernel may take to say that a file that was deleted is out of use."""
 SETTLE_S: Final = 2.0
 """Who has a lock and is interrupted before he is told of it is told all the same within that."""
+KEEP_BACK_PAUSE_S: Final = 0.01
+"""Between two questions whether bytes may be kept back."""
 ROOT_S: Final = 2.0
 """So long the attributes of the root may take before those that we know are good enough."""
 
@@ -141,6 +143,8 @@ class Filesystem:
         self.leases = leases
         if leases is not None:
             leases.on_touched = self._touched
+            leases.on_give_up = self.write_out
+            leases.is_kept_back = self._is_unwritten
         self._root: Attributes | None = None
         """Attributes of the root, as they were when we asked last."""
         self._inodes_before = 0
@@ -494,12 +498,18 @@ class Filesystem:
             await self._drop_privileges(file.ino)
         if file.is_stale:
             await self._look_again(file)
+        if self.leases is not None and not self.leases.keeps_back(file.ino):
+            await self._ask_to_keep_back(file, insist=bool(handle.flags & os.O_APPEND))
         if handle.lost is not None:
             handle.require()
+        if self.leases is not None and handle.flags & os.O_APPEND:
+            offset = file.size  # the kernel goes by what it knew of the size
         file.written = True
         kept = await self.writer.write(file, offset, data, drop_privileges)
         if file.unwritten:
             file.writers.add(handle)
+            if self.leases is not None and not self.leases.keeps_back(file.ino):
+                await self.writer.flush(file)
         if self._sync_writes or handle.flags & (os.O_SYNC | os.O_DSYNC):
             # The kernel leaves it to us: it asks for no FSYNC after a direct write.
             await self.fsync(handle)
@@ -854,6 +864,24 @@ class Filesystem:
             file = self._files.get(item.ino)
             if file is not None:
                 file.is_stale = True
+
+    def _is_unwritten(self, ino: Ino) -> bool:
+        file = self._files.get(ino)
+        return file is not None and file.unwritten
+
+    async def _ask_to_keep_back(self, file: File, *, insist: bool) -> None:
+        """What is written next may stay here for a while, if nobody else wants to see it.  With
+        `insist` it is asked for until that is so: the size of the file must be ours to decide.
+        """
+        assert self.leases is not None
+        while True:
+            opened = await self.leases.keep_back(file.ino, insist=insist)
+            file.is_stale = False
+            self._renew(file, opened.attributes)
+            if not insist or self.leases.keeps_back(file.ino):
+                return
+            await leave()
+            await trio.sleep(KEEP_BACK_PAUSE_S)
 
     async def _look_again(self, file: File) -> None:
         """What others have made of a file that is open here."""

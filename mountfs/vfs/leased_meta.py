@@ -28,11 +28,11 @@ from mountfs.meta.locks import Lock
 from mountfs.meta.ops.link import Link
 from mountfs.meta.ops.make import Make
 from mountfs.meta.ops.mkdir import Mkdir
-from mountfs.meta.ops.read import GetAttr, Listing, Lookup, Opening, ReadDir
+from mountfs.meta.ops.read import GetAttr, Listing, Lookup, Opened, Opening, ReadDir
 from mountfs.meta.ops.rmdir import Rmdir
 from mountfs.meta.ops.symlink import Symlink
 from mountfs.meta.ops.unlink import Unlink
-from mountfs.meta.protocol import Answer, Changed, LocksTold, Method, Recalled, encode
+from mountfs.meta.protocol import Answer, Begin, Changed, LocksTold, Method, Recalled, encode
 from mountfs.meta.records import ATTRIBUTES_BYTES, Attributes, ino_of
 from mountfs.meta.retry import Backoff
 from mountfs.types import Ino
@@ -86,6 +86,12 @@ class LeasedMeta:
         self.on_valid: Callable[[float], None] = lambda seconds: None
         """Told for how many seconds our leases are good from now on."""
         self._clock = clock
+        self.on_give_up: Callable[[Ino], Awaitable[None]] = self._nothing_kept_back
+        """Give what was written to a file, and kept back, to the metadata."""
+        self.is_kept_back: Callable[[Ino], bool] = lambda ino: False
+        """Whether something of it is."""
+        self._writes: set[Ino] = set()
+        """Files of which we may keep back what is written."""
         self.valid_until = 0.0
         self._ttl_s = 0.0
         self._link: Client | None = None
@@ -99,6 +105,10 @@ class LeasedMeta:
         self.begun = 0
         remote.router.on_push = self._pushed
         remote.on_new_session.append(self._has_new_session)
+
+    @staticmethod
+    async def _nothing_kept_back(ino: Ino) -> None:
+        return
 
     @staticmethod
     async def _nothing(inos: Sequence[Ino]) -> None:
@@ -179,6 +189,7 @@ class LeasedMeta:
     def _has_new_session(self, before: int) -> None:
         """Leases were those of the session before."""
         self.valid_until = 0.0
+        self._writes.clear()
         self.known.forget()
         self._anew.set()
 
@@ -198,6 +209,33 @@ class LeasedMeta:
     def child(self, parent: Ino, name: bytes) -> Ino | None:
         """NO_INO: there is no such name.  None: that is not known."""
         return self.known.child(parent, name) if self.is_valid else None
+
+    # -- what is kept back
+
+    def keeps_back(self, ino: Ino) -> bool:
+        """Whether what is written to a file may be kept back."""
+        return ino in self._writes and self.is_valid
+
+    async def keep_back(self, ino: Ino, *, insist: bool) -> Opened:
+        """Ask for it; `keeps_back` says whether we were heard.  `insist`: also where others want to
+        keep back, too.
+        """
+        mark = self.known.mark()
+        sent = self._clock()
+        flags, opened = await self.remote.keep_back(ino, insist=insist)
+        self._renewed(flags, sent)
+        if flags & Answer.GRANTED:
+            self.known.learn(opened.attributes, mark)
+        if flags & Answer.WRITES and self.known.is_fresh(ino, mark):
+            self._writes.add(ino)
+        return opened
+
+    async def _give_up(self, ino: Ino) -> None:
+        self._writes.discard(ino)
+        try:
+            await self.on_give_up(ino)
+        except FsError as error:  # who has written it is told by fsync or close
+            log.warning("inode %d: what was kept back is not taken: %s", ino, error)
 
     # -- asking
 
@@ -294,6 +332,8 @@ class LeasedMeta:
             return
         attributes = _attributes_in(reply)
         now = known.mark()
+        if attributes is not None and answer.flags & Answer.WRITES:
+            self._writes.add(ino_of(attributes))
         if attributes is not None and fresh.get(ino_of(attributes), False):
             known.learn(attributes, now)
         if not names or not fresh.get(names[0][0], False):
@@ -331,6 +371,10 @@ class LeasedMeta:
         self.known.recall(items)
         self.on_touched(items)
         await leave()
+        for item in items:
+            if item.gives_up_writing:
+                await self._give_up(item.ino)
+                self.known.touch(item.ino)
         await self.on_recall(items)
         return b""
 
@@ -366,7 +410,9 @@ class LeasedMeta:
         self._anew = trio.Event()
         with trio.fail_after(ANSWER_S):
             try:
-                answer = await link.call(Method.BEGIN, encode(self.session))
+                self._writes = set(filter(self.is_kept_back, self._writes))
+                begin = Begin(self.session, tuple(self._writes))
+                answer = await link.call(Method.BEGIN, encode(begin))
             except FsError as error:
                 if error.fault is Fault.NOT_LEADER:
                     self.remote.router.forget(link)
