@@ -1,0 +1,16 @@
+"""The kinds of work there are."""
+
+from .files import Appends, Attributes, Contents, Counters, Held
+from .locks import Locks
+from .names import Names
+from .scene import Scene
+
+SCENES: dict[str, type[Scene]] = {
+    "names": Names,
+    "attrs": Attributes,
+    "contents": Contents,
+    "held": Held,
+    "appends": Appends,
+    "counters": Counters,
+    "locks": Locks,
+}

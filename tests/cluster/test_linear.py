@@ -1,0 +1,208 @@
+"""Two mounts, one truth: what programs on several mounts see at the same time, one filesystem could
+have answered, one call after the other.  While all is well, while who leads is killed, and while a
+mount stands still.
+
+MOUNTFS_LINEAR_SECONDS=60 pytest tests/cluster/test_linear.py      longer
+MOUNTFS_LINEAR_SEED=12345 pytest tests/cluster/test_linear.py      with these choices
+python -m tests.cluster.linear --help                              on any mounts
+"""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Final
+
+import pytest
+from linear.book import read
+from linear.judge import Verdict, judge
+from linear.run import Plan, Run, running
+from linear.scenes import SCENES
+from mounted import Node
+from nodes import Nodes
+
+SECONDS: Final = float(os.environ.get("MOUNTFS_LINEAR_SECONDS", "1"))
+"""Of work in a test where nothing happens; the others take some more."""
+SEED: Final = int(os.environ.get("MOUNTFS_LINEAR_SEED", "0")) or time.time_ns() % 1_000_000_007
+STOPPED_S: Final = 2.0
+ROOT: Final = Path(__file__).parents[2]
+
+stale = pytest.mark.xfail(reason="caches are kept by timeouts", strict=True)
+
+
+@pytest.fixture(scope="module")
+def mounts(shared_cluster: Nodes) -> list[Node]:
+    return [shared_cluster.mount(name) for name in ("one", "two", "three")]
+
+
+@pytest.fixture
+def two(mounts: list[Node]) -> list[Node]:
+    return mounts[:2]
+
+
+def plan(nodes: list[Node], kinds: list[str], seconds: float, **more: Any) -> Plan:
+    print(f"MOUNTFS_LINEAR_SEED={SEED}")
+    return Plan([node.point for node in nodes], kinds, seconds, seed=SEED, **more)
+
+
+def verdict(books: Path) -> Verdict:
+    return judge(sorted(books.glob("*.book")))
+
+
+def agree(books: Path) -> None:
+    found = verdict(books)
+    assert found.calls > 0
+    assert not found.wrong and not found.undecided, found.text()
+
+
+# -- while all is well
+
+
+@pytest.mark.parametrize("kind", SCENES)
+def test_two_mounts_are_one_filesystem(two: list[Node], tmp_path: Path, kind: str) -> None:
+    with running(plan(two, [kind], SECONDS), tmp_path) as run:
+        run.wait()
+    agree(tmp_path)
+
+
+@pytest.mark.parametrize("kinds", ["names+attrs", "contents+locks+counters"])
+def test_three_mounts_are_one_filesystem(mounts: list[Node], tmp_path: Path, kinds: str) -> None:
+    with running(plan(mounts, [kinds], SECONDS), tmp_path) as run:
+        run.wait()
+    agree(tmp_path)
+
+
+# -- while things go wrong
+
+
+@pytest.fixture
+def whole(shared_cluster: Nodes) -> Iterator[Nodes]:
+    """A cluster all of whose nodes run, now and afterwards."""
+    yield shared_cluster
+    shared_cluster.restart(
+        *(member for member in shared_cluster.members.values() if not member.runs)
+    )
+    shared_cluster.wait_for_voters(3)
+
+
+@pytest.mark.parametrize("kinds", ["names+attrs", "contents+locks+counters"])
+def test_two_mounts_are_one_filesystem_while_a_leader_is_killed(
+    whole: Nodes, two: list[Node], tmp_path: Path, kinds: str
+) -> None:
+    with running(plan(two, [kinds], 3 * SECONDS, round_s=1.5), tmp_path) as run:
+        time.sleep(SECONDS)  # any moment will do
+        whole.wait_for_leader().kill()
+        run.wait()
+    agree(tmp_path)
+
+
+@pytest.mark.parametrize("kinds", ["names+attrs", "contents+held"])
+def test_a_mount_that_stood_still_says_nothing_that_was_true_before(
+    two: list[Node], tmp_path: Path, kinds: str
+) -> None:
+    seconds = SECONDS + STOPPED_S
+    with running(plan(two, [kinds], seconds, round_s=seconds), tmp_path) as run:
+        try:
+            time.sleep(SECONDS / 2)
+            two[1].signal(signal.SIGSTOP)
+            time.sleep(STOPPED_S)
+        finally:
+            two[1].signal(signal.SIGCONT)
+        run.wait()
+    agree(tmp_path)
+
+
+# -- the harness itself, on a directory of a local disk
+
+
+def test_a_local_directory_is_one_filesystem(tmp_path: Path) -> None:
+    """Else the harness asks for more than a filesystem can do."""
+    here, books = tmp_path / "here", tmp_path / "books"
+    here.mkdir()
+    books.mkdir()
+    with running(Plan([here, here], list(SCENES), 1.4, seed=SEED, round_s=0.2), books) as run:
+        run.wait()
+    found = verdict(books)
+    assert not found.wrong and not found.undecided, found.text()
+    assert found.kinds.keys() == SCENES.keys()
+    assert os.listdir(here) == [], "it cleans up"
+
+
+@pytest.mark.parametrize("kind", SCENES)
+def test_an_answer_that_is_changed_is_found(tmp_path: Path, kind: str) -> None:
+    here, books = tmp_path / "here", tmp_path / "books"
+    here.mkdir()
+    books.mkdir()
+    with running(Plan([here, here], [kind], 0.2, seed=SEED, round_s=0.2), books) as run:
+        run.wait()
+    agree(books)
+    for book in sorted(books.glob("*.book")):
+        lie(book, kind)
+    found = verdict(books)
+    assert found.wrong, found.text()
+    assert found.kinds[kind].shown
+
+
+WRONG: Final[dict[str, Any]] = {
+    "lookup": 1, "list": [["a", 1]], "stat": [7, 7, 7], "read": 7, "add": 7, "whole": [7, 7],
+    "test": "free",
+}  # fmt: skip
+
+
+def lie(book: Path, kind: str) -> None:
+    """Change the answers of a book that are about what is there."""
+    lines = book.read_text().splitlines()
+    for at in range(0, len(lines) - 1, 2):
+        _, _, _, what, _ = json.loads(lines[at])
+        returned, _ = json.loads(lines[at + 1])
+        if what[0] in WRONG:
+            lines[at + 1] = json.dumps([returned, WRONG[what[0]]])
+    book.write_text("\n".join([*lines, ""]))
+
+
+def test_of_a_worker_that_was_killed_it_is_known_what_it_was_doing(tmp_path: Path) -> None:
+    here, books = tmp_path / "here", tmp_path / "books"
+    here.mkdir()
+    books.mkdir()
+    wanted = Plan([here], ["counters"], 60, seed=SEED, workers=2, watchers=0, pause_s=0)
+    with running(wanted, books) as run:
+        kill_all_after(run, books, 50)
+    found = verdict(books)
+    assert found.calls >= 50
+    assert not found.wrong, found.text()
+    assert os.listdir(here) == []
+
+
+def kill_all_after(run: Run, books: Path, calls: int) -> None:
+    end = time.monotonic() + 30
+    while sum(1 for book in books.glob("*.book") for _ in read(book)) < calls:
+        assert time.monotonic() < end
+        time.sleep(0.01)
+    run.kill()
+
+
+@pytest.mark.parametrize(
+    ("words", "status"),
+    [
+        (["--kinds", "names,contents"], 0),
+        (["--kinds", "nothing"], 2),
+        (["--check", "/nowhere"], 2),
+    ],
+)
+def test_the_command_says_what_it_found(tmp_path: Path, words: list[str], status: int) -> None:
+    here = tmp_path / "here"
+    here.mkdir()
+    program = [sys.executable, "-m", "tests.cluster.linear", "--seconds", "0.4", "--round", "0.2"]
+    done = subprocess.run(
+        [*program, "--mounts", here, here, "--seed", "7", *words],
+        cwd=ROOT, capture_output=True, text=True, timeout=60,
+    )  # fmt: skip
+    assert done.returncode == status, done.stderr
+    if not status:
+        assert "seed 7" in done.stderr
+        assert "names" in done.stdout
+        assert os.listdir(here) == []
