@@ -26,11 +26,11 @@ class Counterexample(NamedTuple):
     calls: list[Call]
     """With `wrong`, by when they were called.  What was not answered yet has no answer."""
     states: list[State]
-    """In which the object may have been at the end, had `wrong` not been asked."""
+    """In which the object may be at the end, if `wrong` was not answered yet."""
     left_out: int
     """So many calls of the beginning."""
 
-    def text(self, *, since: int = 0, calls_max: int = 24) -> str:
+    def text(self, *, since: int = 0, calls_max: int = 16) -> str:
         """A line for each call, of the last ones.  Times in ms, `since` is 0."""
         shown = self.calls[-calls_max:]
         before = len(self.calls) - len(shown) + self.left_out
@@ -44,7 +44,7 @@ class Counterexample(NamedTuple):
             times = f"{(one.called - since) / 1e6:10.3f} to {until:>10}"
             lines.append(f"{mark} {times}  {one.who:{width}}  {asked} {answer}")
         states = [f"        {_word(state)}" for state in self.states]
-        return "\n".join([*lines, "    Without that answer, at the end:", *states])
+        return "\n".join([*lines, "    Before that answer it was in one of these states:", *states])
 
 
 def _word(value: object) -> str:
@@ -78,11 +78,11 @@ def shortest(
     (wrong, *_) = [one for one in some if one.returned == answers[first]]
     kept = [one for one in some if one.returned is not None or not observes(one)]
     kept = _without(kept, lambda one: one is not wrong and observes(one), fails)
-    others = [one for one in kept if one is not wrong]
+    unsaid = [_unanswered(one) if one is wrong else one for one in kept]
     return Counterexample(
         wrong,
         sorted(kept, key=lambda one: one.called),
-        _states(others, model, state, steps_max),
+        _states(unsaid, model, state, steps_max),
         len(some) - len(kept),
     )
 
@@ -90,12 +90,14 @@ def shortest(
 def beginning(calls: list[Call], end: int) -> list[Call]:
     """What there was at that moment: what is answered later was not answered yet."""
     return [
-        one
-        if one.returned is not None and one.returned <= end
-        else msgspec.structs.replace(one, returned=None, result=None)
+        one if one.returned is not None and one.returned <= end else _unanswered(one)
         for one in calls
         if one.called <= end
     ]
+
+
+def _unanswered(call: Call) -> Call:
+    return msgspec.structs.replace(call, returned=None, result=None)
 
 
 def _without(

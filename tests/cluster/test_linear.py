@@ -9,6 +9,7 @@ python -m tests.cluster.linear --help                              on any mounts
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -31,7 +32,29 @@ SEED: Final = int(os.environ.get("MOUNTFS_LINEAR_SEED", "0")) or time.time_ns() 
 STOPPED_S: Final = 2.0
 ROOT: Final = Path(__file__).parents[2]
 
-stale = pytest.mark.xfail(reason="caches are kept by timeouts", strict=True)
+TIMEOUTS: Final = pytest.mark.xfail(reason="caches are kept by timeouts", strict=True)
+APPENDS: Final = pytest.mark.xfail(
+    reason="the kernel of each mount says where the end of a file is", strict=True
+)
+OVERTAKEN: Final = pytest.mark.xfail(
+    reason="of two that open a file at a time, one may read from the kernel's cache what the other "
+    "is about to drop from there",
+    strict=False,  # a race
+)
+UNCLOSED: Final = pytest.mark.xfail(
+    reason="bytes that are not flushed are seen on their own mount first",
+    strict=False,  # somebody has to look in between
+)
+KINDS: Final = [
+    pytest.param("names", marks=TIMEOUTS),
+    pytest.param("attrs", marks=TIMEOUTS),
+    pytest.param("closed", marks=OVERTAKEN),
+    pytest.param("contents", marks=UNCLOSED),
+    pytest.param("held", marks=TIMEOUTS),
+    pytest.param("appends", marks=APPENDS),
+    pytest.param("counters", marks=TIMEOUTS),
+    "locks",
+]
 
 
 @pytest.fixture(scope="module")
@@ -62,14 +85,14 @@ def agree(books: Path) -> None:
 # -- while all is well
 
 
-@pytest.mark.parametrize("kind", SCENES)
+@pytest.mark.parametrize("kind", KINDS)
 def test_two_mounts_are_one_filesystem(two: list[Node], tmp_path: Path, kind: str) -> None:
     with running(plan(two, [kind], SECONDS), tmp_path) as run:
         run.wait()
     agree(tmp_path)
 
 
-@pytest.mark.parametrize("kinds", ["names+attrs", "contents+locks+counters"])
+@pytest.mark.parametrize("kinds", [pytest.param("names+attrs", marks=TIMEOUTS), "locks"])
 def test_three_mounts_are_one_filesystem(mounts: list[Node], tmp_path: Path, kinds: str) -> None:
     with running(plan(mounts, [kinds], SECONDS), tmp_path) as run:
         run.wait()
@@ -89,7 +112,7 @@ def whole(shared_cluster: Nodes) -> Iterator[Nodes]:
     shared_cluster.wait_for_voters(3)
 
 
-@pytest.mark.parametrize("kinds", ["names+attrs", "contents+locks+counters"])
+@pytest.mark.parametrize("kinds", [pytest.param("names+attrs", marks=TIMEOUTS), "locks"])
 def test_two_mounts_are_one_filesystem_while_a_leader_is_killed(
     whole: Nodes, two: list[Node], tmp_path: Path, kinds: str
 ) -> None:
@@ -100,7 +123,7 @@ def test_two_mounts_are_one_filesystem_while_a_leader_is_killed(
     agree(tmp_path)
 
 
-@pytest.mark.parametrize("kinds", ["names+attrs", "contents+held"])
+@pytest.mark.parametrize("kinds", [pytest.param("names+attrs+held", marks=TIMEOUTS), "locks"])
 def test_a_mount_that_stood_still_says_nothing_that_was_true_before(
     two: list[Node], tmp_path: Path, kinds: str
 ) -> None:
@@ -119,49 +142,56 @@ def test_a_mount_that_stood_still_says_nothing_that_was_true_before(
 # -- the harness itself, on a directory of a local disk
 
 
-def test_a_local_directory_is_one_filesystem(tmp_path: Path) -> None:
-    """Else the harness asks for more than a filesystem can do."""
-    here, books = tmp_path / "here", tmp_path / "books"
-    here.mkdir()
-    books.mkdir()
-    with running(Plan([here, here], list(SCENES), 1.4, seed=SEED, round_s=0.2), books) as run:
+@pytest.fixture(scope="module")
+def local(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The books of a run, a round of each kind."""
+    here, books = tmp_path_factory.mktemp("here"), tmp_path_factory.mktemp("books")
+    wanted = Plan([here, here], list(SCENES), 0.2 * len(SCENES), seed=SEED, round_s=0.2)
+    with running(wanted, books) as run:
         run.wait()
-    found = verdict(books)
-    assert not found.wrong and not found.undecided, found.text()
-    assert found.kinds.keys() == SCENES.keys()
     assert os.listdir(here) == [], "it cleans up"
+    return books
+
+
+def test_a_local_directory_is_one_filesystem(local: Path) -> None:
+    """Else the harness asks for more than a filesystem can do."""
+    agree(local)
+    assert verdict(local).kinds.keys() == SCENES.keys()
+
+
+WRONG: Final[dict[str, dict[str, Any]]] = {
+    "names": {"lookup": 1},
+    "attrs": {"stat": [0, 1_000_000_000, 0]},
+    "closed": {"read": 7},
+    "contents": {"read": 7},
+    "held": {"read": 7},
+    "appends": {"read": [16, 7]},
+    "counters": {"add": 1_000_000},
+    "locks": {"test": "free", "lock": "free"},
+}
+"""Of each kind: answers that cannot be."""
 
 
 @pytest.mark.parametrize("kind", SCENES)
-def test_an_answer_that_is_changed_is_found(tmp_path: Path, kind: str) -> None:
-    here, books = tmp_path / "here", tmp_path / "books"
-    here.mkdir()
-    books.mkdir()
-    with running(Plan([here, here], [kind], 0.2, seed=SEED, round_s=0.2), books) as run:
-        run.wait()
-    agree(books)
-    for book in sorted(books.glob("*.book")):
-        lie(book, kind)
-    found = verdict(books)
-    assert found.wrong, found.text()
-    assert found.kinds[kind].shown
+def test_one_answer_that_is_changed_is_found(local: Path, tmp_path: Path, kind: str) -> None:
+    shutil.copytree(local, tmp_path, dirs_exist_ok=True)
+    assert any(lie(book, kind) for book in sorted(tmp_path.glob("*.book")))
+    found = verdict(tmp_path)
+    assert {name: of.wrong for name, of in found.kinds.items() if of.wrong} == {kind: 1}
+    assert ">>>" in found.kinds[kind].shown[0]
 
 
-WRONG: Final[dict[str, Any]] = {
-    "lookup": 1, "list": [["a", 1]], "stat": [7, 7, 7], "read": 7, "add": 7, "whole": [7, 7],
-    "test": "free",
-}  # fmt: skip
-
-
-def lie(book: Path, kind: str) -> None:
-    """Change the answers of a book that are about what is there."""
+def lie(book: Path, kind: str) -> bool:
+    """Change one answer of a book, if there is one that can be; says whether."""
     lines = book.read_text().splitlines()
     for at in range(0, len(lines) - 1, 2):
-        _, _, _, what, _ = json.loads(lines[at])
+        _, of_kind, _, what, _ = json.loads(lines[at])
         returned, _ = json.loads(lines[at + 1])
-        if what[0] in WRONG:
-            lines[at + 1] = json.dumps([returned, WRONG[what[0]]])
-    book.write_text("\n".join([*lines, ""]))
+        if of_kind == kind and what[0] in WRONG[kind]:
+            lines[at + 1] = json.dumps([returned, WRONG[kind][what[0]]])
+            book.write_text("\n".join([*lines, ""]))
+            return True
+    return False
 
 
 def test_of_a_worker_that_was_killed_it_is_known_what_it_was_doing(tmp_path: Path) -> None:

@@ -93,7 +93,7 @@ def test_it_can_be_read() -> None:
         "         0.000 to      0.000  a  write 190 -> None",
         "         0.000 to      0.000  a  write 200 -> None",
         ">>>      0.000 to      0.000  b  read -> 190",
-        "    Without that answer, at the end:",
+        "    Before that answer it was in one of these states:",
         "        200",
     ]
 

@@ -30,10 +30,7 @@ Everything happens in a directory linear-... in the first mount, which is remove
 def main() -> int:
     arguments = _parse()
     if arguments.check:
-        books = sorted(arguments.check.glob("*.book"))
-        if not books:
-            return _fail(f"there are no books in {arguments.check}")
-        return _tell(judge(books, steps_max=arguments.steps), arguments.json)
+        return _judge(arguments.check, arguments)
     seed = time.time_ns() % 1_000_000_007 if arguments.seed is None else arguments.seed
     plan = Plan(
         mounts=arguments.mounts,
@@ -47,7 +44,7 @@ def main() -> int:
     )
     print(f"seed {seed}", file=sys.stderr)
     with tempfile.TemporaryDirectory(prefix="mountfs-linear-") as scratch:
-        books = arguments.keep or Path(scratch)
+        books: Path = arguments.keep or Path(scratch)
         books.mkdir(exist_ok=True)
         if list(books.glob("*.book")):
             return _fail(f"there are books in {books} already: give --keep another directory")
@@ -56,11 +53,18 @@ def main() -> int:
                 run.wait()
         except Hung as error:
             print(error, file=sys.stderr)
-            _tell(judge(sorted(books.glob("*.book")), steps_max=arguments.steps), arguments.json)
+            _judge(books, arguments)
             return 1
         except (OSError, RuntimeError) as error:
             return _fail(str(error))
-        return _tell(judge(sorted(books.glob("*.book")), steps_max=arguments.steps), arguments.json)
+        return _judge(books, arguments)
+
+
+def _judge(directory: Path, arguments: argparse.Namespace) -> int:
+    books = sorted(directory.glob("*.book"))
+    if not books:
+        return _fail(f"there are no books in {directory}")
+    return _tell(judge(books, steps_max=arguments.steps), arguments.json)
 
 
 def _tell(verdict: Verdict, as_json: bool) -> int:

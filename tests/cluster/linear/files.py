@@ -2,8 +2,10 @@
 
 import fcntl
 import os
+import time
 import zlib
 from collections.abc import Iterator
+from functools import partial
 from random import Random
 from typing import Any, ClassVar
 
@@ -70,9 +72,10 @@ def decode(data: bytes) -> int | str:
     return int(data) if len(data) == VALUE_BYTES and data.isdigit() else f"torn: {data!r}"
 
 
-class Contents(Scene):
+class Closed(Scene):
     """Files are opened, read or written, and closed again.  One is so large that its bytes are with
-    chunkservers, the other is kept with the metadata.
+    chunkservers, the other is kept with the metadata.  Judged as close-to-open promises: what is
+    written and not closed may be seen on its own mount.
 
     Calls: read -> V; write V.
     """
@@ -81,6 +84,8 @@ class Contents(Scene):
     """How often the value is there.  Only the first is read: more than a page is not read at once,
     on any filesystem.
     """
+    OPEN_S_MAX: ClassVar[float] = 0.01
+    """So long a file stays open that was written."""
 
     @classmethod
     def prepare(cls, directory: str) -> None:
@@ -101,14 +106,14 @@ class Contents(Scene):
         fd = os.open(self.path(name), os.O_WRONLY)
         try:
             os.pwrite(fd, encode(value) * self.FILES[name], 0)
+            time.sleep(self.random.random() * self.OPEN_S_MAX)
         finally:
             os.close(fd)
 
     @classmethod
     def looks(cls, directory: str) -> Iterator[Op]:
         for name in cls.FILES:
-            path = f"{directory}/{name}"
-            yield Op(name, ("read",), lambda path=path: _read_closed(path))
+            yield Op(name, ("read",), partial(_read_closed, f"{directory}/{name}"))
 
 
 def _read_closed(path: str) -> int | str:
@@ -119,8 +124,16 @@ def _read_closed(path: str) -> int | str:
         os.close(fd)
 
 
-class Held(Contents):
-    """The same through descriptors that stay open; what was written is synced."""
+class Contents(Closed):
+    """The same, but nobody may see what somebody else, who asks afterwards, does not.  Files stay
+    open for so long that others can look meanwhile.
+    """
+
+    OPEN_S_MAX: ClassVar[float] = 0.05
+
+
+class Held(Closed):
+    """The same as `Closed` through descriptors that stay open; what was written is synced."""
 
     def read(self, name: str) -> int | str:
         flags = os.O_RDONLY if self.watches else os.O_RDWR

@@ -31,8 +31,8 @@ class OfKind(msgspec.Struct):
 
     histories: int = 0
     calls: int = 0
-    unknown: int = 0
-    """Calls whose outcome nobody was told."""
+    unknown: dict[str, int] = {}
+    """Calls whose outcome nobody was told, by the error; none: there was no answer."""
     wrong: int = 0
     """Histories that could not have been answered so."""
     undecided: int = 0
@@ -65,8 +65,11 @@ class Verdict(msgspec.Struct):
         for name, kind in sorted(self.kinds.items()):
             lines.append(
                 f"{name:10}{kind.histories:10}{kind.wrong:8}{kind.undecided:11}{kind.calls:10}"
-                f"{kind.unknown:9}{kind.slowest_s:12.3f} s"
+                f"{sum(kind.unknown.values()):9}{kind.slowest_s:12.3f} s"
             )
+        for name, kind in sorted(self.kinds.items()):
+            for why, count in sorted(kind.unknown.items()):
+                lines.append(f"{name}: {count} calls have an unknown outcome: {why}")
         lines.append(f"{self.calls} calls judged in {self.judged_s:.1f} s")
         for kind in self.kinds.values():
             lines += ["", *kind.shown] if kind.shown else []
@@ -102,7 +105,8 @@ def _count(found: OfKind, entries: list[Entry]) -> None:
     found.calls += len(entries)
     for entry in entries:
         if entry.returned is None:
-            found.unknown += 1
+            why = entry.result or "no answer"
+            found.unknown[why] = found.unknown.get(why, 0) + 1
         else:
             found.slowest_s = max(found.slowest_s, (entry.returned - entry.called) / 1e9)
 
@@ -186,7 +190,7 @@ def _names(entries: list[Entry]) -> Iterator[History]:
         yield History(" and ".join(directories), some, models.names, frozenset())
 
 
-def _place(path: str) -> models.Place:
+def _place(path: str) -> tuple[str, bytes]:
     directory, name = path.split("/")
     return directory, name.encode()
 
@@ -211,6 +215,24 @@ def _registers(entries: list[Entry]) -> Iterator[History]:
     for about, mine in _by_object(entries).items():
         calls = [_call(entry, at, result=entry.result) for at, entry in enumerate(mine)]
         yield History(about, calls, models.register, 0)
+
+
+def _closed(entries: list[Entry]) -> Iterator[History]:
+    """Registers; who reads on its own mount what is being written knows nothing of others."""
+    ends = {
+        (entry.who[0], entry.about, entry.what[1]): entry.returned
+        for entry in entries
+        if entry.what[0] == "write"
+    }
+
+    def is_early(entry: Entry) -> bool:
+        key = entry.who[0], entry.about, entry.result
+        if entry.what[0] != "read" or key not in ends:
+            return False
+        end = ends[key]
+        return end is None or entry.called <= end
+
+    yield from _registers([entry for entry in entries if not is_early(entry)])
 
 
 def _counters(entries: list[Entry]) -> Iterator[History]:
@@ -271,7 +293,7 @@ def _not_once(records: list[Any], entries: list[Entry]) -> str:
 def _counts(records: list[int]) -> dict[tuple[int, ...], int]:
     """How many records those are that have so many bytes, and that checksum."""
     crc = 0
-    found = {(0, 0): 0}
+    found: dict[tuple[int, ...], int] = {(0, 0): 0}
     for count, value in enumerate(records, 1):
         crc = zlib.crc32(record(value), crc)
         found[count * RECORD_BYTES, crc] = count
@@ -281,8 +303,9 @@ def _counts(records: list[int]) -> dict[tuple[int, ...], int]:
 _HISTORIES = {
     "names": _names,
     "attrs": _attributes,
+    "closed": _closed,
     "contents": _registers,
-    "held": _registers,
+    "held": _closed,
     "appends": _appends,
     "counters": _counters,
     "locks": _locks,

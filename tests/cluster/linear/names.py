@@ -7,11 +7,12 @@ looking up the old name and making the new one are two steps on any Linux filesy
 import ctypes
 import errno
 import os
+from collections.abc import Callable
 from functools import partial
 from random import Random
 from typing import Any, ClassVar
 
-from .scene import Op, Role, Scene, make
+from .scene import UNKNOWN, Op, Role, Scene, make
 
 DIRECTORIES = ("d0", "d1")
 NAMES = ("a", "b", "c")
@@ -32,6 +33,10 @@ class Names(Scene):
         errno.EISDIR: "IS_DIRECTORY",
         errno.ENOTDIR: "NOT_DIRECTORY",
     }
+    unknown: ClassVar[frozenset[int]] = UNKNOWN | {errno.ESTALE}
+    """Linux answers ESTALE, whatever the filesystem says, when another mount moves a directory to
+    another directory while it is made or looked up here (`d_splice_alias` in fs/dcache.c).
+    """
 
     def __init__(self, directory: str, number: int, random: Random, role: Role) -> None:
         super().__init__(directory, number, random, role)
@@ -57,17 +62,17 @@ class Names(Scene):
             case 4 | 5 | 6:
                 return _op(lambda: _make(path), "make", place)
             case 7:
-                return _op(lambda: os.mkdir(path) or 0, "mkdir", place)
+                return _op(partial(_done, os.mkdir, path), "mkdir", place)
             case 8:
                 name = random.choice(KEPT)
                 ino = self._inodes[name]
-                return _op(lambda: os.link(self.path(name), path) or ino, "link", place, ino)
+                return _op(partial(_link, self.path(name), path, ino), "link", place, ino)
             case 9 | 10 | 11:
-                return _op(lambda: os.unlink(path) or 0, "unlink", place)
+                return _op(partial(_done, os.unlink, path), "unlink", place)
             case 12:
-                return _op(lambda: os.rmdir(path) or 0, "rmdir", place)
+                return _op(partial(_done, os.rmdir, path), "rmdir", place)
             case 13 | 14:
-                return _op(lambda: os.rename(path, target) or 0, "rename", place, other, True)
+                return _op(partial(_done, os.rename, path, target), "rename", place, other, True)
             case 15:
                 return _op(
                     partial(_rename, path, target, _NOREPLACE), "rename", place, other, False
@@ -77,6 +82,16 @@ class Names(Scene):
 
 def _op(act: Any, *what: Any) -> Op:
     return Op("names", what, act)
+
+
+def _done(act: Callable[..., None], *paths: str) -> int:
+    act(*paths)
+    return 0
+
+
+def _link(path: str, target: str, ino: int) -> int:
+    os.link(path, target)
+    return ino
 
 
 def _make(path: str) -> int:

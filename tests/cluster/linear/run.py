@@ -151,7 +151,7 @@ class Run:
                     for kind in kinds.split("+"):
                         scene = SCENES[kind]
                         for op in scene.looks(directory_of(top, number, kind)):
-                            perform(book, number, kind, scene.faults, op)
+                            perform(book, number, kind, scene, op)
             finally:
                 book.close()
 

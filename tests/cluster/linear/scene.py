@@ -41,6 +41,9 @@ class Scene:
     faults: ClassVar[dict[int, str]] = {}
     """Errors that are answers of the models, as they are called there.  Any other is wrong."""
 
+    unknown: ClassVar[frozenset[int]] = UNKNOWN
+    """Errors after which it is not known what became of the call."""
+
     def __init__(self, directory: str, number: int, random: Random, role: Role) -> None:
         self.directory = directory
         self.number = number

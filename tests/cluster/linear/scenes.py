@@ -1,6 +1,6 @@
 """The kinds of work there are."""
 
-from .files import Appends, Attributes, Contents, Counters, Held
+from .files import Appends, Attributes, Closed, Contents, Counters, Held
 from .locks import Locks
 from .names import Names
 from .scene import Scene
@@ -8,6 +8,7 @@ from .scene import Scene
 SCENES: dict[str, type[Scene]] = {
     "names": Names,
     "attrs": Attributes,
+    "closed": Closed,
     "contents": Contents,
     "held": Held,
     "appends": Appends,

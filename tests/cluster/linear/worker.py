@@ -2,7 +2,8 @@
 
     python -m linear.worker ORDERS      (json of `Orders`)
 
-It says when it is ready, and is told when the first round begins: monotonic, in ns.  Nothing of mountfs is in it: what it works on may be any filesystem.
+It says when it is ready, and is told when the first round begins: monotonic, in ns.  Nothing of
+mountfs is in it: what it works on may be any filesystem.
 """
 
 import errno
@@ -14,9 +15,8 @@ from random import Random
 from typing import Any, NamedTuple
 
 from .book import Book
-from .scene import UNKNOWN, Op, Role, Scene
+from .scene import Op, Role, Scene
 from .scenes import SCENES
-
 
 READY = b"ready\n"
 
@@ -68,14 +68,14 @@ def _work(
     choices = list(scenes.items())
     while time.monotonic_ns() < ends:
         kind, scene = random.choice(choices)
-        perform(book, round, kind, scene.faults, scene.next())
+        perform(book, round, kind, scene, scene.next())
         time.sleep(random.expovariate(1 / orders.pause_s) if orders.pause_s else 0)
     for kind, scene in choices:
         for op in scene.last():
-            perform(book, round, kind, scene.faults, op)
+            perform(book, round, kind, scene, op)
 
 
-def perform(book: Book, round: int, kind: str, faults: dict[int, str], op: Op) -> None:
+def perform(book: Book, round: int, kind: str, scene: Scene | type[Scene], op: Op) -> None:
     book.asks(round, kind, op.about, op.what, time.monotonic_ns())
     returned: int | None
     result: Any
@@ -86,10 +86,10 @@ def perform(book: Book, round: int, kind: str, faults: dict[int, str], op: Op) -
         returned = time.monotonic_ns()
         code = error.errno or 0
         name = errno.errorcode.get(code, str(code))
-        if code in UNKNOWN:
+        if code in scene.unknown:
             returned, result = None, name
         else:
-            result = faults.get(code, {"error": name})
+            result = scene.faults.get(code, {"error": name})
     book.answers(returned, result)
 
 
