@@ -8,7 +8,8 @@ byte of its trace, and a run that fails can be looked at as often as needed.
 `scenario.py` puts a run together: servers (`server.py`, with `disk.py`, `store.py`) on a network,
 which agree on registers (`register.py`, `workload.py`) or on the metadata (`metadata.py`,
 `metaserver.py`) for mounts (`mount.py`, `work.py`); `faults.py` and `operator.py` are what happens
-to them; `checks.py`, `promises.py` and `history.py` with `models.py` judge.
+to them; `checks.py`, `promises.py` and `history.py` with `models.py` judge
+(`counterexample.py` shows why).
 
 Bytes are with chunkservers (`chunkserver.py`), written and read by mounts over connections
 (`bytes_mount.py`, `bytes_work.py`, `chunks.py`, `wires.py`), and seen to by who leads

@@ -5,10 +5,10 @@ A model takes the state of one object and a call on it, and says which states ma
 that was never answered (`returned` is None) is allowed to have had any effect that it could have.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
-from mountfs.sim.history import Call
+from mountfs.sim.history import Call, Model
 
 # -- a register: the contents of a file, its mode, one of its extended attributes
 
@@ -25,6 +25,29 @@ def register(value: Any, call: Call) -> Iterable[Any]:
     if call.returned is not None and call.result is not acts:
         return ()
     return (call.what[2] if acts else value,)
+
+
+def counter(value: int, call: Call) -> Iterable[int]:
+    """Calls: add -> what it is then."""
+    assert call.what == ("add",), call
+    after = value + 1
+    return (after,) if call.returned is None or call.result == after else ()
+
+
+def appended(records: Sequence[Any]) -> Model:
+    """A file to which is appended, and which has these records in the end.  Its state is how many
+    of them it has; it begins with none.
+
+    Calls: append RECORD; read -> how many it had, if they were the first of these.
+    """
+
+    def file(count: int, call: Call) -> Iterable[int]:
+        if call.what[0] == "read":
+            return (count,) if call.returned is None or call.result == count else ()
+        is_next = count < len(records) and records[count] == call.what[1]
+        return (count + 1,) if is_next else ()
+
+    return file
 
 
 def attribute(value: bytes | None, call: Call) -> Iterable[bytes | None]:
@@ -57,12 +80,14 @@ class Held(NamedTuple):
     """Sessions that are over."""
 
 
+BUSY = "busy"
+"""Somebody is in the way, and nobody has said who."""
 NOTHING_HELD = Held(frozenset(), frozenset())
 
 
 def locks(held: Held, call: Call) -> Iterable[Held]:
-    """Calls: lock OWNER EXCLUSIVE -> None or who is in the way; test OWNER EXCLUSIVE -> the same;
-    unlock OWNER; end SESSION.  An owner is (session, number).
+    """Calls: lock OWNER EXCLUSIVE -> None, or who is in the way, or BUSY; test OWNER EXCLUSIVE ->
+    the same; unlock OWNER; end SESSION.  An owner is (session, number).
     """
     kind = call.what[0]
     if kind == "end":
@@ -78,8 +103,8 @@ def locks(held: Held, call: Call) -> Iterable[Held]:
     exclusive = call.what[2]
     in_the_way = {one[0] for one in others if one[1] or exclusive}
     if call.returned is not None:
-        right = call.result in in_the_way if in_the_way else call.result is None
-        if not right:
+        told = {*in_the_way, BUSY} if in_the_way else {None}
+        if call.result not in told:
             return ()
     if kind == "test" or in_the_way:
         return (held,)
@@ -93,7 +118,7 @@ class Named(NamedTuple):
     """What a name stands for."""
 
     ino: int
-    """Below 0: whoever made it was never told its number, and nobody has seen it yet."""
+    """Below 0: whoever made it was not told its number, and nobody has seen it yet."""
     is_directory: bool
 
 
@@ -107,8 +132,9 @@ def names(state: Names, call: Call) -> Iterable[Names]:
     """Calls, with the places of names: lookup P; list DIRECTORY; make P (with O_EXCL); open P
     (without); mkdir P; link P INO; unlink P; rmdir P; rename P P2 REPLACE; exchange P P2.
 
-    Results: the number of the inode, or why not; of an open, (number, whether it is new); of a
-    list, the set of (name, number); of what takes a name away, the number or 0.
+    Results: the number of the inode, or why not; of make and mkdir, 0 if they did not ask for it;
+    of an open, (number, whether it is new); of a list, the set of (name, number); of what takes a
+    name away, the number or 0.
     """
     rule = _RULES[call.what[0]]
     return [frozenset(table.items()) for table in rule(dict(state), call)]
@@ -163,7 +189,7 @@ def _make(table: Table, call: Call) -> Iterator[Table]:
         if _told(call, "EXISTS"):
             yield table
     elif call.returned is None or isinstance(call.result, int):
-        ino = -1 - call.number if call.returned is None else call.result
+        ino = call.result or -1 - call.number
         yield {**table, place: Named(ino, call.what[0] == "mkdir")}
 
 
@@ -249,6 +275,32 @@ _RULES = {
     "link": _link, "unlink": _remove, "rmdir": _remove, "rename": _rename,
     "exchange": _exchange,
 }  # fmt: skip
+
+
+def apart(calls: list[Call]) -> Iterator[tuple[list[Any], list[Call]]]:
+    """Calls on names, by groups of directories between which nothing was moved: histories of their
+    own.
+    """
+    groups: list[tuple[set[Any], list[Call]]] = []
+    for call in calls:
+        mine = {place[0] if isinstance(place, tuple) else place for place in _places(call)}
+        met = [group for group in groups if group[0] & mine]
+        if not met:
+            groups.append((mine, [call]))
+            continue
+        (directories, some), *others = met
+        directories |= mine
+        some.append(call)
+        for group in others:
+            directories |= group[0]
+            some += group[1]
+            groups.remove(group)
+    for directories, some in groups:
+        yield sorted(directories), some
+
+
+def _places(call: Call) -> tuple[Any, ...]:
+    return call.what[1:3] if call.what[0] in ("rename", "exchange") else call.what[1:2]
 
 
 # -- the bytes of two files, in cells that are written as a whole

@@ -206,7 +206,7 @@ class Work:
         """What is to be judged: a name, the calls on it, its model, and how it began."""
         for about, calls in self.calls.items():
             if about == "names":
-                for directories, some in _apart(calls):
+                for directories, some in models.apart(calls):
                     yield f"names in {directories}", some, models.names, frozenset()
                 continue
             assert isinstance(about, tuple), about
@@ -227,27 +227,6 @@ class Work:
             owners = [call.what[1] for call in calls if call.what[0] != "end"]
             if any(owner[0] == session for owner in owners):
                 calls.append(Call("cluster", ("end", session), called, returned, "ok"))
-
-
-def _apart(calls: list[Call]) -> Iterator[tuple[list[Ino], list[Call]]]:
-    """Calls on names, by groups of directories between which nothing was moved."""
-    groups: list[tuple[set[Ino], list[Call]]] = []
-    for call in calls:
-        mine = {place[0] if isinstance(place, tuple) else place for place in _places(call)}
-        merged = (mine, [call])
-        apart = []
-        for group in groups:
-            if group[0] & mine:
-                merged = (group[0] | merged[0], [*group[1], *merged[1]])
-            else:
-                apart.append(group)
-        groups = [*apart, merged]
-    for directories, some in groups:
-        yield sorted(directories), some
-
-
-def _places(call: Call) -> tuple[Any, ...]:
-    return call.what[1:3] if call.what[0] in ("rename", "exchange") else call.what[1:2]
 
 
 def _nothing(reply: Any) -> None:

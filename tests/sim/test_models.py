@@ -6,7 +6,16 @@ from typing import Any
 import pytest
 
 from mountfs.sim.history import Call, Model, linearizable
-from mountfs.sim.models import NOTHING_HELD, attribute, locks, names
+from mountfs.sim.models import (
+    BUSY,
+    NOTHING_HELD,
+    apart,
+    appended,
+    attribute,
+    counter,
+    locks,
+    names,
+)
 
 A, B = (1, b"a"), (1, b"b")
 ELSEWHERE = (2, b"a")
@@ -46,6 +55,7 @@ def named(*seen: Seen) -> bool:
         [("make", A, 7), ("make", B, 8), ("exchange", A, B, 0), ("lookup", A, 8)],
         [("link", A, 9, 9), ("link", B, 9, 9), ("rename", A, B, True, 0), ("lookup", A, 9)],
         [("link", A, 9, 9), ("unlink", A, 0)],  # it has another name
+        [("mkdir", A, 0), ("lookup", A, 7), ("list", 1, frozenset({(b"a", 7)}))],
     ],
 )
 def test_what_posix_says_of_names_is_accepted(seen: list[Seen]) -> None:
@@ -68,6 +78,7 @@ def test_what_posix_says_of_names_is_accepted(seen: list[Seen]) -> None:
         [("make", A, 7), ("list", 1, frozenset({(b"a", 7), (b"b", 8)}))],
         [("make", A, 7), ("exchange", A, B, 0)],
         [("rename", A, B, True, 0)],
+        [("mkdir", A, 0), ("lookup", A, 7), ("lookup", A, 8)],  # it was not told, but is one
     ],
 )
 def test_what_cannot_be_of_names_is_refused(seen: list[Seen]) -> None:
@@ -109,6 +120,9 @@ ONE, TWO = (1, 1), (2, 1)
         (True, [("lock", ONE, False, None), ("lock", TWO, False, None), ("lock", ONE, True, TWO)]),
         (True, [("lock", ONE, True, None), ("unlock", ONE, "ok"), ("lock", TWO, True, None)]),
         (True, [("lock", ONE, True, None), ("end", 1, "ok"), ("lock", TWO, True, None)]),
+        (True, [("lock", ONE, True, None), ("lock", TWO, True, BUSY), ("test", TWO, True, BUSY)]),
+        (False, [("lock", ONE, True, BUSY)]),
+        (False, [("lock", ONE, False, None), ("lock", TWO, False, BUSY)]),
         (False, [("lock", ONE, True, None), ("lock", TWO, True, None)]),
         (False, [("lock", ONE, True, None), ("unlock", ONE, "ok"), ("lock", TWO, True, ONE)]),
         (False, [("lock", ONE, True, None), ("end", 2, "ok"), ("lock", TWO, True, None)]),
@@ -117,3 +131,52 @@ ONE, TWO = (1, 1), (2, 1)
 )
 def test_locks(right: bool, seen: list[Seen]) -> None:
     assert holds(locks, NOTHING_HELD, *seen) is right
+
+
+@pytest.mark.parametrize(
+    ("right", "seen"),
+    [
+        (True, [("add", 1), ("add", 2)]),
+        (False, [("add", 1), ("add", 1)]),
+        (False, [("add", 1), ("add", 3)]),
+        (False, [("add", "not a number")]),
+    ],
+)
+def test_a_counter(right: bool, seen: list[Seen]) -> None:
+    assert holds(counter, 0, *seen) is right
+
+
+@pytest.mark.parametrize(
+    ("right", "seen"),
+    [
+        (True, [("append", 7, None), ("read", 1), ("append", 8, None), ("read", 2)]),
+        (True, [("read", 0), ("append", 7, None)]),  # more may have come later
+        (False, [("append", 7, None), ("read", 0)]),
+        (False, [("read", 1), ("append", 7, None)]),
+        (False, [("append", 8, None), ("append", 7, None)]),
+        (False, [("append", 7, None), ("append", 8, None), ("append", 9, None)]),
+        (False, [("append", 7, None), ("append", 8, None), ("append", 8, None)]),
+        (False, [("append", 7, None), ("read", [16, 12345])]),
+    ],
+)
+def test_a_file_to_which_is_appended(right: bool, seen: list[Seen]) -> None:
+    assert holds(appended([7, 8]), 0, *seen) is right
+
+
+def test_an_append_without_an_answer_is_where_it_is_in_the_file() -> None:
+    sure = Call("a", ("append", 7), 2, 3)
+    unsure = Call("b", ("append", 8), 0, None)
+    for records in ([7], [7, 8], [8, 7]):
+        assert linearizable([sure, unsure], appended(records), 0)
+    assert not linearizable([sure, unsure, Call("a", ("read",), 4, 5, 2)], appended([7, 9]), 0)
+
+
+def test_directories_between_which_nothing_moves_are_judged_apart() -> None:
+    three = (3, b"a")
+    whats = [
+        ("make", A), ("make", ELSEWHERE), ("list", 3), ("rename", ELSEWHERE, three, True),
+        ("lookup", B), ("exchange", (4, b"a"), (5, b"a")), ("lookup", (4, b"b")),
+    ]  # fmt: skip
+    calls = [Call("a", what, at, at + 1, 0, at) for at, what in enumerate(whats)]
+    found = {tuple(tops): sorted(one.number for one in some) for tops, some in apart(calls)}
+    assert found == {(1,): [0, 4], (2, 3): [1, 2, 3], (4, 5): [5, 6]}
