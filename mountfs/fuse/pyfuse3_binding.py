@@ -68,9 +68,6 @@ MS_POSIXACL: Final = 1 << 16
 """Of mount(2): the umask is left to the filesystem.  pyfuse3 does not say so at INIT."""
 _FIRST_ENTRIES: Final = 32
 """The smallest answer to READDIRPLUS holds about so many.  How large it may be is not told."""
-_FREE_INODES: Final = 1 << 32
-"""What statfs(2) says: inodes are made as they are needed, there is no table to run out of."""
-
 _INSTALL: Final = (
     "install it with: pip install 'mountfs[pyfuse3]' "
     "(it is compiled; on Debian and Ubuntu first: "

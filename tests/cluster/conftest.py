@@ -1,6 +1,7 @@
 """Tests with real processes need root and /dev/fuse, and a node for each."""
 
 import os
+import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,7 +12,7 @@ sys.path.insert(0, str(Path(__file__).parent))  # `mounted` and others, whatever
 
 from mounted import Node, fresh_node
 from network import Network, fresh_network
-from nodes import Nodes, fresh_cluster
+from nodes import TTL_S, Nodes, fresh_cluster
 
 
 @pytest.fixture(autouse=True)
@@ -61,3 +62,20 @@ def shared_apart(network: Network) -> Iterator[Nodes]:
     """Three nodes that all vote, each on its own machine in the network; clients on another."""
     with fresh_cluster(network=network) as cluster:
         yield cluster
+
+
+@pytest.fixture(scope="module")
+def impatient() -> Iterator[Nodes]:
+    """A cluster that gives a silent mount three seconds."""
+    with fresh_cluster(options=["--session-ttl", str(TTL_S)]) as cluster:
+        yield cluster
+
+
+@pytest.fixture
+def two(impatient: Nodes) -> Iterator[tuple[Node, Node]]:
+    """Two mounts, and in both an empty directory `here`."""
+    one, other = impatient.mount("one"), impatient.mount("other")
+    subprocess.run(["rm", "-rf", one.point / "here"], check=True)
+    (one.point / "here").mkdir()
+    yield one, other
+    impatient.calm()

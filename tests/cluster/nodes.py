@@ -33,6 +33,8 @@ from mountfs.wire.connection import Disconnected
 from mountfs.wire.frames import Hello
 from mountfs.wire.stream import connect
 
+TTL_S: Final = 3
+"""What a cluster that is impatient gives a silent mount."""
 PORT: Final = 7410
 START_S_MAX: Final = 60
 END_S_MAX: Final = 60

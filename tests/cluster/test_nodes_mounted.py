@@ -16,29 +16,11 @@ from typing import Final
 
 import pytest
 from mounted import Node
-from nodes import Nodes, fresh_cluster, until, wait_for
+from nodes import Nodes, until, wait_for
 
 SOON_S: Final = 30
-TTL_S: Final = 3
 SEEN_S_MAX: Final = 10
 """Generous: names and attributes are believed for a second."""
-
-
-@pytest.fixture(scope="module")
-def impatient() -> Iterator[Nodes]:
-    """A cluster that gives a silent mount three seconds."""
-    with fresh_cluster(options=["--session-ttl", str(TTL_S)]) as cluster:
-        yield cluster
-
-
-@pytest.fixture
-def two(impatient: Nodes) -> Iterator[tuple[Node, Node]]:
-    """Two mounts, and in both an empty directory `here`."""
-    one, other = impatient.mount("one"), impatient.mount("other")
-    subprocess.run(["rm", "-rf", one.point / "here"], check=True)
-    (one.point / "here").mkdir()
-    yield one, other
-    impatient.calm()
 
 
 @pytest.fixture

@@ -15,12 +15,11 @@ from typing import Any, Final
 import pytest
 from mounted import Node
 from network import Network
-from nodes import CLIENT, MOUNTFS, Nodes, fresh_cluster, until, wait_for
+from nodes import CLIENT, MOUNTFS, TTL_S, Nodes, fresh_cluster, until, wait_for
 from program import Program
 
 from mountfs.vfs import control
 
-TTL_S: Final = 3
 HANDED_S_MAX: Final = 2.0
 """Generous for a few milliseconds, and less than any time after which somebody asks again."""
 SOON_S: Final = 30
@@ -29,23 +28,6 @@ KINDS: Final = {
     "fcntl": "fcntl.lockf(fd, fcntl.LOCK_{0})",
     "ofd": "ofd(fd, fcntl.F_{1}LCK)",
 }
-
-
-@pytest.fixture(scope="module")
-def impatient() -> Iterator[Nodes]:
-    """A cluster that gives a silent mount three seconds."""
-    with fresh_cluster(options=["--session-ttl", str(TTL_S)]) as cluster:
-        yield cluster
-
-
-@pytest.fixture
-def two(impatient: Nodes) -> Iterator[tuple[Node, Node]]:
-    """Two mounts, and in both an empty directory `here`."""
-    one, other = impatient.mount("one"), impatient.mount("other")
-    subprocess.run(["rm", "-rf", one.point / "here"], check=True)
-    (one.point / "here").mkdir()
-    yield one, other
-    impatient.calm()
 
 
 @pytest.fixture

@@ -30,7 +30,7 @@ def native_threads() -> list[str]:
     """Of gRPC itself."""
     names = []
     for task in Path("/proc/self/task").iterdir():
-        with contextlib.suppress(FileNotFoundError):  # it has just ended
+        with contextlib.suppress(FileNotFoundError, ProcessLookupError):  # it has just ended
             names.append((task / "comm").read_text().strip())
     return sorted(name for name in names if name in ("event_engine", "lifeguard"))
 
