@@ -9,7 +9,7 @@ from itertools import islice
 
 from mountfs.meta import keys
 from mountfs.meta.quota import Kind
-from mountfs.meta.records import unpack_inode
+from mountfs.meta.records import UNCOUNTED, unpack_inode
 from mountfs.meta.sums import Sums, unpack_sums
 from mountfs.meta.tree import Tree
 from mountfs.types import ROOT, Ino
@@ -46,6 +46,8 @@ def _some(tree: Tree, stored: dict[Ino, Sums]) -> Iterator[str]:
             continue
         if key[8] == keys.INODE:
             inode = unpack_inode(value)
+            if inode.marks & UNCOUNTED:
+                continue
             if not inode.is_directory:
                 charge(inode.parent, inode.allocated, 1, 0)
             elif inode.ino != ROOT:
@@ -77,6 +79,8 @@ def _owners(tree: Tree) -> Iterator[str]:
     for key, value in tree.everything():
         if key[8] == keys.INODE and key[:8] != _NOBODY:
             inode = unpack_inode(value)
+            if inode.marks & UNCOUNTED:
+                continue
             for owner in ((Kind.USER, inode.uid), (Kind.GROUP, inode.gid)):
                 allocated, inodes = counted.get(owner, (0, 0))
                 counted[owner] = (allocated + inode.allocated, inodes + 1)

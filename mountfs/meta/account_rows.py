@@ -17,8 +17,9 @@ from mountfs.kv.base import Store
 from mountfs.kv.overlay import Rows
 from mountfs.meta import keys
 from mountfs.meta.quota import Kind
-from mountfs.meta.records import Counters, Inode, unpack_dentry, unpack_inode
+from mountfs.meta.records import UNCOUNTED, Counters, Inode, unpack_dentry, unpack_inode
 from mountfs.meta.sums import NOBODY, Sums, Use
+from mountfs.meta.trash import unpack_entry
 from mountfs.types import ROOT, Ino
 
 BEFORE: Final = 3
@@ -47,6 +48,8 @@ class _Counting:
         self._store = store
         self._rows: Rows = {}
         self._directories: dict[Ino, Sums] = {}
+        self._uncounted: set[Ino] = set()
+        """Directories in the trash that count for nobody."""
         self._users: dict[int, Use] = {}
         self._groups: dict[int, Use] = {}
         self._places: dict[Ino, Counter[Ino]] = {}
@@ -82,11 +85,15 @@ class _Counting:
         for key, value in self._store.scan(first, b"\xff" * 9):
             if key[8] == keys.INODE:
                 inode = unpack_inode(value)
-                for owners, number in ((self._users, inode.uid), (self._groups, inode.gid)):
+                counted = not inode.marks & UNCOUNTED
+                owned = ((self._users, inode.uid), (self._groups, inode.gid)) if counted else ()
+                for owners, number in owned:
                     use = owners.setdefault(number, Use())
                     use.allocated += inode.allocated
                     use.inodes += 1
                 if inode.is_directory:
+                    if inode.marks & UNCOUNTED:
+                        self._uncounted.add(inode.ino)
                     parent = inode.parent if inode.ino != ROOT else NOBODY
                     self._directories[inode.ino] = Sums(parent)
             elif key[8] in (keys.SUMS, keys.PLACE):
@@ -116,8 +123,7 @@ class _Counting:
                 self._put(keys.place(ino, directory), count.to_bytes(4, "little"))
 
     def _charge_orphans(self) -> None:
-        for key, _ in list(self._store.scan(*keys.orphans())):
-            _, ino = keys.session_ino(key)
+        for ino in self._without_names():
             record = self._store.get(keys.inode(ino))
             if record is None:
                 continue
@@ -129,12 +135,22 @@ class _Counting:
                 self._directories[ino].parent = home
                 self._move(inode, home)
 
+    def _without_names(self) -> list[Ino]:
+        orphans = [keys.session_ino(key)[1] for key, _ in self._store.scan(*keys.orphans())]
+        first = keys.everything_of(keys.FIRST_INO)[0]
+        return orphans + [
+            unpack_entry(key, value).ino
+            for key, value in self._store.scan(first, b"\xff" * 9)
+            if key[8] == keys.TRASH
+        ]
+
     def _charge(self, inode: Inode, home: Ino) -> None:
         sums = self._directories.get(home)
         if sums is None:  # fsck says so
             return
-        sums.allocated += inode.allocated
-        sums.files += 1
+        if not inode.marks & UNCOUNTED:
+            sums.allocated += inode.allocated
+            sums.files += 1
         if inode.parent != home:
             self._move(inode, home)
 
@@ -148,13 +164,14 @@ class _Counting:
         children = Counter(sums.parent for sums in directories.values())
         ready = [ino for ino in directories if not children[ino]]
         while ready:
-            sums = directories[ready.pop()]
+            ino = ready.pop()
+            sums = directories[ino]
             above = directories.get(sums.parent)
             if above is None:
                 continue
             above.allocated += sums.allocated
             above.files += sums.files
-            above.directories += sums.directories + 1
+            above.directories += sums.directories + (ino not in self._uncounted)
             children[sums.parent] -= 1
             if not children[sums.parent]:
                 ready.append(sums.parent)

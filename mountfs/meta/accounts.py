@@ -20,15 +20,15 @@ from mountfs.meta import keys
 from mountfs.meta.book import Book
 from mountfs.meta.limited import AllLimited, Delta, Limited, load_quotas, quota_row
 from mountfs.meta.quota import Kind, Quota
-from mountfs.meta.records import Inode
+from mountfs.meta.records import UNCOUNTED, Inode
 from mountfs.meta.sums import NOBODY, Sums, Use, unpack_sums, unpack_use
 from mountfs.types import ROOT, Ino
 
 _LIMITS_KNOWN_MAX: Final = 16_384
 _DIRECTORY: Final = 0o040000
 _TYPE: Final = 0o170000
-_charged: Final = struct.Struct("<16xQ36xI4xII12xQ").unpack_from
-"""(blocks of 512 bytes, mode, uid, gid, parent) of an inode's record."""
+_charged: Final = struct.Struct("<16xQ36xI4xII12xQ32xI").unpack_from
+"""(blocks of 512 bytes, mode, uid, gid, parent, marks) of an inode's record."""
 
 Account = tuple[int, int, int]
 """(home, uid, gid): inodes that have these in common are charged alike."""
@@ -171,7 +171,7 @@ class Accounts:
         nothing has changed here.
         """
         found = self._changes(touched, before, removed, changes)
-        if found.charges:
+        if found.charges or found.gone:
             if found.moved or found.gone:
                 self._settle_directories(found, changes, now)
             else:
@@ -200,7 +200,10 @@ class Accounts:
                     home = inode.parent if ino != ROOT else NOBODY
                     charges.append(((home, inode.uid, inode.gid), 0, 0, 1))
                 continue
-            blocks, mode, uid, gid, parent = _charged(record)
+            blocks, mode, uid, gid, parent, marks = _charged(record)
+            if (marks | inode.marks) & UNCOUNTED:
+                self._counts_again(inode, record, found)
+                continue
             more = inode.allocated - (blocks << 9)
             if parent == inode.parent and uid == inode.uid and gid == inode.gid:
                 if more:
@@ -220,9 +223,10 @@ class Accounts:
                 elif parent not in touched and self._is_gone(parent, changes):
                     found.gone.add(parent)
         for ino in removed:
-            blocks, mode, uid, gid, parent = _charged(before[ino])
+            blocks, mode, uid, gid, parent, marks = _charged(before[ino])
             directory = int(mode & _TYPE == _DIRECTORY)
-            charges.append(((parent, uid, gid), -(blocks << 9), directory - 1, -directory))
+            if not marks & UNCOUNTED:
+                charges.append(((parent, uid, gid), -(blocks << 9), directory - 1, -directory))
             if directory:
                 found.gone.add(ino)
                 if self._limited.find(Kind.TREE, ino) is not None:
@@ -230,6 +234,19 @@ class Accounts:
             if parent not in touched and self._is_gone(parent, changes):
                 found.gone.add(parent)
         return found
+
+    def _counts_again(self, inode: Inode, record: bytes, found: _Changes) -> None:
+        """It counted for nobody, or does not from now on: in the trash of some trees."""
+        blocks, mode, uid, gid, parent, marks = _charged(record)
+        directory = int(mode & _TYPE == _DIRECTORY)
+        if not marks & UNCOUNTED:
+            charge = (parent, uid, gid), -(blocks << 9), directory - 1, -directory
+            found.charges.append(charge)
+        if not inode.marks & UNCOUNTED:
+            home = inode.parent, inode.uid, inode.gid
+            found.charges.append((home, inode.allocated, 1 - directory, directory))
+        if directory and parent != inode.parent:
+            found.moved.append((inode, parent))
 
     def _settle(self, charges: list[Charge], changes: Rows, now: int) -> None:
         """What nearly every command does: something changes in directories that stay."""

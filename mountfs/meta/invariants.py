@@ -24,6 +24,7 @@ from mountfs.meta.records import (
     HAS_LOCKS,
     HAS_SLICES,
     HAS_XATTRS,
+    TRASHED,
     Inode,
     Slice,
     blocks_mask,
@@ -35,6 +36,7 @@ from mountfs.meta.records import (
     unpack_used,
 )
 from mountfs.meta.retention_invariants import retention_marks, retention_rows
+from mountfs.meta.trash_invariants import trash_marks, trash_rows
 from mountfs.meta.tree import Tree
 from mountfs.types import BLOCK_BYTES, CHUNK_BYTES, ROOT, Ino, SliceId
 
@@ -65,6 +67,7 @@ def violations(
     yield from _holders(tree)
     yield from _tangles(tree)
     yield from retention_rows(tree)
+    yield from trash_rows(tree)
     for start in range(0, tree.counters.next_ino, window):
         yield from _names(tree, start, start + window)
     for start in range(0, tree.counters.next_slice, window):
@@ -149,6 +152,8 @@ def _inode(tree: Tree, inode: Inode, rows: Iterator[Row]) -> Iterator[str]:
                     yield from _locks(tree, inode)
                 case keys.PIECE | keys.RETENTION | keys.DEFAULT_RETENTION | keys.RETAINED_BELOW:
                     pass
+                case keys.TRASH_SETTING | keys.TRASH:
+                    pass
                 case _:
                     yield f"has a row of unknown kind {kind:#x}"
 
@@ -175,6 +180,7 @@ def _inode(tree: Tree, inode: Inode, rows: Iterator[Row]) -> Iterator[str]:
     if bool(inode.marks & HAS_LOCKS) != bool(counts[keys.LOCKS]):
         yield "is marked for locks as it should not be"
     yield from retention_marks(inode, counts)
+    yield from trash_marks(inode, counts)
     if counts[keys.BLOCKS] and not inode.marks & HAS_SLICES:
         yield "has blocks without the mark for slices"
     if counts[keys.PIECE] != pieces:
@@ -364,7 +370,7 @@ class _Bitmap:
 
 def _names(tree: Tree, start: int, stop: int) -> Iterator[str]:
     """Every inode from `start` to `stop` has the names that it counts; without one, it is an orphan
-    of one session.
+    of one session, or in the trash, of which `trash_rows` says more.
     """
     stop = min(stop, tree.counters.next_ino)
     wanted, found = _Bitmap(start, stop), _Bitmap(start, stop)
@@ -382,7 +388,7 @@ def _names(tree: Tree, start: int, stop: int) -> Iterator[str]:
         if kind == keys.INODE:
             inode = unpack_inode(value)
             ino = inode.ino
-            if not start <= ino < stop or ino == ROOT:
+            if not start <= ino < stop or ino == ROOT or inode.marks & TRASHED:
                 continue
             names = min(inode.nlink, 1) if inode.is_directory else inode.nlink
             if names <= 1:

@@ -21,7 +21,9 @@ The values are in `records.py`, both formats in docs/formats.md.
 | i   | 0x50 |                                    | the locks held on the file                 |
 | i   | 0x60 |                                    | retention of a file: mode, until, hold     |
 | i   | 0x62 |                                    | retention that files of a tree get         |
+| i   | 0x63 |                                    | what becomes of what is deleted in a tree  |
 | i   | 0x64 |                                    | a directory's: holds below, latest until   |
+| i   | 0x66 | name, NUL, ~order u64              | trash: what had this name in directory i   |
 | 0   | 0x01 |                                    | counters                                   |
 | 0   | 0x02 | session u64, ino u64               | an orphan: no name, still in use           |
 | 0   | 0x03 | session u64                        | session: its last replies                  |
@@ -37,6 +39,8 @@ The values are in `records.py`, both formats in docs/formats.md.
 | 0   | 0x0d | gid u64                            | use by a group                             |
 | 0   | 0x0e | kind u64, number u64               | a quota                                    |
 | 0   | 0x65 | ino u64                            | written, and to get a tree's retention     |
+| 0   | 0x67 | until u64, order u64               | trash that is removed then: where it is    |
+| 0   | 0x68 | uid u64                            | when a user has deleted last, and the run  |
 """
 
 import struct
@@ -47,12 +51,15 @@ _INO_KIND = struct.Struct(">QB")
 _INO_KIND_64 = struct.Struct(">QBQ")
 _INO_KIND_64_64 = struct.Struct(">QBQQ")
 _SLICE = struct.Struct(">QBQQI")
+_U64 = struct.Struct(">Q")
+_U64_MAX = (1 << 64) - 1
 
 INODE, SUMS = 0x10, 0x11
 DENTRY, ENTRY, PLACE = 0x20, 0x21, 0x22
 CONTENT, BLOCKS, SLICES, PIECE, TARGET = 0x30, 0x31, 0x32, 0x33, 0x34
 XATTR, LOCKS = 0x40, 0x50
 RETENTION, DEFAULT_RETENTION, RETAINED_BELOW, UNCOMMITTED = 0x60, 0x62, 0x64, 0x65
+TRASH_SETTING, TRASH, TRASH_UNTIL, DELETION_RUN = 0x63, 0x66, 0x67, 0x68
 ORPHAN, SESSION, GARBAGE, SHARED, TANGLED, LOCKED = range(2, 8)
 NODE, VOLUME, USED = 9, 10, 11
 USER_USE, GROUP_USE, QUOTA = 12, 13, 14
@@ -169,6 +176,49 @@ def uncommitted(ino: Ino) -> bytes:
 def uncommitteds(after: int = 0) -> Range:
     """Files behind that one."""
     return _INO_KIND_64.pack(0, UNCOMMITTED, after + 1), _INO_KIND.pack(0, UNCOMMITTED + 1)
+
+
+def trash_setting(directory: Ino) -> bytes:
+    return _INO_KIND.pack(directory, TRASH_SETTING)
+
+
+def trash(directory: Ino, name: bytes, order: int) -> bytes:
+    return _INO_KIND.pack(directory, TRASH) + name + b"\0" + _U64.pack(_U64_MAX - order)
+
+
+def trash_of(directory: Ino, name: bytes) -> Range:
+    """All that had one name, newest first."""
+    head = _INO_KIND.pack(directory, TRASH) + name
+    return head + b"\0", head + b"\1"
+
+
+def trash_in(directory: Ino, after: bytes = b"") -> Range:
+    """By name, of each the newest first; `after`: behind the one whose key ends so."""
+    low = _INO_KIND.pack(directory, TRASH)
+    return (low + after + b"\0" if after else low), _INO_KIND.pack(directory, TRASH + 1)
+
+
+def trash_place(key: bytes) -> tuple[Ino, bytes, int]:
+    """(directory, name, order)"""
+    return ino_of(key), key[9:-9], _U64_MAX - last_64(key)
+
+
+def trash_until(until: int, order: int) -> bytes:
+    return _INO_KIND_64_64.pack(0, TRASH_UNTIL, until, order)
+
+
+def trash_untils(after: tuple[int, int] = (0, 0)) -> Range:
+    until, order = after
+    return trash_until(until, order) + b"\0", _INO_KIND.pack(0, TRASH_UNTIL + 1)
+
+
+def until_and_order(key: bytes) -> tuple[int, int]:
+    _, _, until, order = _INO_KIND_64_64.unpack(key)
+    return until, order
+
+
+def deletion_run(uid: int) -> bytes:
+    return _INO_KIND_64.pack(0, DELETION_RUN, uid)
 
 
 def orphan(session: int, ino: Ino) -> bytes:

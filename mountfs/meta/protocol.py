@@ -71,6 +71,8 @@ from mountfs.meta.ops.reap import Orphans
 from mountfs.meta.ops.retention import Kept
 from mountfs.meta.ops.session import Sessions
 from mountfs.meta.ops.slices import Garbage, Tangles
+from mountfs.meta.ops.trash import DueTrash, FindTrash, GetTrash, ListTrash
+from mountfs.meta.ops.undelete import LastRun, LookWithin
 from mountfs.meta.ops.volumes import GetVolumes, ListVolumes, UsedSlices
 from mountfs.meta.ops.xattr import GetXattr, ListXattr
 from mountfs.meta.state_machine import COMMANDS
@@ -88,6 +90,7 @@ QUERIES: Final[tuple[type[Query[Any]], ...]] = (
     ReadDir, Readlink, Sessions, Tangles, TestLock, Usage, UsedSlices, Below, GetQuota, ListQuotas,
     Owners, Room, TreeSpace, VirtualXattr, CountIn, OpenBelow, PathOf,
     IsRetained, Kept, GetDefault, AtClose, Uncommitted, ListRetained, Needed, MustKeep,
+    GetTrash, DueTrash, ListTrash, FindTrash, LastRun, LookWithin,
 )  # fmt: skip
 
 OPERATORS: Final = frozenset(

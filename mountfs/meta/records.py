@@ -54,6 +54,12 @@ UNCOMMITTED = 1 << 13
 """It was written in a tree with a default retention, which it gets when it is closed."""
 RETAINS = 1 << 14
 """Of a directory: files below it get retention by default."""
+TRASHES = 1 << 15
+"""Of a directory: it says what becomes of what is deleted below it."""
+TRASHED = 1 << 16
+"""It is in the trash."""
+UNCOUNTED = 1 << 17
+"""It is or was in the trash of a tree that does not count that: it is charged to nobody."""
 COPIES_SHIFT = 8
 COPIES_MARKS = 0xF << COPIES_SHIFT
 """How many copies the bytes are to have; 0: nobody has said."""
@@ -115,7 +121,7 @@ class Inode:
     """Changes whenever the bytes do."""
     btime: int
     marks: int
-    """HAS_* bits, RETAINED, UNCOMMITTED, RETAINS, and COPIES_MARKS."""
+    """HAS_* bits, RETAINED, UNCOMMITTED, RETAINS, TRASHES, TRASHED, UNCOUNTED, and COPIES_MARKS."""
     packed: bytes | None
     """The record, as long as nothing has changed since it was made."""
 
@@ -373,6 +379,8 @@ class Counters(msgspec.Struct):
     """Some file has once been given retention."""
     default_retention: bool = False
     """Some directory has once been given a default retention."""
+    trash: bool = False
+    """Some tree has once been given a trash."""
     protected_time: int = 0
     """Nanoseconds since 1970 that have passed for certain (`meta.proven_time`); retention ends by
     this clock.  Never goes back.

@@ -41,6 +41,8 @@ from mountfs.meta.ops.slices import Discard, Reclaimed, ReserveSlices, Rewrite, 
 from mountfs.meta.ops.symlink import Symlink
 from mountfs.meta.ops.tmpfile import Tmpfile
 from mountfs.meta.ops.touch import Touch
+from mountfs.meta.ops.trash import EmptyTrash, SetTrash
+from mountfs.meta.ops.undelete import Undelete, UndeleteIn
 from mountfs.meta.ops.unlink import Unlink
 from mountfs.meta.ops.volumes import (
     AdoptVolume,
@@ -64,7 +66,7 @@ COMMANDS: tuple[type[Command[Any]], ...] = (
     Reclaimed, ReleaseLock, RemoveNode, RemoveXattr, Rename, ReserveSlices, ReturnVolumes, Rewrite,
     Rmdir, SealVolume, SetAttr, SetCopies, SetReplicas, SetXattr, Settle, Symlink, TakeLock,
     Tmpfile, Touch, Unlink, Write, SetQuota, DeleteQuota, SetRetention, SetLegalHold, SetDefault,
-    CommitRetention, RequireFree,
+    CommitRetention, RequireFree, SetTrash, Undelete, UndeleteIn, EmptyTrash,
 )  # fmt: skip
 """Everything that can be in the log.  A command that was ever written must stay readable."""
 
@@ -108,10 +110,11 @@ _TIMED = frozenset({CommitRetention, RequireFree, SetLegalHold, SetRetention})
 
 
 def needs_time(tree: Tree, command: Command[Any]) -> bool:
-    """Whether an entry is to say what time is known for certain: nothing is retained, mostly, and
-    then it makes no difference.
+    """Whether an entry is to say what time is known for certain: nothing is retained, and there is
+    no trash, mostly, and then it makes no difference.
     """
-    return tree.counters.retention or type(command) in _TIMED
+    counters = tree.counters
+    return counters.retention or counters.trash or type(command) in _TIMED
 
 
 class Refused(msgspec.Struct, frozen=True, tag="refused"):

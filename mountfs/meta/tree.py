@@ -24,6 +24,7 @@ from mountfs.meta.records import (
     HAS_SLICES,
     RETAINED,
     RETAINS,
+    TRASHES,
     UNCOMMITTED,
     Attributes,
     Counters,
@@ -140,6 +141,10 @@ class Tree:
         pairs = self._rows.scan(start, stop)
         own = [(key, value) for key, value in self._changes.items() if start <= key < stop]
         return islice(merge(sorted(own), pairs) if own else pairs, limit)
+
+    def stored(self, span: keys.Range) -> Iterator[tuple[bytes, bytes]]:
+        """Rows in a range, as they were before the running command."""
+        return self._rows.scan(*span)
 
     def everything(self) -> Iterator[tuple[bytes, bytes]]:
         """All rows, in the order of their keys; between commands, for checks."""
@@ -342,6 +347,8 @@ class Tree:
             self.put(keys.default_retention(inode.ino), None)
         if inode.marks & UNCOMMITTED:
             self.put(keys.uncommitted(inode.ino), None)
+        if inode.marks & TRASHES:
+            self.put(keys.trash_setting(inode.ino), None)
 
     # -- bytes
 

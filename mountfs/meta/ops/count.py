@@ -5,7 +5,7 @@ import msgspec
 from mountfs.errors import Fault, FsError
 from mountfs.meta import keys
 from mountfs.meta.command import Query
-from mountfs.meta.records import unpack_dentry, unpack_entry
+from mountfs.meta.records import UNCOUNTED, unpack_dentry, unpack_entry
 from mountfs.meta.tree import Tree
 from mountfs.types import ROOT, Ino
 
@@ -52,7 +52,7 @@ class CountIn(Query[tuple[int, tuple[Counted, ...]]], frozen=True, tag="count_in
 
 class OpenBelow(Query[tuple[Counted, ...]], frozen=True, tag="open_below"):
     """Files and directories without a name, still in use, that are charged to a directory or to one
-    below it; the first `limit` of them.
+    below it; the first `limit` of them.  `ListTrash` has those that are in the trash.
     """
 
     ino: Ino
@@ -65,6 +65,8 @@ class OpenBelow(Query[tuple[Counted, ...]], frozen=True, tag="open_below"):
                 break
             _, ino = keys.session_ino(key)
             inode = tree.inode(ino)
+            if inode.marks & UNCOUNTED:
+                continue
             if any(self.ino == above for above, _ in tree.accounts.chain(inode.parent)):
                 is_directory = inode.is_directory
                 found.append(Counted(ino, inode.uid, inode.gid, inode.allocated, is_directory))

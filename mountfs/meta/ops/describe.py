@@ -18,7 +18,10 @@ from mountfs.meta.records import (
     HAS_XATTRS,
     RETAINED,
     RETAINS,
+    TRASHED,
+    TRASHES,
     UNCOMMITTED,
+    UNCOUNTED,
     Slice,
 )
 from mountfs.meta.tree import Tree
@@ -33,6 +36,9 @@ _MARKS = {
     RETAINED: "retained",
     UNCOMMITTED: "to be retained",
     RETAINS: "retains",
+    TRASHES: "says what becomes of what is deleted",
+    TRASHED: "in the trash",
+    UNCOUNTED: "not counted",
 }
 
 

@@ -5,6 +5,7 @@ import msgspec
 from mountfs.errors import Fault, FsError
 from mountfs.meta.command import Command, Query, Stamp
 from mountfs.meta.quota import WORDS, Kind, Limits, Quota
+from mountfs.meta.records import UNCOUNTED
 from mountfs.meta.tree import Tree
 from mountfs.types import Ino
 
@@ -136,6 +137,8 @@ class Room(Query[Leeway], frozen=True, tag="room"):
         if not tree.accounts.has_quotas:
             return Leeway(False)
         inode = tree.inode(self.ino)
+        if inode.marks & UNCOUNTED:
+            return Leeway(False)
         now = tree.counters.last_time
         left = [
             max(limit - one.bytes, 0)
@@ -167,6 +170,8 @@ class TreeSpace(Query[Space | None], frozen=True, tag="tree_space"):
         if not accounts.has_quotas:
             return None
         inode = tree.inode(self.ino)
+        if inode.marks & UNCOUNTED:
+            return None
         bytes_limits: list[tuple[int, int, int]] = []
         inodes_limits: list[tuple[int, int, int]] = []
         for ino, sums in accounts.chain(self.ino if inode.is_directory else inode.parent):

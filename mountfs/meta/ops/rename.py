@@ -5,6 +5,7 @@ from mountfs.meta import keys, places
 from mountfs.meta.command import Command, Stamp, check_name
 from mountfs.meta.permission import SEARCH, WRITE, permit, permit_removal
 from mountfs.meta.records import Inode, pack_dentry, pack_entry
+from mountfs.meta.trash import lose_name
 from mountfs.meta.tree import Tree
 from mountfs.types import Cred, Ino
 
@@ -13,7 +14,9 @@ EXCHANGE = 2
 
 
 class Rename(Command[Ino], frozen=True, tag="rename"):
-    """Reply: the inode that lost its last name by it, otherwise 0."""
+    """Reply: the inode that lost its last name by it, otherwise 0, and also where it is in the
+    trash.
+    """
 
     parent: Ino
     name: bytes
@@ -50,9 +53,7 @@ class Rename(Command[Ino], frozen=True, tag="rename"):
         lost = Ino(0)
         if over is not None:
             over = tree.remove_name(self.new_parent, self.new_name)
-            if over.nlink == 0:
-                tree.make_orphan(over)
-                lost = over.ino
+            lost = lose_name(tree, target, self.new_name, over, self.cred)
         moved = tree.remove_name(self.parent, self.name)
         tree.add_name(self.new_parent, self.new_name, moved)
         return lost

@@ -3,12 +3,13 @@
 from mountfs.errors import Fault, FsError
 from mountfs.meta.command import Command, Stamp, check_name
 from mountfs.meta.permission import SEARCH, WRITE, permit, permit_removal
+from mountfs.meta.trash import lose_name
 from mountfs.meta.tree import Tree
 from mountfs.types import Cred, Ino
 
 
 class Rmdir(Command[Ino], frozen=True, tag="rmdir"):
-    """Reply: the inode, an orphan of the session now."""
+    """Reply: the inode, an orphan of the session now; 0 where it is in the trash."""
 
     parent: Ino
     name: bytes
@@ -28,5 +29,4 @@ class Rmdir(Command[Ino], frozen=True, tag="rmdir"):
             raise FsError(Fault.NOT_EMPTY)
 
         child = tree.remove_name(self.parent, self.name)
-        tree.make_orphan(child)
-        return child.ino
+        return lose_name(tree, parent, self.name, child, self.cred)

@@ -3,12 +3,15 @@
 from mountfs.errors import Fault, FsError
 from mountfs.meta.command import Command, Stamp, check_name
 from mountfs.meta.permission import SEARCH, WRITE, permit, permit_removal
+from mountfs.meta.trash import lose_name
 from mountfs.meta.tree import Tree
 from mountfs.types import Cred, Ino
 
 
 class Unlink(Command[Ino], frozen=True, tag="unlink"):
-    """Reply: the inode if that was its last name (an orphan of the session now), otherwise 0."""
+    """Reply: the inode if that was its last name (an orphan of the session now), otherwise 0, and
+    also where it is in the trash.
+    """
 
     parent: Ino
     name: bytes
@@ -26,7 +29,4 @@ class Unlink(Command[Ino], frozen=True, tag="unlink"):
             raise FsError(Fault.IS_DIRECTORY)
 
         child = tree.remove_name(self.parent, self.name)
-        if child.nlink:
-            return Ino(0)
-        tree.make_orphan(child)
-        return child.ino
+        return lose_name(tree, parent, self.name, child, self.cred)
