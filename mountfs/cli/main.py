@@ -26,6 +26,8 @@ from mountfs.cli import (
     sim,
     stats,
     status,
+    trash,
+    undelete,
     worm,
 )
 from mountfs.cli.show import EXIT_FAILED, EXIT_INTERRUPTED, EXIT_USAGE
@@ -48,6 +50,8 @@ COMMANDS = (
     locks,
     replication,
     quota,
+    trash,
+    undelete,
     worm,
     pki,
     sim,
@@ -66,6 +70,7 @@ examples:
   umount /mnt/data                 unmount; data stays in the home
   mountfs fsck /var/lib/mountfs/default    check a home that is not mounted
   mountfs quota set /mnt/data/project --bytes 10GiB   how much a directory may have
+  mountfs undelete /mnt/data/file  have back what was deleted; see: mountfs trash --help
   mountfs doctor /mnt/data         something hangs or fails: what, and what to do
   mountfs pki init /root/pki       the authority of a new cluster; see: mountfs pki --help
   mountfs sim --seeds 0-99         simulate clusters in which everything goes wrong

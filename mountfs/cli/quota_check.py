@@ -1,5 +1,6 @@
 """Counting a tree anew, name by name, to compare with what the metadata has counted all along."""
 
+import stat
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -97,11 +98,25 @@ def _walk(place: Path, top: int) -> Found:
                 break
     for one in control.ask(place, "quota_open", ino=top):
         found.add(*one)
+    _add_trash(place, top, found)
     if top == ROOT:  # which is below nothing, but somebody's
         root = control.ask(place, "info", ino=top, limit=1)
         for kind, number in ((Kind.USER, root["uid"]), (Kind.GROUP, root["gid"])):
             found.owned[kind, number, "files and directories"] += 1
     return found
+
+
+def _add_trash(place: Path, top: int, found: Found) -> None:
+    after: Any = (0, 0)
+    while True:
+        page = control.ask(place, "trash_list", ino=top, after=after)
+        for one in page["found"]:
+            if one["counted"]:
+                is_directory = stat.S_ISDIR(one["mode"])
+                found.add(one["ino"], one["uid"], one["gid"], one["allocated"], is_directory)
+        after = page["after"]
+        if tuple(after) == (0, 0):
+            return
 
 
 def _differences(found: Found, ino: int, below: list[int], owned: Owned) -> list[Difference]:

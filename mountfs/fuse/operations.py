@@ -16,6 +16,7 @@ from mountfs.meta.ops.setattr import SetAttr
 from mountfs.meta.records import NS, Attributes, ino_of, nearest_time
 from mountfs.types import BLOCK_BYTES, MIB, NAME_BYTES_MAX, Cred, Ino
 from mountfs.vfs.access_time import AccessTime
+from mountfs.vfs.asking import ASK, groups_of
 from mountfs.vfs.filesystem import Filesystem
 from mountfs.vfs.handles import Handle
 from mountfs.vfs.known import NO_INO
@@ -319,6 +320,16 @@ class Operations:
         found = await self._fs.seek(self._fs.handle(asked.fh), asked.offset, asked.whence)
         return wire.reply(request.unique, wire.lseek_out(found))
 
+    async def ioctl(self, request: Request) -> Reply:
+        asked, question = wire.parse_ioctl(request.body)
+        if asked.cmd != ASK:
+            raise FsError(Fault.NOT_IMPLEMENTED)  # the program hears ENOTTY
+        cred = Cred(request.uid, request.gid, groups_of(request.pid))
+        answer = await self._fs.trash.answer(Ino(request.nodeid), cred, question)
+        if len(answer) > asked.out_size:
+            raise FsError(Fault.TOO_BIG)
+        return wire.reply(request.unique, wire.ioctl_out(answer))
+
     async def opendir(self, request: Request) -> Reply:
         # Positions need no state, so there is nothing to open: the kernel does without from now on,
         # and caches listings as if FOPEN_KEEP_CACHE and FOPEN_CACHE_DIR had been answered.
@@ -431,7 +442,7 @@ _OPCODES = (
     Opcode.RELEASEDIR, Opcode.READDIR, Opcode.READDIRPLUS, Opcode.FSYNCDIR, Opcode.GETLK,
     Opcode.SETLK, Opcode.SETLKW, Opcode.ACCESS, Opcode.CREATE, Opcode.TMPFILE, Opcode.INTERRUPT,
     Opcode.DESTROY, Opcode.FALLOCATE, Opcode.LSEEK, Opcode.COPY_FILE_RANGE,
-    Opcode.COPY_FILE_RANGE_64, Opcode.SYNCFS, Opcode.STATX,
+    Opcode.COPY_FILE_RANGE_64, Opcode.SYNCFS, Opcode.STATX, Opcode.IOCTL,
 )  # fmt: skip
 
 

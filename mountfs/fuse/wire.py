@@ -346,6 +346,15 @@ class LseekIn(NamedTuple):
     whence: int
 
 
+class IoctlIn(NamedTuple):
+    fh: int
+    flags: int
+    cmd: int
+    arg: int
+    in_size: int
+    out_size: int
+
+
 class CopyFileRangeIn(NamedTuple):
     fh_in: int
     off_in: int
@@ -452,6 +461,17 @@ parse_fallocate = _parser("<QQQI4x", FallocateIn)
 parse_lseek = _parser("<QqI4x", LseekIn)
 parse_copy_file_range = _parser("<QQQQQQQ", CopyFileRangeIn)
 parse_poll = _parser("<QQII", PollIn)
+
+_IOCTL_IN = "<QIIQII"
+_IOCTL_BYTES = Struct(_IOCTL_IN).size
+_parse_ioctl = _parser(_IOCTL_IN, IoctlIn)
+
+
+def parse_ioctl(body: memoryview) -> tuple[IoctlIn, bytes]:
+    """The request, and the bytes that come with it."""
+    asked = _parse_ioctl(body)
+    return asked, bytes(body[_IOCTL_BYTES : _IOCTL_BYTES + asked.in_size])
+
 
 _U64 = Struct("<Q")
 _U32 = Struct("<I4x")
@@ -697,6 +717,14 @@ def getxattr_out(size: int) -> bytes:
 
 def lseek_out(offset: int) -> bytes:
     return _pack_u64(offset)
+
+
+_IOCTL_OUT = Struct("<iIII")
+
+
+def ioctl_out(data: bytes) -> bytes:
+    """ioctl(2) returns 0; `data` is no longer than was asked for."""
+    return _IOCTL_OUT.pack(0, 0, 0, 0) + data
 
 
 def poll_out(revents: int) -> bytes:

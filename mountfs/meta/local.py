@@ -193,7 +193,7 @@ class LocalMeta:
         now = self.now()
         self._sequence = sequence = self._sequence + 1
         timed = needs_time(self._machine.tree, command)
-        proven = self._clock.own(steady_ns()) if timed else 0
+        proven = self.proven() if timed else 0
         data = encode_entry(self.session, sequence, sequence, now, command, proven)
         self._storage.append_command(META_GROUP, self._term, index, data)
         try:
@@ -234,6 +234,15 @@ class LocalMeta:
         """Some file has retention, or had it once, or is to get it from its tree."""
         counters = self._machine.tree.counters
         return counters.retention or counters.default_retention
+
+    @property
+    def trash(self) -> bool:
+        """Some tree keeps what is deleted, or did so once."""
+        return self._machine.tree.counters.trash
+
+    def proven(self) -> int:
+        """The time that has passed for certain, in nanoseconds since 1970."""
+        return self._clock.own(steady_ns())
 
     @property
     def applied(self) -> int:

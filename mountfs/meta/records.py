@@ -379,9 +379,9 @@ class Counters(msgspec.Struct):
     """Some file has once been given retention."""
     default_retention: bool = False
     """Some directory has once been given a default retention."""
-    trash: bool = False
-    """Some tree has once been given a trash."""
     protected_time: int = 0
     """Nanoseconds since 1970 that have passed for certain (`meta.proven_time`); retention ends by
     this clock.  Never goes back.
     """
+    trash: bool = False
+    """Some tree has once been given a trash."""

@@ -38,6 +38,7 @@ from mountfs.meta.ops.nodes import (
 )
 from mountfs.meta.ops.reap import Orphans, Reap
 from mountfs.meta.ops.session import EndSession
+from mountfs.meta.ops.trash import DueTrash, EmptyTrash
 from mountfs.meta.replica import META_GROUP
 from mountfs.meta.safe_mode import SafeMode
 from mountfs.meta.service import SESSION_TTL_MS, MetaService
@@ -167,6 +168,7 @@ class MetaServer:
             nursery.start_soon(self._forever, "leader's duties", self._lead)
             nursery.start_soon(self._forever, "clocks", self.clocks.ask)
             nursery.start_soon(self._forever, "retention", self._retain)
+            nursery.start_soon(self._forever, "trash", self._remove_trash)
 
     async def _forever(self, name: str, work: Callable[[], Any]) -> None:
         while True:
@@ -310,6 +312,16 @@ class MetaServer:
         for ino, is_due in page:
             if is_due:
                 await self.service.order(CommitRetention(ino, idle=True))
+
+    async def _remove_trash(self) -> None:
+        """What has been in the trash for long enough is nobody's: `_reap` removes it."""
+        tree = self.machine.replica.machine.tree
+        leads = self.group.is_leader and self.group.raft.state.proven
+        if not leads or not tree.counters.trash or self.safe_mode.is_on:
+            return
+        due = DueTrash(self.clocks.now(), REAP_BATCH).read(tree)
+        if due:
+            await self.service.order(EmptyTrash(due))
 
     @contextlib.contextmanager
     def kept_out(self, node: NodeId) -> Iterator[None]:

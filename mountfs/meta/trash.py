@@ -111,7 +111,12 @@ def lose_name(tree: "Tree", parent: Inode, name: bytes, child: Inode, cred: Cred
     if child.nlink:
         return Ino(0)
     if tree.counters.trash:
-        setting = _setting_for(tree, parent, child)
+        # The answer tells nothing of the directories above.
+        seen, tree.seen = tree.seen, None
+        try:
+            setting = _setting_for(tree, parent, child)
+        finally:
+            tree.seen = seen
         if setting is not None:
             _put_in(tree, parent.ino, name, child, setting, cred.uid)
             return Ino(0)

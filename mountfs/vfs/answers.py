@@ -69,6 +69,7 @@ def answers(node: EmbeddedNode | ClusterMount) -> dict[str, Answerer]:
         "copies": copies,
         "set_copies": set_copies,
         **quota_answers(node.meta),
+        **node.filesystem.trash.answers(),
         **retention_answers(node.meta, node.filesystem.write_out, retention_is_used),
     }
 

@@ -28,6 +28,7 @@ from mountfs.meta.ops.default_retention import CommitRetention, Uncommitted
 from mountfs.meta.ops.read import Usage
 from mountfs.meta.ops.reap import Orphans, Reap
 from mountfs.meta.ops.slices import Garbage, Reclaimed, Rewrite, Tangles
+from mountfs.meta.ops.trash import NOBODYS, DueTrash, EmptyTrash
 from mountfs.meta.ops.write import Run, Write
 from mountfs.meta.records import Slice
 from mountfs.meta.state_machine import Entry
@@ -56,6 +57,7 @@ IDLE_S = 5.0
 LOG_SEGMENT_BYTES = 16 * MIB
 GARBAGE_BATCH = 16_384
 COMMIT_BATCH = 1_000
+TRASH_BATCH = 500
 RECLAIM_AFTER_S = 5
 """A checkpoint for the sake of deleted slices comes so long after the last one; a writer who finds
 the disk full does not wait for it.
@@ -160,6 +162,7 @@ class EmbeddedNode:
             nursery.start_soon(self._forever, "compaction", compactor.run_once)
             nursery.start_soon(self._forever, "volumes", self.chunks.compact_one)
             nursery.start_soon(self._forever, "retention", self._retain)
+            nursery.start_soon(self._forever, "trash", self.remove_trash)
 
     async def _forever(self, name: str, work: Callable[[], Any]) -> None:
         applied = -1
@@ -272,6 +275,19 @@ class EmbeddedNode:
         for ino, is_due in page:
             if is_due:
                 await self.meta.propose(CommitRetention(ino, idle=True))
+
+    async def remove_trash(self) -> None:
+        """What has been in the trash for long enough goes, and what was taken out by hand; so much
+        of it at a time that requests do not wait.
+        """
+        if not self.meta.trash:
+            return
+        due = await self.meta.read(DueTrash(self.meta.proven(), TRASH_BATCH))
+        if due:
+            await self.meta.propose(EmptyTrash(due))
+        for session, ino in await self.meta.read(Orphans(NOBODYS, TRASH_BATCH)):
+            await self.meta.propose(Reap(session, (ino,)))
+            await leave()
 
     def _bytes_present(self, entry: Entry) -> bool:
         """In recovery: whether the slices that an entry brings have reached the disk before the

@@ -72,6 +72,7 @@ from mountfs.vfs.leased_meta import LeasedMeta
 from mountfs.vfs.lock_table import LockTable
 from mountfs.vfs.lost import lose
 from mountfs.vfs.reader import Bytes, Reader
+from mountfs.vfs.trash import Trash
 from mountfs.vfs.writer import DIRTY_BYTES_MAX, Writer
 
 log = logging.getLogger(__name__)
@@ -178,6 +179,7 @@ class Filesystem:
         self._doubtful: set[Ino] = set()
         """Files of which the door may have cached bytes that were not taken."""
         self.locks = LockTable(meta)
+        self.trash = Trash(meta, self._propose)
         self._files: dict[Ino, File] = {}
         self._handles: dict[int, Handle] = {}
         self._next_handle = 1

@@ -31,6 +31,7 @@ from mountfs.meta.ops.mkdir import Mkdir
 from mountfs.meta.ops.read import GetAttr, Listing, Lookup, Opened, Opening, ReadDir
 from mountfs.meta.ops.rmdir import Rmdir
 from mountfs.meta.ops.symlink import Symlink
+from mountfs.meta.ops.undelete import Undelete, UndeleteIn
 from mountfs.meta.ops.unlink import Unlink
 from mountfs.meta.protocol import Answer, Begin, Changed, LocksTold, Method, Recalled, encode
 from mountfs.meta.records import ATTRIBUTES_BYTES, Attributes, ino_of
@@ -328,6 +329,9 @@ class LeasedMeta:
         for parent, name in names:
             if not fresh.get(parent, False) or not isinstance(command, _KEEPS_COMPLETE):
                 known.forget_name(parent, name)
+        if isinstance(command, (Undelete, UndeleteIn)):
+            for ino in answer.changes:
+                known.forget_names(ino)
         if not answer.flags & Answer.GRANTED:
             return
         attributes = _attributes_in(reply)
@@ -346,7 +350,7 @@ class LeasedMeta:
 
     def _doubt(self, command: Command[Any]) -> None:
         """It may have been carried out, or will be: nothing that it could change is known."""
-        for field in ("ino", "parent", "new_parent", "source", "target"):
+        for field in ("ino", "parent", "new_parent", "source", "target", "to"):
             ino = getattr(command, field, None)
             if isinstance(ino, int):
                 self.known.touch(Ino(ino))

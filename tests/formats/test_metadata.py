@@ -59,6 +59,20 @@ from mountfs.meta.retention import (
 )
 from mountfs.meta.state_machine import COMMANDS, Refused, decode_entry, encode_entry
 from mountfs.meta.sums import Sums, Use, unpack_sums, unpack_use
+from mountfs.meta.trash import (
+    Entry,
+    Setting,
+    pack_place,
+    pack_setting,
+    unpack_place,
+    unpack_setting,
+)
+from mountfs.meta.trash import (
+    pack_entry as pack_trash,
+)
+from mountfs.meta.trash import (
+    unpack_entry as unpack_trash,
+)
 from mountfs.types import BLOCK_BYTES, CHUNK_BYTES, ROOT, SUPERUSER, Cred, Ino, SliceId, VolumeId
 
 INO = Ino(0x0102030405060708)
@@ -93,6 +107,10 @@ EIGHT = "00000000000000"  # and one byte more
         (keys.retention(INO), HEX + "60"),
         (keys.default_retention(INO), HEX + "62"),
         (keys.retained_below(INO), HEX + "64"),
+        (keys.trash_setting(INO), HEX + "63"),
+        (keys.trash(INO, b"a", 5), HEX + "66" + "61" + "00" + "ff" * 7 + "fa"),
+        (keys.trash_until(5, 6), EIGHT + "00" + "67" + EIGHT + "05" + EIGHT + "06"),
+        (keys.deletion_run(5), EIGHT + "00" + "68" + EIGHT + "05"),
         (keys.uncommitted(INO), EIGHT + "00" + "65" + HEX),
         (keys.used(VolumeId(5), SliceId(6)), EIGHT + "00" + "0b" + EIGHT + "05" + EIGHT + "06"),
         (keys.use_of_user(5), EIGHT + "00" + "0c" + EIGHT + "05"),
@@ -110,6 +128,8 @@ def test_a_key_can_be_taken_apart():
     assert keys.tangle_place(keys.tangled(INO, 5)) == (INO, 5)
     assert keys.last_64(keys.entry(INO, 5)) == 5
     assert keys.quota_of(keys.quota(3, INO)) == (3, INO)
+    assert keys.trash_place(keys.trash(INO, b"a", 5)) == (INO, b"a", 5)
+    assert keys.until_and_order(keys.trash_until(5, 6)) == (5, 6)
 
 
 @pytest.mark.parametrize(
@@ -125,6 +145,12 @@ def test_a_key_can_be_taken_apart():
          [keys.slice_(INO, 4, 9, 9), keys.slice_(INO, 6, 0, 0)]),
         (keys.slices_from(INO, 5), [keys.slice_(INO, 5, 0, 0), keys.slice_(INO, 1 << 40, 0, 0)],
          [keys.slice_(INO, 4, 9, 9), keys.piece(INO, 0)]),
+        (keys.trash_of(INO, b"a"), [keys.trash(INO, b"a", 0), keys.trash(INO, b"a", 1 << 63)],
+         [keys.trash(INO, b"", 5), keys.trash(INO, b"a\1", 5), keys.trash(INO, b"ab", 5)]),
+        (keys.trash_in(INO), [keys.trash(INO, b"\1", 0), keys.trash(INO, b"\xff" * 255, 5)],
+         [keys.retained_below(INO)]),
+        (keys.trash_in(INO, keys.trash(INO, b"a", 5)[9:]), [keys.trash(INO, b"a", 4)],
+         [keys.trash(INO, b"a", 5), keys.trash(INO, b"a", 6)]),
         (keys.places(INO), [keys.place(INO, ROOT), keys.place(INO, INO)],
          [keys.entry(INO, 5), keys.content(INO)]),
         (keys.uses_of_users(), [keys.use_of_user(0), keys.use_of_user(1 << 32)],
@@ -240,12 +266,12 @@ def test_the_blocks_that_bytes_touch():
     [
         (
             Counters(next_ino=9, applied=300),
-            "de0010a6666f726d617404a86e6578745f696e6f09aa6e6578745f736c69636501ac6e6578745f7365737369"
+            "de0011a6666f726d617404a86e6578745f696e6f09aa6e6578745f736c69636501ac6e6578745f7365737369"
             "6f6e01a6696e6f64657300a9616c6c6f636174656400a76170706c696564cd012ca96c6173745f74696d"
             "6500a96e6578745f6e6f646502ab6e6578745f766f6c756d65ce80000000ad636c6f7365645f736c69"
             "63657300aa6f776e5f636f70696573c2a7636f756e746564c2"
             "a9726574656e74696f6ec2" "b164656661756c745f726574656e74696f6ec2"
-            "ae70726f7465637465645f74696d6500",
+            "ae70726f7465637465645f74696d6500" "a57472617368c2",
         ),
         (Replies(4, {4: b"x", 5: None}, "me"), "93" "04" "82" "04c40178" "05c0" "a26d65"),
         (
@@ -317,6 +343,18 @@ def test_retention():
     assert pack_below(Below(5, 6)).hex() == "05" + EIGHT + "06" + EIGHT
 
 
+def test_trash():
+    assert pack_setting(Setting(7, True)).hex() == "0700000001"
+    entry = Entry(Ino(3), b"name", 4, INO, 5, 6, 7, 8)
+    ino = INO.to_bytes(8, "little").hex()
+    packed = pack_trash(entry)
+    assert packed.hex() == ino + "05" + EIGHT + "06" + EIGHT + "07000000" + "08" + EIGHT
+    assert pack_place(entry).hex() == "03" + EIGHT + b"name".hex()
+    assert unpack_trash(keys.trash(Ino(3), b"name", 4), packed) == entry
+    assert unpack_place(pack_place(entry)) == (3, b"name")
+    assert unpack_setting(pack_setting(Setting(9, False))) == Setting(9, False)
+
+
 @given(st.sampled_from(Mode), st.integers(0, (1 << 63) - 1), st.booleans())
 def test_retention_comes_back_as_it_was(mode, until, flag):
     retention = Retention(mode, until, flag)
@@ -332,7 +370,8 @@ def test_every_command_that_was_ever_logged_can_still_be_read():
         "open_session", "reap", "reclaimed", "release_lock", "removexattr", "rename",
         "reserve_slices", "rewrite", "rmdir", "setattr", "setxattr", "settle", "symlink",
         "take_lock", "tmpfile", "touch", "unlink", "write", "set_retention", "set_legal_hold",
-        "set_default_retention", "commit_retention", "require_free",
+        "set_default_retention", "commit_retention", "require_free", "set_trash", "undelete",
+        "undelete_in", "empty_trash",
     }  # fmt: skip
 
 

@@ -1,5 +1,5 @@
-"""Any history of commands, quotas, checkpoints and crashes: what is counted is what a walk through
-all names finds, and no quota is ever passed.
+"""Any history of commands, quotas, trash, checkpoints and crashes: what is counted is what a walk
+through all names and the trash finds, and no quota is ever passed.
 """
 
 from collections import Counter, defaultdict
@@ -28,9 +28,13 @@ from mountfs.meta.ops.rmdir import Rmdir
 from mountfs.meta.ops.setattr import SetAttr
 from mountfs.meta.ops.symlink import Symlink
 from mountfs.meta.ops.tmpfile import Tmpfile
+from mountfs.meta.ops.trash import NOBODYS, EmptyTrash, ListTrash, SetTrash
+from mountfs.meta.ops.undelete import Undelete, UndeleteIn
 from mountfs.meta.ops.unlink import Unlink
 from mountfs.meta.ops.write import Write
 from mountfs.meta.quota import Kind, Limits
+from mountfs.meta.records import NS, UNCOUNTED
+from mountfs.meta.trash import Setting
 from mountfs.types import BLOCK_BYTES, CHUNK_BYTES, ROOT, SUPERUSER, Cred, Ino
 
 NAMES = st.sampled_from([b"a", b"b", b"c"])
@@ -38,10 +42,11 @@ CREDS = st.sampled_from([SUPERUSER, Cred(1, 5, (), True), Cred(2, 5, (), True)])
 OFFSETS = st.sampled_from([0, 100, BLOCK_BYTES, 5 * BLOCK_BYTES, CHUNK_BYTES - 10, CHUNK_BYTES])
 LENGTHS = st.sampled_from([1, 20, BLOCK_BYTES, 3 * BLOCK_BYTES])
 LIMIT = st.integers(0, 6)
+NOW = 1_800_000_000 * NS
 
 
 class Seen:
-    """What a walk through all names and all orphans finds."""
+    """What a walk through all names, all orphans and the trash finds."""
 
     def __init__(self, machine: Any) -> None:
         self._machine = machine
@@ -60,26 +65,42 @@ class Seen:
         self.homes = {ino: min(found) for ino, found in homes.items()}
         self.orphans = {ino for _, ino in machine.ask(Orphans(None, 1_000))}
         self.names = {ino: len(found) for ino, found in homes.items()}
+        self.trash = machine.ask(ListTrash(ROOT, 0, 1_000)).found
+        marks = {ino: machine.state.tree.inode(ino).marks for ino in self.orphans}
+        self.uncounted = {ino for ino in self.orphans if marks[ino] & UNCOUNTED}
+        """Without a name, and charged to nobody."""
+        self.uncounted |= {one.entry.ino for one in self.trash if not one.counted}
 
     def sums(self) -> dict[Ino, tuple[int, int, int]]:
         """(bytes, files, directories) below each directory; without orphans."""
-        totals: dict[Ino, list[int]] = {ino: [0, 0, 0] for ino in self.directories}
-        for ino, home in self.homes.items():
-            self._add(totals, home, self._machine.stat(ino).blocks * 512, 1, 0)
-        for ino, above in self.directories.items():
-            if ino != ROOT:
-                self._add(totals, above, 0, 0, 1)
-        return {ino: (found[0], found[1], found[2]) for ino, found in totals.items()}
+        deleted = {one.entry.ino: one for one in self.trash}
+        above = {
+            **self.directories,
+            **{ino: one.entry.directory for ino, one in deleted.items() if one.mode >> 12 == 4},
+        }
+        totals: dict[Ino, list[int]] = {ino: [0, 0, 0] for ino in above}
 
-    def _add(self, totals: dict[Ino, list[int]], home: Ino, *more: int) -> None:
-        while home:
-            totals[home] = [one + two for one, two in zip(totals[home], more, strict=True)]
-            home = self.directories[home]
+        def add(home: Ino, *more: int) -> None:
+            while home:
+                totals[home] = [one + two for one, two in zip(totals[home], more, strict=True)]
+                home = above[home]
+
+        for ino, home in self.homes.items():
+            add(home, self._machine.stat(ino).blocks * 512, 1, 0)
+        for home in self.directories.values():
+            add(home, 0, 0, 1)
+        for one in deleted.values():
+            if one.counted:
+                directory = one.mode >> 12 == 4
+                add(one.entry.directory, one.allocated, not directory, directory)
+        found = {ino: totals[ino] for ino in self.directories}
+        return {ino: (sums[0], sums[1], sums[2]) for ino, sums in found.items()}
 
     def owners(self) -> dict[tuple[Kind, int], tuple[int, int]]:
         bytes: Counter[tuple[Kind, int]] = Counter()
         inodes: Counter[tuple[Kind, int]] = Counter()
-        for ino in {*self.directories, *self.homes, *self.orphans}:
+        deleted = {one.entry.ino for one in self.trash}
+        for ino in {*self.directories, *self.homes, *self.orphans, *deleted} - self.uncounted:
             stat = self._machine.stat(ino)
             for owner in ((Kind.USER, stat.uid), (Kind.GROUP, stat.gid)):
                 bytes[owner] += stat.blocks * 512
@@ -91,6 +112,7 @@ class Accounts(RuleBasedStateMachine):
     def __init__(self, machine: Any) -> None:
         super().__init__()
         self.machine = machine
+        machine.proven = NOW
         for path in ("a/", "b/", "a/b/", "a/b/c/", "a/a", "b/b"):
             machine.make(path)
         self.seen = Seen(machine)
@@ -114,7 +136,8 @@ class Accounts(RuleBasedStateMachine):
         return data.draw(st.sampled_from(sorted(self.seen.directories)), label="directory")
 
     def file(self, data: Any) -> Ino:
-        files = sorted({*self.seen.homes, *self.seen.orphans}) or [ROOT]
+        deleted = {one.entry.ino for one in self.seen.trash if one.mode >> 12 != 4}
+        files = sorted({*self.seen.homes, *self.seen.orphans, *deleted}) or [ROOT]
         return data.draw(st.sampled_from(files), label="file")
 
     def place(self, data: Any) -> tuple[Ino, bytes]:
@@ -175,7 +198,31 @@ class Accounts(RuleBasedStateMachine):
     @rule(data=st.data())
     def reap(self, data: Any) -> None:
         some = data.draw(st.lists(st.sampled_from(sorted(self.seen.orphans)), max_size=4))
-        self.ask(Reap(self.machine.session, tuple(some)))
+        self.ask(Reap(data.draw(st.sampled_from([self.machine.session, NOBODYS])), tuple(some)))
+
+    @rule(data=st.data(), days=st.sampled_from([None, 0, 1, 2]), counts=st.booleans())
+    def set_trash(self, data: Any, days: int | None, counts: bool) -> None:
+        setting = None if days is None else Setting(days, counts)
+        self.ask(SetTrash(self.directory(data), setting, SUPERUSER))
+
+    @precondition(lambda self: self.seen.trash)
+    @rule(data=st.data(), back=st.booleans())
+    def undelete(self, data: Any, back: bool) -> None:
+        entry = data.draw(st.sampled_from(self.seen.trash), label="deleted").entry
+        place = (entry.directory, entry.name) if back else self.place(data)
+        self.ask(Undelete(entry.directory, entry.name, entry.order, *place, SUPERUSER))
+
+    @precondition(lambda self: self.seen.trash)
+    @rule(data=st.data())
+    def undelete_in(self, data: Any) -> None:
+        run = data.draw(st.sampled_from([one.entry.run for one in self.seen.trash]))
+        self.ask(UndeleteIn(((self.directory(data), b""),), run, SUPERUSER))
+
+    @rule(hours=st.integers(1, 30), now=st.booleans())
+    def empty_trash(self, hours: int, now: bool) -> None:
+        self.machine.proven += hours * 3_600 * NS
+        found = tuple((one.entry.until, one.entry.order) for one in self.seen.trash)
+        self.ask(EmptyTrash(found[::2] if now else found, SUPERUSER if now else None))
 
     @rule(data=st.data(), kind=st.sampled_from(Kind), bytes=LIMIT, inodes=LIMIT)
     def set_quota(self, data: Any, kind: Kind, bytes: int, inodes: int) -> None:
@@ -212,8 +259,9 @@ class Accounts(RuleBasedStateMachine):
         }
         assert owners == seen.owners()
         counters = machine.state.tree.counters
-        assert sums[ROOT][0] == counters.allocated
-        assert 1 + sums[ROOT][1] + sums[ROOT][2] == counters.inodes
+        uncounted = sum(machine.stat(ino).blocks * 512 for ino in seen.uncounted)
+        assert sums[ROOT][0] + uncounted == counters.allocated
+        assert 1 + sums[ROOT][1] + sums[ROOT][2] + len(seen.uncounted) == counters.inodes
         for ino, count in seen.names.items():
             assert machine.stat(ino).nlink == count
         assert machine.violations() == []

@@ -36,6 +36,8 @@ from mountfs.meta.ops.slices import (
 from mountfs.meta.ops.symlink import Symlink
 from mountfs.meta.ops.tmpfile import Tmpfile
 from mountfs.meta.ops.touch import Touch
+from mountfs.meta.ops.trash import EmptyTrash, SetTrash
+from mountfs.meta.ops.undelete import Undelete, UndeleteIn
 from mountfs.meta.ops.unlink import Unlink
 from mountfs.meta.ops.volumes import CloseSlices, ForgetVolume
 from mountfs.meta.ops.write import Run, Write
@@ -45,6 +47,7 @@ from mountfs.meta.quota import Kind, Limits
 from mountfs.meta.records import NS, Slice
 from mountfs.meta.retention import Default, Mode
 from mountfs.meta.state_machine import COMMANDS
+from mountfs.meta.trash import Setting
 from mountfs.types import ROOT, SUPERUSER, Cred, Ino, VolumeId
 
 NOW = 1_800_000_000 * NS
@@ -188,6 +191,10 @@ class World:
             Reclaimed(()),
             SetQuota(Kind.TREE, self.dir, Limits(hard_inodes=1, hard_bytes=1)),
             DeleteQuota(Kind.TREE, self.dir),
+            SetTrash(ROOT, Setting(7, counts=False), SUPERUSER),
+            EmptyTrash(((NOW, 1),), SUPERUSER),
+            Undelete(self.dir, b"file", 1, self.dir, b"file", SUPERUSER),
+            UndeleteIn(((self.dir, b""),), 0, SUPERUSER),
         ]
 
     def seen(self) -> Any:

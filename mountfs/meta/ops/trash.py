@@ -71,8 +71,8 @@ class GetTrash(Query[tuple[Ino, Setting] | None], frozen=True, tag="get_trash"):
 
 
 class EmptyTrash(Command[int], frozen=True, tag="empty_trash"):
-    """Remove entries for good, by (until, order) of each, in ascending order; what is not there any
-    more is left out, and so is a directory as long as something that was deleted in it is there.
+    """Remove entries for good, by (until, order) of each.  What is not there any more is left out,
+    and so is a directory as long as something that was deleted in it is there: that goes first.
     Reply: how many went.
 
     Without a `cred` only those go whose time is over; with one, those of that user, or, of user 0,
@@ -101,7 +101,7 @@ class EmptyTrash(Command[int], frozen=True, tag="empty_trash"):
             return False
         within = first_in(tree, entry.ino) if inode.is_directory else None
         if within is not None:
-            if within.until > until:
+            if self.cred is None and within.until > until:
                 tree.put(keys.trash_until(until, order), None)
                 put_entry(tree, msgspec.structs.replace(entry, until=within.until))
             return False

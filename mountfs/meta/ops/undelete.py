@@ -90,7 +90,9 @@ class UndeleteIn(Command[Restored], frozen=True, tag="undelete_in"):
 
     def apply(self, tree: Tree, stamp: Stamp) -> Restored:
         for ino, _ in self.way:
-            permit(tree, tree.directory(ino), self.cred, WRITE | SEARCH)
+            directory = tree.directory(ino)
+            if directory.uid != self.cred.uid:  # or it is one of those that have come back
+                permit(tree, directory, self.cred, WRITE | SEARCH)
         return _restore_in(tree, self.way, self.run, self.cred)
 
 
