@@ -9,7 +9,7 @@ from typing import Any, Final
 from rich.table import Table
 
 from mountfs.cli import show
-from mountfs.cli.trash_calls import Asking, name_of, user, when
+from mountfs.cli.trash_calls import Asking, name_of, things, user, when
 from mountfs.errors import Fault, FsError
 
 SUMMARY = "keep what is deleted in a tree for some days"
@@ -131,7 +131,7 @@ def _get(arguments: argparse.Namespace, asking: Asking) -> int:
     if said["said_by"]:
         rows.append(("said by", show.name(os.fsdecode(bytes_of(said["said_by"])))))
     whose = "in the trash below it" if asking.as_owner else "of yours in the trash below it"
-    entries = f"{count:,} files and directories, {show.size(bytes)}"
+    entries = f"{things(count)}, {show.size(bytes)}"
     if uncounted:
         entries += f", of which {show.size(uncounted)} count for no quota"
     rows.append((whose, entries))
@@ -253,7 +253,7 @@ def _empty(arguments: argparse.Namespace, asking: Asking) -> int:
         before -= int(arguments.older_than * DAY_NS)
     doomed = [one for one in asking.entries() if one["time_ns"] <= before]
     size = sum(one["allocated"] for one in doomed)
-    what = f"{len(doomed):,} files and directories, {show.size(size)}"
+    what = f"{things(len(doomed))}, {show.size(size)}"
     if arguments.dry_run:
         return _would(arguments, f"remove for good from the trash: {what}", entries=len(doomed))
     removed = 0

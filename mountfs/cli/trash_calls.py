@@ -60,7 +60,7 @@ class Asking:
             ) from error
         finally:
             os.close(fd)
-        answer = json.loads(memory.rstrip(b"\0"))
+        answer = json.loads(memory.partition(b"\0")[0])  # behind it is what is left of the question
         if "error" in answer:
             raise FsError(Fault[answer["fault"]], answer["error"])
         found: dict[str, Any] = answer["answer"]
@@ -93,6 +93,14 @@ def user(uid: int) -> str:
         return pwd.getpwuid(uid).pw_name
     except KeyError:
         return str(uid)
+
+
+def things(count: int) -> str:
+    """
+    >>> things(1), things(2_000)
+    ('1 file or directory', '2,000 files and directories')
+    """
+    return "1 file or directory" if count == 1 else f"{count:,} files and directories"
 
 
 def name_of(entry: dict[str, Any]) -> str:

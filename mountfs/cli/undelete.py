@@ -3,10 +3,10 @@
 import argparse
 import os
 import stat
-from typing import Any, Final
+from typing import Any
 
 from mountfs.cli import show
-from mountfs.cli.trash_calls import Asking, user, when
+from mountfs.cli.trash_calls import Asking, things, user, when
 from mountfs.errors import Fault, FsError
 from mountfs.vfs.retention_words import moment
 
@@ -30,8 +30,6 @@ trash.
 
 exit status: 0 done; 1 refused, failed, or not all came back; 2 wrong call
 """
-
-STEPS_MAX: Final = 1_000_000
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -109,7 +107,7 @@ def _find(path: str, at: int) -> tuple[Asking, dict[str, Any], list[str]]:
             raise
         wanted = [os.fsencode(one).hex() for one in names]
         try:
-            return asking, asking("trash_find", path=wanted, at=at), names
+            return asking, asking("trash_find", names=wanted, at=at), names
         except FsError as error:
             if error.fault is not Fault.NOT_FOUND:
                 raise
@@ -160,9 +158,8 @@ def _would(arguments: argparse.Namespace, within: dict[str, int], what: str) -> 
     if arguments.json:
         show.print_json({"dry_run": True, "what": what, **within})
         return show.EXIT_OK
-    parts = [f"{show.count_of(within['files'], 'file')}"]
-    parts.append(f"{within['directories']:,} directories, {show.size(within['bytes'])}")
-    print(f"would give back {what}\n{', '.join(parts)}")
+    came = things(within["files"] + within["directories"])
+    print(f"would give back {what}\n{came}, {show.size(within['bytes'])}")
     if within["skipped"]:
         print(_skipped(within["skipped"]))
     return show.EXIT_OK
@@ -175,8 +172,7 @@ def _done(arguments: argparse.Namespace, total: dict[str, Any], what: str) -> in
         return status
     if not total["restored"] and total["stopped"]:
         raise FsError(Fault.INVALID, total["stopped"])
-    came = f"{total['restored']:,} files and directories, {show.size(total['bytes'])}"
-    print(f"given back {what}\n{came}")
+    print(f"given back {what}\n{things(total['restored'])}, {show.size(total['bytes'])}")
     if total["skipped"]:
         print(_skipped(total["skipped"]))
     if total["stopped"]:

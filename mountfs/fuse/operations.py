@@ -325,7 +325,8 @@ class Operations:
         if asked.cmd != ASK:
             raise FsError(Fault.NOT_IMPLEMENTED)  # the program hears ENOTTY
         cred = Cred(request.uid, request.gid, groups_of(request.pid))
-        answer = await self._fs.trash.answer(Ino(request.nodeid), cred, question)
+        question = question.partition(b"\0")[0]
+        answer = await self._fs.trash.answer(Ino(request.nodeid), cred, question) + b"\0"
         if len(answer) > asked.out_size:
             raise FsError(Fault.TOO_BIG)
         return wire.reply(request.unique, wire.ioctl_out(answer))

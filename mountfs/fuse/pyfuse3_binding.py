@@ -18,6 +18,7 @@ What pyfuse3 cannot carry, and what a program gets then:
 - `setxattr` with XATTR_CREATE and XATTR_REPLACE: pyfuse3 asks for the attribute first.
 - The umask where the directory has a default ACL: right when root mounts; when fusermount3 does,
   the kernel has applied the umask already and the default ACL can only take more away.
+- `ioctl`: only root and who owns the mount undelete something (over the control socket).
 - What would only save requests or time (cached listings, `max_background`, `poll_us`, direct
   writes): not there, and it is slower for that.
 
@@ -47,6 +48,7 @@ from mountfs.fuse.operations import ENTRIES_MAX
 from mountfs.fuse.options import MountOptions
 from mountfs.meta import acl
 from mountfs.meta.ops.setattr import SetAttr
+from mountfs.meta.ops.undelete import Name
 from mountfs.meta.records import NS, Attributes, ino_of, nearest_time, unpack_attributes
 from mountfs.types import BLOCK_BYTES, KIB, NAME_BYTES_MAX, ROOT, Cred, Ino
 from mountfs.vfs.access_time import AccessTime
@@ -149,6 +151,15 @@ class Pyfuse3Binding:
         self._pyfuse3 = pyfuse3
         self._filesystem = filesystem
         self._mountpoint = mountpoint
+        filesystem.trash.on_names = self._names_came
+
+    async def _names_came(self, names: Sequence[Name]) -> None:
+        """The kernel is not to remember that they are absent, nor what their directories were."""
+        for directory in {directory for directory, _ in names}:
+            with contextlib.suppress(OSError):  # it does not know it
+                self._pyfuse3.invalidate_inode(directory, attr_only=True)
+        for directory, name in names:
+            self._pyfuse3.invalidate_entry_async(directory, name, ignore_enoent=True)
 
     async def serve(self) -> None:
         await self._pyfuse3.main()

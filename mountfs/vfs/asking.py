@@ -1,7 +1,7 @@
 """How a program asks a mount as itself: an ioctl(2) on a directory, with a question in JSON.
 
 The kernel says who asks, and that the directory could be opened.  Question and answer are in the
-same memory, the rest of which is zeros.
+same memory, each with a NUL behind it.
 """
 
 from pathlib import Path

@@ -61,7 +61,7 @@ class Trash:
     async def answer(self, ino: Ino, cred: Cred, question: bytes) -> bytes:
         """What who has opened directory `ino` asks of it."""
         try:
-            asked = msgspec.json.decode(question.rstrip(b"\0"), type=dict[str, Any])
+            asked = msgspec.json.decode(question, type=dict[str, Any])
             answerer = self._table().get(str(asked.get("ask")))
             if answerer is None:
                 raise FsError(Fault.INVALID, f"unknown question {asked.get('ask')!r}")
@@ -148,10 +148,10 @@ class Trash:
 
     async def _find(self, args: Args, cred: Cred) -> Any:
         """What was deleted last at a path below the directory, at a time or before."""
-        path = args.get("path")
-        if not isinstance(path, list):
-            raise FsError(Fault.INVALID, "path is a list of names")
-        names = tuple(_name(name) for name in path)
+        said = args.get("names")
+        if not isinstance(said, list):
+            raise FsError(Fault.INVALID, "names are a list")
+        names = tuple(_name(name) for name in said)
         found = await self._look(_ino(args), names, cred, _number(args, "at", 0))
         if found is None:
             raise FsError(Fault.NOT_FOUND, "nothing of that name was deleted there, or is left")
