@@ -27,6 +27,8 @@ DAY_NS: Final = 86_400 * NS
 DAYS_MAX: Final = 36_500
 PAUSE_NS: Final = 60 * NS
 """A user who has deleted nothing for so long begins another run."""
+NOTED_NS: Final = NS
+"""When he has deleted last is noted no more often than that."""
 _FOR_EVER: Final = (1 << 63) - 1
 
 
@@ -159,6 +161,8 @@ def _run(tree: "Tree", uid: int) -> int:
     run = stamp.index
     if value is not None:
         last, found = _RUN.unpack(value)
+        if stamp.time - last < NOTED_NS:
+            return int(found)
         if stamp.time - last < PAUSE_NS:
             run = found
     tree.put(key, _RUN.pack(stamp.time, run))
