@@ -180,6 +180,11 @@ def find_entry(tree: "Tree", directory: Ino, name: bytes, order: int) -> Entry |
     return None if value is None else unpack_entry(key, value)
 
 
+def newest_of(tree: "Tree", directory: Ino, name: bytes) -> Entry | None:
+    rows = tree.scan(keys.trash_of(directory, name), limit=1)
+    return next((unpack_entry(*row) for row in rows), None)
+
+
 def take_out(tree: "Tree", entry: Entry) -> Inode:
     """It is no entry any more; what it is then is for the caller to say."""
     tree.put(keys.trash(entry.directory, entry.name, entry.order), None)

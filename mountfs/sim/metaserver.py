@@ -11,6 +11,7 @@ from mountfs.meta.membership_policy import wanted
 from mountfs.meta.ops.nodes import NodeRecord, RemoveNode, all_nodes
 from mountfs.meta.ops.reap import Orphans, Reap
 from mountfs.meta.ops.session import EndSession, OpenSession
+from mountfs.meta.ops.trash import DueTrash, EmptyTrash
 from mountfs.meta.protocol import (
     Cluster,
     Method,
@@ -31,10 +32,12 @@ from mountfs.sim.metadata import Metadata
 from mountfs.sim.promises import Promises
 from mountfs.sim.server import GONE, Answer, Server
 from mountfs.sim.world import MS, World
-from mountfs.types import Ino
+from mountfs.types import SUPERUSER, Ino
 
 DUTIES_US = 250 * MS
 REAP_BATCH = 16
+TRASH_MAX = 4
+_FOR_EVER = (1 << 63) - 1
 _NOT_LEADER = FsError(Fault.NOT_LEADER, "this server does not lead its group")
 
 
@@ -228,7 +231,12 @@ class MetaServer:
 
     def _lead(self) -> None:
         state = self.server.raft.state
-        for duty in (self._end_silent_sessions, self._reap, self._tend_members):
+        for duty in (
+            self._end_silent_sessions,
+            self._reap,
+            self._empty_trash,
+            self._tend_members,
+        ):
             if self.server.up and state.is_leader and state.proven:
                 duty()
 
@@ -253,6 +261,14 @@ class MetaServer:
         for session, inos in by_session.items():
             self._promises.reaped += len(inos)
             self.order(Reap(session, tuple(inos)), _ignore)
+
+    def _empty_trash(self) -> None:
+        """No time is proven here, so nothing is ever due: what is to go first goes when there is
+        some.
+        """
+        found = DueTrash(_FOR_EVER, TRASH_MAX).read(self.machine.tree)
+        if len(found) == TRASH_MAX:
+            self.order(EmptyTrash(found[: TRASH_MAX // 2], SUPERUSER), _ignore)
 
     def _tend_members(self) -> None:
         raft = self.server.raft

@@ -22,11 +22,14 @@ from mountfs.meta.ops.slices import ReserveSlices
 from mountfs.meta.ops.symlink import Symlink
 from mountfs.meta.ops.tmpfile import Tmpfile
 from mountfs.meta.ops.touch import Touch
+from mountfs.meta.ops.trash import SetTrash
+from mountfs.meta.ops.undelete import Undelete
 from mountfs.meta.ops.unlink import Unlink
 from mountfs.meta.ops.write import Run, Write
 from mountfs.meta.ops.xattr import RemoveXattr, SetXattr
 from mountfs.meta.quota import Kind, Limits
 from mountfs.meta.records import ATTRIBUTES_BYTES, Attributes, ino_of
+from mountfs.meta.trash import Setting
 from mountfs.types import BLOCK_BYTES, CHUNK_BYTES, SUPERUSER, Ino, SliceId, VolumeId
 
 _NAMES = [b"a", b"b", b"c", b"d"]
@@ -88,6 +91,8 @@ class Wild:
                 return CopyRange(ino, 0, other, offset, length, False)
             case 15:
                 number = random.randrange(1 << 40)
+                if number % 3 == 1:
+                    return _trash(ino, place, number)
                 return _limit(ino, number) if number % 3 else Touch(((ino, number),))
             case 16:
                 return Tmpfile(parent, 0o600, 0, who)
@@ -112,6 +117,15 @@ class Wild:
         else:
             run = Run(offset, length, 0, data=b"w" * length)
         return Write(ino, (run,), random.randrange(1 << 40), False)
+
+
+def _trash(ino: Ino, place: tuple[Ino, bytes], number: int) -> Command[Any]:
+    """Some trees keep what is deleted, and some of that comes back."""
+    if number & 2:
+        return Undelete(*place, 0, *place, SUPERUSER)
+    days = (number >> 8) % 3
+    setting = Setting(days, counts=bool(number & 4)) if number & 24 else None
+    return SetTrash(ino, setting, SUPERUSER)
 
 
 def _limit(ino: Ino, number: int) -> Command[Any]:

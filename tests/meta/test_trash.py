@@ -298,7 +298,7 @@ def test_the_last_of_a_name_comes_back_or_the_last_before_a_time(world, fails):
     assert world.machine.stat("home/f").size == 2
     with fails(Fault.EXISTS):
         world.undelete("home/f")
-    world.undelete("home/f", to="tmp/f")
+    world.machine.do(Undelete(world.home, b"f", 0, world.tmp, b"f", SUPERUSER))  # the newest
     assert world.machine.stat("tmp/f").size == 3
     assert [one.size for one in world.find("home/f")] == [1]
 

@@ -12,7 +12,7 @@ from mountfs.meta import keys
 from mountfs.meta.command import Command, Query, Stamp, check_name
 from mountfs.meta.permission import SEARCH, WRITE, permit
 from mountfs.meta.records import UNCOUNTED, Inode
-from mountfs.meta.trash import Entry, find_entry, require_own, take_out, unpack_entry
+from mountfs.meta.trash import Entry, find_entry, newest_of, require_own, take_out, unpack_entry
 from mountfs.meta.tree import Tree
 from mountfs.types import Cred, Ino
 
@@ -50,6 +50,7 @@ class Undelete(Command[Restored], frozen=True, tag="undelete"):
     directory: Ino
     name: bytes
     order: int
+    """0: the newest of that name."""
     to: Ino
     to_name: bytes
     cred: Cred
@@ -59,7 +60,12 @@ class Undelete(Command[Restored], frozen=True, tag="undelete"):
         check_name(self.to_name)
 
     def apply(self, tree: Tree, stamp: Stamp) -> Restored:
-        entry = find_entry(tree, self.directory, self.name, self.order)
+        order = self.order
+        entry = (
+            find_entry(tree, self.directory, self.name, order)
+            if order
+            else newest_of(tree, self.directory, self.name)
+        )
         if entry is None:
             raise FsError(Fault.NOT_FOUND, f"{self.name!r} is not in the trash (any more)")
         require_own(tree.inode(entry.ino), self.cred)
