@@ -179,7 +179,7 @@ class Filesystem:
         self._doubtful: set[Ino] = set()
         """Files of which the door may have cached bytes that were not taken."""
         self.locks = LockTable(meta)
-        self.trash = Trash(meta, self._propose)
+        self.trash = Trash(meta, self._propose_name)
         self._files: dict[Ino, File] = {}
         self._handles: dict[int, Handle] = {}
         self._next_handle = 1

@@ -6,7 +6,7 @@ is his; which directory he asks about he shows by having opened it.
 """
 
 from collections.abc import Awaitable, Callable, Sequence
-from typing import Any, Final
+from typing import Any, Final, Protocol, TypeVar
 
 import msgspec
 
@@ -43,16 +43,21 @@ FOUND_MAX: Final = 50
 """Deleted directories of one name in which something is looked for."""
 
 Args = dict[str, Any]
+R = TypeVar("R")
 
 
 async def _nobody_knows(names: Sequence[Name]) -> None:
     return
 
 
-class Trash:
-    """`propose`: as the filesystem does it, which may be read-only."""
+class Propose(Protocol):
+    """A change of names, as the filesystem has it made: it may be read-only, or full."""
 
-    def __init__(self, meta: Meta, propose: Callable[[Command[Any]], Awaitable[Any]]) -> None:
+    async def __call__(self, command: Command[R], *, grows: bool = True) -> R: ...
+
+
+class Trash:
+    def __init__(self, meta: Meta, propose: Propose) -> None:
         self._meta = meta
         self._propose = propose
         self.on_names: Callable[[Sequence[Name]], Awaitable[None]] = _nobody_knows
@@ -116,7 +121,7 @@ class Trash:
         setting = None
         if days is not None:
             setting = Setting(_number(args, "days"), bool(args.get("counts", True)))
-        await self._propose(SetTrash(_ino(args), setting, cred))
+        await self._propose(SetTrash(_ino(args), setting, cred), grows=False)
         return await self._get(args, cred)
 
     # -- what there is
@@ -195,7 +200,7 @@ class Trash:
         if not isinstance(entries, list) or len(entries) > ENTRIES_MAX:
             raise FsError(Fault.INVALID, f"up to {ENTRIES_MAX:,} entries at a time")
         wanted = tuple(_pair(one) for one in entries)
-        return {"removed": await self._propose(EmptyTrash(wanted, cred))}
+        return {"removed": await self._propose(EmptyTrash(wanted, cred), grows=False)}
 
     async def _undelete(self, args: Args, cred: Cred) -> Any:
         """What was deleted gets a name in the directory."""
