@@ -11,10 +11,12 @@ from mountfs.meta.ops.make import Make
 from mountfs.meta.ops.make_root import MakeRoot
 from mountfs.meta.ops.mkdir import Mkdir
 from mountfs.meta.ops.nodes import CHUNK, AddNode, MoveNode
+from mountfs.meta.ops.trash import SetTrash
 from mountfs.meta.records import ino_of
 from mountfs.meta.replica import Checkpoint, Replica
 from mountfs.meta.state_machine import Entry as Asked
 from mountfs.meta.state_machine import decode_entry
+from mountfs.meta.trash import Setting
 from mountfs.raft.messages import Entry, EntryKind, Membership, NodeId, SnapshotHead, Term
 from mountfs.sim.store import Store
 from mountfs.types import ROOT, SUPERUSER, Ino, LogIndex
@@ -112,6 +114,7 @@ class Formatted:
             made = self._do(Make(kept, b"f%d" % number, 0o100644, 0, 0, True, SUPERUSER))
             self.files.append(ino_of(made[0]))
         self.wild = ino_of(self._do(Mkdir(ROOT, b"wild", 0o755, 0, SUPERUSER)))
+        self._do(SetTrash(self.wild, Setting(1), SUPERUSER))
         self.head = SnapshotHead(LogIndex(self._index), Term(1), Membership(tuple(voters)))
         self.store.write(self._replica.begin_checkpoint(self.head).rows, sync=True)
 

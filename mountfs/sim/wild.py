@@ -79,7 +79,7 @@ class Wild:
             case 7:
                 return Unlink(*place, who)
             case 8:
-                return Rmdir(*place, who)
+                return Rmdir(*place, who) if ino % 2 else Undelete(*place, 0, *place, who)
             case 9 | 10 | 11:
                 return self._write(random, ino, offset, length)
             case 12:
@@ -121,10 +121,10 @@ class Wild:
 
 def _trash(ino: Ino, place: tuple[Ino, bytes], number: int) -> Command[Any]:
     """Some trees keep what is deleted, and some of that comes back."""
-    if number & 2:
+    if number & 6:
         return Undelete(*place, 0, *place, SUPERUSER)
     days = (number >> 8) % 3
-    setting = Setting(days, counts=bool(number & 4)) if number & 24 else None
+    setting = Setting(days, counts=bool(number & 8)) if number & 48 else None
     return SetTrash(ino, setting, SUPERUSER)
 
 
