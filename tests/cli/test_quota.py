@@ -15,7 +15,9 @@ from mountfs.cli.quota import _seconds
 from mountfs.errors import Fault, FsError
 from mountfs.meta import keys
 from mountfs.meta.ops.link import Link
+from mountfs.meta.ops.trash import SetTrash
 from mountfs.meta.sums import Sums, Use
+from mountfs.meta.trash import Setting
 from mountfs.types import ROOT, SUPERUSER
 from mountfs.vfs.embedded import EmbeddedNode, embedded_node
 from mountfs.vfs.quota_answers import quota_answers
@@ -63,7 +65,7 @@ def test_times_have_units(text: str, seconds: int) -> None:
 
 def asking(monkeypatch: pytest.MonkeyPatch, node: EmbeddedNode) -> None:
     """Let the command ask this node, without a socket."""
-    answerers = quota_answers(node.meta)
+    answerers = {**quota_answers(node.meta), **node.filesystem.trash.answers()}
 
     def ask(_: Path, question: str, **args: Any) -> Any:
         if question == "info":
@@ -101,6 +103,23 @@ async def test_a_count_finds_what_there_is_and_what_is_counted_otherwise(
         accounts._sums.put(directory, Sums(ROOT, 4096, 1, 0))
         accounts._users.put(os.geteuid(), Use(24_576, 4))
         assert keys.sums(directory) in accounts.loose_rows()
+
+
+@pytest.mark.parametrize("counts", [True, False])
+async def test_a_count_knows_what_is_in_the_trash(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, counts: bool
+) -> None:
+    async with embedded_node(tmp_path / "home") as node:
+        fs = node.filesystem
+        await put(fs, b"dir/one", bytes(20_000))
+        directory = node.meta._machine.tree.dentry(ROOT, b"dir")[0]  # type: ignore[index]
+        await node.meta.propose(SetTrash(ROOT, Setting(7, counts), SUPERUSER))
+        await fs.unlink(directory, b"one", SUPERUSER)
+        await fs.rmdir(ROOT, b"dir", SUPERUSER)
+        asking(monkeypatch, node)
+        found, differences = await count(ROOT)
+        assert differences == []
+        assert (found.files, found.directories) == ((1, 1) if counts else (0, 0))
 
 
 async def test_what_changes_meanwhile_is_not_judged(
