@@ -81,6 +81,8 @@ class NativeBinding:
             leases.on_valid = guard.good_for
             leases.on_recall = self._kernel_cache.recall
             leases.on_forget = self._kernel_cache.forget
+            leases.asking = lambda: self._channel.asking()
+            filesystem.on_appended = self._kernel_cache.appended
         self._operations = Operations(
             filesystem,
             timeouts=wire.Timeouts(
@@ -117,6 +119,7 @@ class NativeBinding:
         if leases is not None:
             leases.known.watcher = None
             leases.on_valid = lambda seconds: None
+            leases.asking = set
         self._guard.close()
 
     def _forget_cached(self, inos: set[Ino]) -> None:
