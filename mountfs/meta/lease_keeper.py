@@ -122,11 +122,15 @@ class LeaseKeeper:
         return self.leases.is_settled(self._now())
 
     async def settled(self) -> None:
+        if self.is_settled:
+            return
         event = trio.Event()
         self.leases.when_settled(event.set)
         await event.wait()
 
     async def over(self, wait: Wait) -> None:
+        if not wait.left:  # by now
+            return
         event = trio.Event()
         wait.then.append(event.set)
         await event.wait()
