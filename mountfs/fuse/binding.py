@@ -2,7 +2,6 @@
 
 import contextlib
 import os
-from collections.abc import Sequence
 from typing import Any, Protocol
 
 import trio
@@ -15,8 +14,6 @@ from mountfs.fuse.operations import WRITE_BYTES_MAX, Operations
 from mountfs.fuse.options import MountOptions
 from mountfs.fuse.wire import InitFlag, Opcode
 from mountfs.inline import leave
-from mountfs.meta.leases import Item
-from mountfs.meta.ops.undelete import Name
 from mountfs.types import KIB, MIB, Ino
 from mountfs.vfs.filesystem import Filesystem
 
@@ -84,6 +81,8 @@ class NativeBinding:
             leases.on_valid = guard.good_for
             leases.on_recall = self._kernel_cache.recall
             leases.on_forget = self._kernel_cache.forget
+            leases.asking = lambda: self._channel.asking()
+            filesystem.on_appended = self._kernel_cache.appended
         self._operations = Operations(
             filesystem,
             timeouts=wire.Timeouts(
@@ -97,7 +96,7 @@ class NativeBinding:
         self._is_stale = trio.Event()
         filesystem.on_lost = self._forget_cached
         filesystem.drop_cached = self._drop_cached
-        filesystem.trash.on_names = self._names_came
+        filesystem.trash.on_names = self._kernel_cache.came
         os.set_blocking(fd, False)
         poll_s = options.poll_us / 1e6 if len(os.sched_getaffinity(0)) > 1 else 0.0
         self._channel = Channel(
@@ -121,6 +120,7 @@ class NativeBinding:
         if leases is not None:
             leases.known.watcher = None
             leases.on_valid = lambda seconds: None
+            leases.asking = set
         self._guard.close()
 
     def _forget_cached(self, inos: set[Ino]) -> None:
@@ -139,14 +139,6 @@ class NativeBinding:
         await leave()
         notice = wire.notify_inval_inode(ino)
         await trio.to_thread.run_sync(self._channel.write, notice, abandon_on_cancel=True)
-
-    async def _names_came(self, names: Sequence[Name]) -> None:
-        """The kernel is not to remember that they are absent."""
-        of: dict[Ino, list[bytes]] = {}
-        for parent, name in names:
-            of.setdefault(parent, []).append(name)
-        items = [Item(ino, tuple(some), False) for ino, some in of.items()]
-        await self._kernel_cache.recall(items)
 
     def status(self) -> dict[str, Any]:
         return {

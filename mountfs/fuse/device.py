@@ -141,6 +141,14 @@ class Channel:
             # What still waits (for locks) has nobody left to answer to.
             self._nursery.cancel_scope.cancel()
 
+    def asking(self) -> set[int]:
+        """Requests that are not answered yet, but for those that wait for a lock."""
+        found = {request.unique for request, *_ in self._paused}
+        for request, _ in self._waiting.values():
+            if request.opcode != Opcode.SETLKW:
+                found.add(request.unique)
+        return found
+
     def write(self, reply: Reply) -> None:
         """Send an answer, or a notification."""
         if reply is None:

@@ -30,6 +30,14 @@ EPOCH_MINOR: Final = 44
 """From this version of the protocol on, the kernel knows INC_EPOCH."""
 NAMES_S: Final = 0.02
 """Forgetting a name takes microseconds, unless somebody holds the directory."""
+BYTES_S: Final = 0.02
+"""Forgetting bytes, too, unless somebody reads or writes them, who may wait for us.  The kernel
+looks at the attributes before it gives bytes to anybody, and forgets those that are older, without
+us (`AUTO_INVAL_DATA`): this is for who has mapped them.
+"""
+CAME_S: Final = 5.0
+"""Who has it done waits for it so long: a directory may be held by whoever waits for other mounts.
+"""
 THREADS_MAX: Final = 16
 SLOTS: Final = 1 << 19
 """Inodes that the guardian can know of: more than a session can have leases on."""
@@ -48,19 +56,35 @@ class KernelCache:
     async def recall(self, items: Sequence[Item]) -> None:
         """Returns when the kernel has forgotten it."""
         names = [(item.ino, name) for item in items for name in item.names if not item.is_whole]
-        inos = [item.ino for item in items]
+        for item in items:  # that never waits
+            self._notify(wire.notify_inval_inode(item.ino, -1))
+        inos = [item.ino for item in items if not item.is_own]
         if any(item.is_whole for item in items):
             self._forget_all_names()
         async with trio.open_nursery() as nursery:
             if names:
                 nursery.start_soon(self._forget_names, names)
-            await self._in_thread(self._forget_inodes, inos)
+            if inos:
+                await self._forget_bytes(inos)
+
+    async def came(self, names: Sequence[tuple[Ino, bytes]]) -> None:
+        """Names have come without the kernel: that they are absent is forgotten, and what their
+        directories were.
+        """
+        with trio.move_on_after(CAME_S):
+            await self._in_thread(self._forget_each, names)
+            await self._in_thread(self._forget_listed, list({parent for parent, _ in names}))
+
+    def _forget_listed(self, directories: Sequence[Ino]) -> None:
+        self._forget_attributes(directories)
+        self._forget_bytes_of(directories)
 
     async def forget(self, inos: Sequence[Ino]) -> None:
         """All names, and these inodes."""
         self._forget_all_names()
         if inos:
-            await self._in_thread(self._forget_inodes, inos)
+            await self._in_thread(self._forget_attributes, inos)
+            await self._forget_bytes(inos)
 
     async def _forget_names(self, names: Sequence[tuple[Ino, bytes]]) -> None:
         with trio.move_on_after(NAMES_S) as waited:
@@ -75,10 +99,30 @@ class KernelCache:
         for parent, name in names:
             self._notify(wire.notify_inval_entry(parent, name))
 
-    def _forget_inodes(self, inos: Sequence[Ino]) -> None:
-        for offset in (-1, 0):  # what never waits comes first
-            for ino in inos:
-                self._notify(wire.notify_inval_inode(ino, offset))
+    async def _forget_bytes(self, inos: Sequence[Ino]) -> None:
+        with trio.move_on_after(BYTES_S * max(1, len(inos) // 1_000)):
+            await self._in_thread(self._forget_bytes_of, inos)
+
+    async def appended(self, ino: Ino, offset: int, stop: int, last: bytes) -> None:
+        """The file is longer than the kernel will think when the append is answered: it goes by
+        its own idea of the size, which it does not give up for the answer to a question that a
+        write has overtaken.  But it takes bytes that we store behind it.
+        """
+        with trio.move_on_after(BYTES_S):
+            await self._in_thread(self._lengthen, (ino, offset, stop, last))
+
+    def _lengthen(self, what: tuple[Ino, int, int, bytes]) -> None:
+        ino, offset, stop, last = what
+        self._notify(wire.notify_inval_inode(ino, offset - offset % mmap.PAGESIZE))
+        self._notify(wire.notify_store(ino, stop - 1, last))
+
+    def _forget_attributes(self, inos: Sequence[Ino]) -> None:
+        for ino in inos:
+            self._notify(wire.notify_inval_inode(ino, -1))
+
+    def _forget_bytes_of(self, inos: Sequence[Ino]) -> None:
+        for ino in inos:
+            self._notify(wire.notify_inval_inode(ino, 0))
 
     def _forget_all_names(self) -> None:
         if self.has_epoch:

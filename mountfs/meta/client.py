@@ -366,6 +366,11 @@ class RemoteMeta:
             return flags, FsError(Fault.NOT_FOUND, bytes(rest).decode(errors="replace").strip())
         return flags, decode_reply(query, rest)
 
+    @property
+    def answered(self) -> int:
+        """All commands of the session up to this one are answered."""
+        return self._session.answered
+
     async def keep_back(self, ino: Ino, *, insist: bool) -> tuple[int, FileOpened]:
         """(what the answer says of our leases, what is to be known of a file that is written)"""
         while True:

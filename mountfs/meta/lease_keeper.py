@@ -122,11 +122,15 @@ class LeaseKeeper:
         return self.leases.is_settled(self._now())
 
     async def settled(self) -> None:
+        if self.is_settled:
+            return
         event = trio.Event()
         self.leases.when_settled(event.set)
         await event.wait()
 
     async def over(self, wait: Wait) -> None:
+        if not wait.left:  # by now
+            return
         event = trio.Event()
         wait.then.append(event.set)
         await event.wait()
@@ -141,7 +145,14 @@ class LeaseKeeper:
     def in_the_way(self, session: int, seen: Collection[Ino]) -> Wait | None:
         """What an answer that tells of these inodes has to wait for."""
         wait = self.kept_back(session, seen)
-        return self.leases.blocked(seen, session) if wait is None else wait
+        return self.blocked(session, seen) if wait is None else wait
+
+    def blocked(self, session: int, seen: Collection[Ino]) -> Wait | None:
+        """The same, but only for what has changed already."""
+        wait = self.leases.blocked(seen, session)
+        if wait is not None:
+            self._wake.set()
+        return wait
 
     def kept_back(self, session: int, inos: Iterable[Ino]) -> Wait | None:
         """The same, but only for what others have not told us yet."""
@@ -171,19 +182,29 @@ class LeaseKeeper:
         if type(command) is EndSession:
             self.end(command.number)
         changes = {} if type(command) in UNSEEN else _changes(committed)
+        leases, session, now = self.leases, asked.session, self._now()
         waits = []
-        wait = self.leases.blocked(seen, asked.session)
+        wait = leases.blocked(seen, session)
         if wait is not None:
             waits.append(wait)
+        is_granted, new = False, []
+        if type(asked) is Asked and asked.caches:
+            # Now, and not when it is answered: what is changed until then has to be recalled.
+            told = {*seen, *changes}
+            new = leases.new(session, told)
+            is_granted = leases.grant(session, told, now)
         if changes:
-            wait = self.leases.changed(asked.session, changes, self._now())
+            wait = leases.changed(session, changes, now, asked.sequence)
             if wait is not None:
                 waits.append(wait)
-                self._wake.set()
+                if is_granted and leases.cool(session, new, now):
+                    is_granted = False
+        if waits:
+            self._wake.set()
         if type(asked) is Asked:
             asked.waits = tuple(waits)
             asked.changes = tuple(changes)
-            asked.seen = tuple(seen)
+            asked.is_granted = is_granted
 
     def when_over(self, waits: Iterable[Wait], then: Done) -> None:
         """`then`, once none of `waits` is left: at once, if there are none."""

@@ -7,6 +7,10 @@ anybody who asks for the same inodes hears of it until all other sessions that h
 have said that they have forgotten what they knew, or their leases have run out.  So what was
 acknowledged is never contradicted by anybody's cache.
 
+Nobody hears of a change before those who made it: their own kernel answers as before until it is
+told.  So what a session has changed while it had a lease on it is *unheard* until the session says
+that it is not, and if somebody asks for it before, the session is made to forget it first.
+
 Leases are not in the log.  Who comes to lead knows of none, and waits until all sessions that were
 there have begun anew with it (and thereby forgotten everything), or until the leases that the
 leader before it may have granted have run out.
@@ -30,6 +34,8 @@ HOT_WITHIN_MS: Final = 1_000
 """An inode whose leases were recalled so often within that time is granted to nobody for a while:
 who changes what others look at would wait for them each time.
 """
+NAMES_TOLD_MAX: Final = 64
+"""Who has changed more names of a directory is to forget all of it."""
 COOL_FIRST_MS: Final = 1_000
 COOL_MAX_MS: Final = 16_000
 HEAT_KEPT: Final = 4_096
@@ -50,6 +56,8 @@ class Item(msgspec.Struct, frozen=True, array_like=True):
     """What was written to it and kept back is to reach the metadata first, and nothing is kept back
     any more.
     """
+    is_own: bool = False
+    """The session has changed it itself, and its door may not know yet."""
 
 
 Done = Callable[[], None]
@@ -80,8 +88,19 @@ class Recall(msgspec.Struct, frozen=True):
     items: tuple[Item, ...]
 
 
+class _Unheard:
+    __slots__ = ("asked", "names", "sequence")
+
+    def __init__(self) -> None:
+        self.sequence = 0
+        """Of the last command that changed it."""
+        self.names: tuple[bytes, ...] = ()
+        self.asked = 0
+        """The recall since which it was not changed again; 0: there is none."""
+
+
 class _Holder:
-    __slots__ = ("asked", "heard", "inos", "writes")
+    __slots__ = ("asked", "heard", "inos", "unheard", "writes")
 
     def __init__(self, now: float) -> None:
         self.heard = now
@@ -91,6 +110,8 @@ class _Holder:
         """Recalls that it has not answered, and since when."""
         self.writes: set[Ino] = set()
         """Those that it may keep back bytes of."""
+        self.unheard: dict[Ino, _Unheard] = {}
+        """What it has changed itself lately, the oldest first."""
 
 
 class _Heat:
@@ -125,6 +146,8 @@ class Leases:
         """Who may keep back what he has written to a file: one session, and then nobody else has a
         lease on it.
         """
+        self._unheard: dict[Ino, int] = {}
+        """Who has changed an inode, and may not have told his kernel yet."""
         self._given_up: dict[Ino, Wait] = {}
         """Files whose writers are asked for what they have kept back."""
         self.lost: set[int] = set()
@@ -153,6 +176,7 @@ class Leases:
         self._pending.clear()
         self._writers.clear()
         self._given_up.clear()
+        self._unheard.clear()
         self.lost.clear()
         self._unsettled.clear()
         self.outbox.clear()
@@ -196,6 +220,8 @@ class Leases:
                 self._forget(ino, session)
             for ino in holder.writes.difference(keep):
                 del self._writers[ino]
+            for ino in list(holder.unheard):
+                self._has_heard(session, holder, ino)
         done = [
             then
             for wait in list(self._waits.values())
@@ -222,6 +248,20 @@ class Leases:
         holder.heard = now
         return True
 
+    def has_told(self, session: int, told: int) -> None:
+        """Its door knows what its commands up to `told` have done."""
+        holder = self._holders.get(session)
+        if holder is not None:
+            for ino, unheard in list(holder.unheard.items()):
+                if unheard.sequence > told:
+                    break
+                self._has_heard(session, holder, ino)
+
+    def _has_heard(self, session: int, holder: _Holder, ino: Ino) -> None:
+        del holder.unheard[ino]
+        if self._unheard.get(ino) == session:
+            del self._unheard[ino]
+
     def look(self, now: float) -> list[Done]:
         """To be called often: what need not wait any more because leases have run out."""
         done: list[Done] = []
@@ -245,17 +285,22 @@ class Leases:
     # -- what is read
 
     def blocked(self, seen: Collection[Ino], session: int) -> Wait | None:
-        """A change that an answer from these inodes would tell of too early.  Who is himself asked
-        to forget them may hear of it: the kernel may hold a lock on what he has to forget for as
-        long as he waits for an answer.
+        """A change that an answer from these inodes would tell of too early.  That goes for who is
+        himself asked to forget them, too: others beside him would believe what they knew.
         """
-        pending = self._pending
-        if not pending:
-            return None
-        for ino in seen:
-            for wait in pending.get(ino, ()):
-                if wait.holds_back and wait.left - {session}:
-                    return wait
+        pending, unheard = self._pending, self._unheard
+        if pending:
+            for ino in seen:
+                for wait in pending.get(ino, ()):
+                    if wait.holds_back:
+                        return wait
+        if unheard:
+            for ino in seen:
+                maker = unheard.get(ino)
+                if maker is not None and maker != session:
+                    names = self._holders[maker].unheard[ino].names
+                    item = Item(ino, names, len(names) > NAMES_TOLD_MAX, is_own=True)
+                    return self._ask({maker: [item]}, (ino,), holds_back=True)
         return None
 
     def grant(self, session: int, seen: Collection[Ino], now: float) -> bool:
@@ -263,12 +308,11 @@ class Leases:
         holder = self._holders.get(session)
         if holder is None or not self._may_have(seen, now):
             return False
-        held = holder.inos
         for ino in seen:
-            if ino and ino not in held:
+            if ino and ino not in holder.inos:
                 self._hold(session, holder, ino)
         self.granted += len(seen)
-        if len(held) > self._held_max:
+        if len(holder.inos) > self._held_max:
             self._recall_oldest(session, holder)
         return True
 
@@ -279,6 +323,25 @@ class Leases:
             self._of[ino] = {session: None}
         else:
             who[session] = None
+
+    def cool(self, session: int, granted: Iterable[Ino], now: float) -> bool:
+        """A lease was granted on these inodes, and its holder has not been told.  Take it back if
+        one of them is to be granted to nobody by now, and return whether that is so.
+        """
+        heat = self._heat
+        if all(now >= heat[ino].until for ino in granted if ino in heat):
+            return False
+        holder = self._holders.get(session)
+        for ino in granted:
+            if holder is not None and ino not in holder.writes:
+                holder.inos.pop(ino, None)
+                self._forget(ino, session)
+        return True
+
+    def new(self, session: int, seen: Iterable[Ino]) -> list[Ino]:
+        """Those of these inodes on which it has no lease."""
+        holder = self._holders.get(session)
+        return [] if holder is None else [ino for ino in seen if ino and ino not in holder.inos]
 
     def _may_have(self, seen: Collection[Ino], now: float) -> bool:
         pending, heat = self._pending, self._heat
@@ -357,7 +420,11 @@ class Leases:
     # -- what changes
 
     def changed(
-        self, session: int, changes: Mapping[Ino, tuple[bytes, ...]], now: float
+        self,
+        session: int,
+        changes: Mapping[Ino, tuple[bytes, ...]],
+        now: float,
+        sequence: int = 0,
     ) -> Wait | None:
         """A command of `session` has changed these inodes, and of directories these names.
 
@@ -365,17 +432,34 @@ class Leases:
         """
         asked: dict[int, list[Item]] = {}
         touched: list[Ino] = []
+        maker = self._holders.get(session)
         for ino, names in changes.items():
             who = self._of.get(ino)
-            if who is None or not (who.keys() - {session}):
+            if who is None:
+                continue
+            others = who.keys() - {session}
+            if maker is not None and session in who:
+                self._note_unheard(session, maker, ino, names, sequence)
+            if not others:
                 continue
             touched.append(ino)
             is_whole = self._warm(ino, now)
-            for other in who.keys() - {session}:
+            for other in others:
                 asked.setdefault(other, []).append(Item(ino, names, is_whole))
         if not asked:
             return None
         return self._ask(asked, tuple(touched), holds_back=True)
+
+    def _note_unheard(
+        self, session: int, maker: _Holder, ino: Ino, names: tuple[bytes, ...], sequence: int
+    ) -> None:
+        unheard = maker.unheard.pop(ino, None) or _Unheard()
+        unheard.sequence = sequence
+        if len(unheard.names) <= NAMES_TOLD_MAX:
+            unheard.names += names
+        unheard.asked = 0
+        maker.unheard[ino] = unheard
+        self._unheard[ino] = session
 
     def _warm(self, ino: Ino, now: float) -> bool:
         """Count a recall.  Returns whether the inode is to be granted to nobody for a while."""
@@ -407,6 +491,12 @@ class Leases:
         for session, items in asked.items():
             self.outbox.append(Recall(session, wait.number, tuple(items)))
             self.recalls += 1
+            holder = self._holders.get(session)
+            if holder is not None and holder.unheard:
+                for item in items:
+                    unheard = holder.unheard.get(item.ino)
+                    if unheard is not None:
+                        unheard.asked = wait.number
         return wait
 
     def sent(self, recall: Recall, now: float) -> None:
@@ -419,6 +509,9 @@ class Leases:
         holder = self._holders.get(recall.session)
         if holder is not None and holder.asked.pop(recall.number, None) is not None:
             for item in recall.items:
+                unheard = holder.unheard.get(item.ino)
+                if unheard is not None and 0 < unheard.asked <= recall.number:
+                    self._has_heard(recall.session, holder, item.ino)
                 if item.is_whole and item.ino in holder.inos:
                     del holder.inos[item.ino]
                     self._forget(item.ino, recall.session)

@@ -32,8 +32,10 @@ class Asked(msgspec.Struct):
     """The inodes that it has changed, once it has been applied."""
     waits: tuple[Wait, ...] = ()
     """What its answer has to wait for."""
-    seen: tuple[Ino, ...] = ()
-    """The inodes that it has looked at."""
+    caches: bool = False
+    """Who asked keeps what he is answered."""
+    is_granted: bool = False
+    """He has a lease on all that the answer tells of."""
 
 
 class MetaMachine:

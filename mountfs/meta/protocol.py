@@ -180,6 +180,12 @@ class Begin(msgspec.Struct, frozen=True, array_like=True):
     """Files of which it has kept back bytes."""
 
 
+class Hold(msgspec.Struct, frozen=True, array_like=True):
+    session: int
+    told: int
+    """Whoever asked for its commands up to this one has been told of what they did."""
+
+
 class KeepBack(msgspec.Struct, frozen=True, array_like=True):
     session: int
     ino: Ino

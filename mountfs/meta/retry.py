@@ -80,6 +80,11 @@ class Session:
         self._open[sequence] = None
         return sequence, next(iter(self._open))
 
+    @property
+    def answered(self) -> int:
+        """All commands up to this one are answered."""
+        return next(iter(self._open), self._sequence + 1) - 1
+
     def done(self, sequence: int) -> None:
         """It is answered, or will not be asked again: the answer need not be kept for us."""
         del self._open[sequence]

@@ -31,6 +31,7 @@ from mountfs.meta.protocol import (
     Begin,
     Changed,
     Cluster,
+    Hold,
     KeepBack,
     Method,
     Opened,
@@ -113,7 +114,7 @@ class MetaService:
         if method == Method.READ:
             return await self._read(body)
         if method == Method.HOLD:
-            return await self._hold(peer, _number(body))
+            return await self._hold(peer, _decoded(body, Hold))
         if method == Method.BEGIN:
             return await self._begin(peer, body)
         if method == Method.KEEP_BACK:
@@ -243,7 +244,7 @@ class MetaService:
             if isinstance(granted, Wait):
                 wait = granted
             else:
-                wait = keeper.leases.blocked((asked.ino,), asked.session)
+                wait = keeper.blocked(asked.session, (asked.ino,))
             if wait is None:
                 break
             await leave()
@@ -252,9 +253,12 @@ class MetaService:
         flags = keeper.answer(asked.session, peer, (asked.ino,))
         return bytes((flags | Answer.WRITES if granted else flags,)) + found
 
-    async def _hold(self, peer: Peer, session: int) -> bytes:
-        await self._prove(session)
-        return bytes((self.keeper.flags(session, peer),))
+    async def _hold(self, peer: Peer, asked: Hold) -> bytes:
+        await self._prove(asked.session)
+        flags = self.keeper.flags(asked.session, peer)
+        if not flags & Answer.BEGIN:
+            self.keeper.leases.has_told(asked.session, asked.told)
+        return bytes((flags,))
 
     async def _prove(self, session: int) -> None:
         """That we lead, and that there is such a session."""
@@ -305,6 +309,7 @@ class MetaService:
         self._node.require_room()
         self.commands += 1
         subject = self._machine.ask(asked.session, asked.sequence, asked.answered, asked.command)
+        subject.caches = peer is not None
         later = Later()
         keeper = self.keeper
 
@@ -322,8 +327,9 @@ class MetaService:
             elif peer is None:
                 later.answer(encode(reply))
             else:
-                touched = {*subject.seen, *subject.changes}
-                flags = keeper.answer(asked.session, peer, touched)
+                flags = keeper.flags(asked.session, peer)
+                if subject.is_granted and flags & Answer.RENEWED:
+                    flags |= Answer.GRANTED
                 if isinstance(asked.command, Make) and reply[1] and flags & Answer.GRANTED:  # type: ignore[index]
                     made = KeepBack(asked.session, ino_of(reply[0]), False)  # type: ignore[index]
                     if keeper.keep_back(made, peer) is True:

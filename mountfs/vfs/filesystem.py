@@ -66,7 +66,7 @@ from mountfs.meta.records import (
 from mountfs.types import BLOCK_BYTES, FILE_BYTES_MAX, ROOT, Cred, Ino
 from mountfs.vfs import retention_xattrs
 from mountfs.vfs.access_time import AccessTime, due
-from mountfs.vfs.handles import File, Handle
+from mountfs.vfs.handles import Ask, File, Handle
 from mountfs.vfs.headroom import KEEP_S
 from mountfs.vfs.leased_meta import LeasedMeta
 from mountfs.vfs.lock_table import LockTable
@@ -104,6 +104,10 @@ KEEP_BACK_PAUSE_S: Final = 0.01
 """Between two questions whether bytes may be kept back."""
 ROOT_S: Final = 2.0
 """So long the attributes of the root may take before those that we know are good enough."""
+
+
+async def _nothing_appended(ino: Ino, offset: int, stop: int, last: bytes) -> None:
+    return
 
 
 class Filesystem:
@@ -146,6 +150,10 @@ class Filesystem:
             leases.on_touched = self._touched
             leases.on_give_up = self.write_out
             leases.is_kept_back = self._is_unwritten
+        self.on_appended: Callable[[Ino, int, int, bytes], Awaitable[None]] = _nothing_appended
+        """Told of an append (the inode, where the door thought that it goes, where it ends, its
+        last byte) where the file had grown without the door knowing.
+        """
         self._root: Attributes | None = None
         """Attributes of the root, as they were when we asked last."""
         self._inodes_before = 0
@@ -405,9 +413,11 @@ class Filesystem:
         if writes and self._read_only:
             raise FsError(Fault.READ_ONLY)
         layout: Layout | None = None
-        known = None if self.leases is None else self.leases.attributes(ino)
         if writes:
             await self._retained(ino)
+        known = None if self.leases is None else self.leases.attributes(ino)
+        opened_before = self._files.get(ino)
+        ask = Ask(0, 0) if opened_before is None else opened_before.ask()
         if self.shared and known is None:
             opened = await self._meta.read(Opening(ino))
             attributes, layout = opened.attributes, opened.layout
@@ -428,8 +438,8 @@ class Filesystem:
         file = handle.file
         file.written |= bool(flags & os.O_TRUNC and writes)
         if self.shared:
-            handle.unchanged = self._renew(file, attributes)
-            if layout is not None and file.handles == 1 and not file.unwritten:
+            handle.unchanged = file.is_news(ask) and self._renew(file, attributes)
+            if layout is not None and file.handles == 1 and file.known_by == ask.number:
                 self.reader.know(file, layout)
         if ino in self._doubtful:
             self._doubtful.discard(ino)
@@ -500,22 +510,65 @@ class Filesystem:
             await self._drop_privileges(file.ino)
         if file.is_stale:
             await self._look_again(file)
-        if self.leases is not None and not self.leases.keeps_back(file.ino):
-            await self._ask_to_keep_back(file, insist=bool(handle.flags & os.O_APPEND))
-        if handle.lost is not None:
-            handle.require()
-        if self.leases is not None and handle.flags & os.O_APPEND:
-            offset = file.size  # the kernel goes by what it knew of the size
-        file.written = True
-        kept = await self.writer.write(file, offset, data, drop_privileges)
-        if file.unwritten:
-            file.writers.add(handle)
-            if self.leases is not None and not self.leases.keeps_back(file.ino):
-                await self.writer.flush(file)
+        if self.leases is None:
+            kept = await self._write(handle, offset, data, drop_privileges)
+        else:
+            kept = await self._write_leased(self.leases, handle, offset, data, drop_privileges)
         if self._sync_writes or handle.flags & (os.O_SYNC | os.O_DSYNC):
             # The kernel leaves it to us: it asks for no FSYNC after a direct write.
             await self.fsync(handle)
         return kept
+
+    async def _write(
+        self, handle: Handle, offset: int, data: memoryview, drop_privileges: bool
+    ) -> bool:
+        file = handle.file
+        if handle.lost is not None:
+            handle.require()
+        file.written = True
+        kept = await self.writer.write(file, offset, data, drop_privileges)
+        if file.unwritten:
+            file.writers.add(handle)
+        return bool(kept)
+
+    async def _write_leased(
+        self,
+        leases: LeasedMeta,
+        handle: Handle,
+        offset: int,
+        data: memoryview,
+        drop_privileges: bool,
+    ) -> bool:
+        """Where others write, too: at the end of the file, as it is when the bytes are taken over,
+        if it was opened to append.
+        """
+        file, ino = handle.file, handle.file.ino
+        appends = bool(handle.flags & os.O_APPEND)
+        last, placed = bytes(data[-1:]), offset
+
+        def end() -> int | None:
+            nonlocal placed
+            placed = file.size
+            return placed if leases.keeps_back(ino) else None
+
+        while True:
+            if not leases.keeps_back(ino):
+                await self._ask_to_keep_back(file, insist=appends)
+            if handle.lost is not None:
+                handle.require()
+            file.written = True
+            taken = await self.writer.write(
+                file, offset, data, drop_privileges, end if appends else None
+            )
+            if taken is not None:
+                break
+        if file.unwritten:
+            file.writers.add(handle)
+            if not leases.keeps_back(ino):
+                await self.writer.flush(file)
+        if placed != offset:
+            await self.on_appended(ino, offset, placed + len(data), last)
+        return taken
 
     async def flush(self, handle: Handle, owner: int) -> None:
         """close(2) of one descriptor: its process loses its locks; what was written leaves this
@@ -865,7 +918,7 @@ class Filesystem:
         for item in items:
             file = self._files.get(item.ino)
             if file is not None:
-                file.is_stale = True
+                file.touched += 1
 
     def _is_unwritten(self, ino: Ino) -> bool:
         file = self._files.get(ino)
@@ -877,9 +930,10 @@ class Filesystem:
         """
         assert self.leases is not None
         while True:
+            ask = file.ask()
             opened = await self.leases.keep_back(file.ino, insist=insist)
-            file.is_stale = False
-            self._renew(file, opened.attributes)
+            if file.is_news(ask):
+                self._renew(file, opened.attributes)
             if not insist or self.leases.keeps_back(file.ino):
                 return
             await leave()
@@ -887,14 +941,12 @@ class Filesystem:
 
     async def _look_again(self, file: File) -> None:
         """What others have made of a file that is open here."""
-        file.is_stale = False
-        try:
-            opened = await self._meta.read(Opening(file.ino))
-        except BaseException:
-            file.is_stale = True
-            raise
+        ask = file.ask()
+        opened = await self._meta.read(Opening(file.ino))
+        if not file.is_news(ask):
+            return
         self._renew(file, opened.attributes)
-        if opened.layout is not None and not file.unwritten and not file.is_stale:
+        if opened.layout is not None and not file.unwritten:
             file.forget_layouts()
             self.reader.know(file, opened.layout)
 

@@ -1,5 +1,7 @@
 """Open files: `Handle` is one open file description, `File` what all handles of an inode share."""
 
+from typing import NamedTuple
+
 from mountfs.errors import FsError
 from mountfs.meta.locks import EOF, Lock, Locks, Owner, release
 from mountfs.meta.records import Attributes, Slice
@@ -7,21 +9,36 @@ from mountfs.types import Ino
 from mountfs.vfs.dirty import Dirty, Run
 
 
+class Ask(NamedTuple):
+    """A question what a file is.  Answers come in any order, and others may have changed the file
+    when they come.
+    """
+
+    number: int
+    touched: int
+
+
 class File:
     """An inode that is open, or has bytes that are not in a slice yet."""
 
     __slots__ = (
-        "charged", "content", "copies", "dirty", "drop_privileges", "fence", "flight", "flushing",
-        "handles", "holders", "ino", "is_stale", "layouts", "mtime", "refused", "seen", "size",
-        "writers", "written",
+        "asks", "charged", "content", "copies", "dirty", "drop_privileges", "fence", "flight",
+        "flushing", "handles", "holders", "ino", "known_by", "known_since", "layouts", "mtime",
+        "refused", "seen", "size", "touched", "writers", "written",
     )  # fmt: skip
 
     def __init__(self, ino: Ino, size: int) -> None:
         self.ino = ino
         self.size = size
         """As read(2) and stat(2) see it: with what is not flushed."""
-        self.is_stale = False
-        """Somebody else has changed it since we looked."""
+        self.touched = 0
+        """Counts how often it may have become something else than we know."""
+        self.known_since = 0
+        """What `touched` was when we asked for what we know."""
+        self.asks = 0
+        """How often it was asked what it is."""
+        self.known_by = 0
+        """Which of those questions was answered with what we know."""
         self.handles = 0
         self.dirty = Dirty()
         self.flight: list[Run] = []
@@ -52,6 +69,23 @@ class File:
 
         self.charged: tuple[Ino, int, int] | None = None
         """Home and owners, as far as they are known: what its space counts for."""
+
+    @property
+    def is_stale(self) -> bool:
+        """Somebody else may have changed it since we looked."""
+        return self.known_since != self.touched
+
+    def ask(self) -> "Ask":
+        """To be called before it is asked for."""
+        self.asks += 1
+        return Ask(self.asks, self.touched)
+
+    def is_news(self, ask: "Ask") -> bool:
+        """Whether an answer says more than what we know; if so, it is what we know now."""
+        if ask.number < self.known_by:
+            return False
+        self.known_by, self.known_since = ask
+        return True
 
     def forget_layouts(self) -> None:
         self.layouts.clear()

@@ -33,7 +33,7 @@ from mountfs.meta.ops.rmdir import Rmdir
 from mountfs.meta.ops.symlink import Symlink
 from mountfs.meta.ops.undelete import Undelete, UndeleteIn
 from mountfs.meta.ops.unlink import Unlink
-from mountfs.meta.protocol import Answer, Begin, Changed, LocksTold, Method, Recalled, encode
+from mountfs.meta.protocol import Answer, Begin, Changed, Hold, LocksTold, Method, Recalled, encode
 from mountfs.meta.records import ATTRIBUTES_BYTES, Attributes, ino_of
 from mountfs.meta.retry import Backoff
 from mountfs.types import Ino
@@ -100,6 +100,11 @@ class LeasedMeta:
         self._looked: dict[Ino, int] = {}
         """How many names of a directory were asked for; -1: it is too large to be listed."""
         self._listing: set[Ino] = set()
+        self.asking: Callable[[], set[int]] = set
+        """Requests of the door that are not answered yet; a number is not used again."""
+        self._telling: tuple[int, int, set[int]] = (0, 0, set())
+        """A session, the commands of it that were answered at a time, what was asked then."""
+        self._told_up_to = 0
         self.hits = 0
         self.misses = 0
         self.recalls = 0
@@ -326,20 +331,22 @@ class LeasedMeta:
         fresh = {ino: known.is_fresh(ino, mark) for ino in answer.changes}
         for ino in answer.changes:
             known.touch(ino)
+        is_granted = bool(answer.flags & Answer.GRANTED)
+        keeps_complete = is_granted and isinstance(command, _KEEPS_COMPLETE)
         for parent, name in names:
-            if not fresh.get(parent, False) or not isinstance(command, _KEEPS_COMPLETE):
+            if not keeps_complete or not fresh.get(parent, False):
                 known.forget_name(parent, name)
         if isinstance(command, (Undelete, UndeleteIn)):
             for ino in answer.changes:
                 known.forget_names(ino)
-        if not answer.flags & Answer.GRANTED:
+        if not is_granted:
             return
         attributes = _attributes_in(reply)
         now = known.mark()
-        if attributes is not None and answer.flags & Answer.WRITES:
-            self._writes.add(ino_of(attributes))
         if attributes is not None and fresh.get(ino_of(attributes), False):
             known.learn(attributes, now)
+            if answer.flags & Answer.WRITES:
+                self._writes.add(ino_of(attributes))
         if not names or not fresh.get(names[0][0], False):
             return
         parent, name = names[0]
@@ -373,7 +380,7 @@ class LeasedMeta:
             return b""  # we have forgotten all that it has granted
         self.recalls += 1
         self.known.recall(items)
-        self.on_touched(items)
+        self.on_touched([item for item in items if not item.is_own])
         await leave()
         for item in items:
             if item.gives_up_writing:
@@ -440,12 +447,27 @@ class LeasedMeta:
         sent = self._clock()
         with trio.fail_after(self._ttl_s):
             try:
-                flags = (await link.call(Method.HOLD, encode(self.session)))[0]
+                asked = Hold(self.session, self._told())
+                flags = (await link.call(Method.HOLD, encode(asked)))[0]
             except FsError as error:
                 if error.fault is Fault.NOT_LEADER:
                     self.remote.router.forget(link)
                 raise
         self._renewed(flags, sent)
+
+    def _told(self) -> int:
+        """Whoever asked for our commands up to this one has the answer: those requests of the door
+        are over that there were when it came.
+        """
+        session, told, asking = self._telling
+        asking &= self.asking()
+        if session != self.session:
+            self._told_up_to = 0
+        elif not asking:
+            self._told_up_to = told
+        if session != self.session or not asking:
+            self._telling = (self.session, self.remote.answered, self.asking())
+        return self._told_up_to
 
     def _renewed(self, flags: int, sent: float) -> None:
         if flags & Answer.BEGIN:

@@ -99,19 +99,32 @@ class Writer:
         self._progress = trio.Event()
         """Set, and replaced, when something has landed or a flush is over."""
 
-    async def write(self, file: File, offset: int, data: memoryview, drop_privileges: bool) -> bool:
+    async def write(
+        self,
+        file: File,
+        offset: int,
+        data: memoryview,
+        drop_privileges: bool,
+        end: Callable[[], int | None] | None = None,
+    ) -> bool | None:
         """Take bytes over.  Waits only where dirty memory is full, or a quota nearly is.
 
-        The reply says whether the memory of `data`, one of `buffers`, is kept.  Raises NO_SPACE
-        when the disk is full, OVER_QUOTA.
+        `end` is asked, when it is time, where they go instead of to `offset`; it may say None:
+        nowhere now, because others decide where the file ends.  The reply says whether the memory
+        of `data`, one of `buffers`, is kept; None: nothing was taken over, because `end` said so.
+        Raises NO_SPACE when the disk is full, OVER_QUOTA.
         """
         size = len(data)
         if await self._headroom.is_near(file, size):
-            await self._write_through(file, offset, data, drop_privileges)
-            return False
+            return await self._write_through(file, offset, data, drop_privileges, end)
         if self.dirty_bytes + size > self._dirty_bytes_max:
             await self._make_room(size)
         await self.require_room(size)
+        if end is not None:
+            found = end()
+            if found is None:
+                return None
+            offset = found
         dirty = file.dirty
         before = dirty.bytes
         keep = size >= KEEP_BYTES and isinstance(data.obj, bytearray)
@@ -127,13 +140,23 @@ class Writer:
         return kept
 
     async def _write_through(
-        self, file: File, offset: int, data: memoryview, drop_privileges: bool
-    ) -> None:
+        self,
+        file: File,
+        offset: int,
+        data: memoryview,
+        drop_privileges: bool,
+        end: Callable[[], int | None] | None,
+    ) -> bool | None:
         """Give bytes to volumes and metadata at once: they are taken over only if they fit."""
         await leave()
         await self.require_room(len(data))
         while file.dirty.runs or file.flushing:  # what came before them
             await self.flush(file)
+        if end is not None:
+            found = end()
+            if found is None:
+                return None
+            offset = found
         new = Dirty()
         new.write(offset, data)
         file.flushing, file.flight = True, new.take()  # no await since we looked
@@ -158,6 +181,7 @@ class Writer:
         finally:
             file.flushing = False
             self._announce()
+        return False
 
     def _unwritten_space(self) -> int:
         """How much the bytes in memory may take, at most."""
@@ -247,7 +271,7 @@ class Writer:
     def lose(self, file: File) -> None:
         """Forget what is unwritten, and let nothing land that is on its way."""
         file.fence += 1
-        file.is_stale = True
+        file.touched += 1
         flight, file.flight = file.flight, []
         self.dirty_bytes -= sum(run.size for run in flight)
         self.drop(file)
