@@ -470,6 +470,8 @@ _parse_ioctl = _parser(_IOCTL_IN, IoctlIn)
 def parse_ioctl(body: memoryview) -> tuple[IoctlIn, bytes]:
     """The request, and the bytes that come with it."""
     asked = _parse_ioctl(body)
+    if len(body) < _IOCTL_BYTES + asked.in_size:
+        raise _short(body, _IOCTL_BYTES + asked.in_size)
     return asked, bytes(body[_IOCTL_BYTES : _IOCTL_BYTES + asked.in_size])
 
 

@@ -115,6 +115,11 @@ REQUESTS: list[tuple[Callable[[memoryview], Any], str, Any]] = [
     (wire.parse_rename2, "4d00000000000000020000000000000061006200", (77, 2, b"a", b"b")),
     (wire.parse_getxattr, "00000100000000006100", (65536, b"a")),
     (
+        wire.parse_ioctl,
+        "0100000000000000020000000300000004000000000000000200000005000000616200",
+        ((1, 2, 3, 4, 2, 5), b"ab"),
+    ),
+    (
         wire.parse_setxattr,
         "030000000200000001000000000000006100780079",
         ((3, 2, wire.SETXATTR_ACL_KILL_SGID), b"a", b"x\0y"),
@@ -280,6 +285,7 @@ ANSWERS: list[tuple[str, bytes, str]] = [
         "080000000000000022000000ffffffff",
     ),
     ("write_out", wire.write_out(4096), "0010000000000000"),
+    ("ioctl_out", wire.ioctl_out(b"ab"), "000000000000000000000000000000006162"),
     ("copy_file_range_out", wire.copy_file_range_out(1 << 40), "0000000000010000"),
     ("lseek_out", wire.lseek_out(1 << 40), "0000000000010000"),
     ("getxattr_out", wire.getxattr_out(17), "1100000000000000"),

@@ -16,12 +16,14 @@ from mountfs.meta.ops.mkdir import Mkdir
 from mountfs.meta.ops.quota import SetQuota
 from mountfs.meta.ops.rmdir import Rmdir
 from mountfs.meta.ops.symlink import Symlink
+from mountfs.meta.ops.trash import SetTrash
 from mountfs.meta.ops.unlink import Unlink
 from mountfs.meta.quota import Kind, Limits, Quota
 from mountfs.meta.records import Counters, unpack_inode
 from mountfs.meta.replica import Replica
 from mountfs.meta.state_machine import StateMachine
 from mountfs.meta.sums import NOBODY, Sums, Use
+from mountfs.meta.trash import Setting
 from mountfs.meta.tree import Tree
 from mountfs.types import ROOT, SUPERUSER, Cred, Ino
 
@@ -86,6 +88,23 @@ def test_a_state_of_before_gets_the_accounts_that_it_lacks(
     assert stored(store) != stored(machine.store)
     Replica(store)
     assert stored(store) == stored(machine.store)
+    Replica(store)
+    assert stored(store) == stored(machine.store)
+
+
+@pytest.mark.parametrize("counts", [True, False])
+def test_what_is_in_the_trash_is_counted_as_it_was(machine: Any, counts: bool) -> None:
+    filled(machine)
+    machine.do(SetTrash(ROOT, Setting(7, counts), SUPERUSER))
+    machine.do(Unlink(machine.ino("a/b"), b"file", SUPERUSER))
+    machine.make("t/", "t/u/", "t/u/f", "t/u/g")
+    machine.write(machine.ino("t/u/f"), (0, b"x"))
+    for name in (b"f", b"g"):
+        machine.do(Unlink(machine.ino("t/u"), name, SUPERUSER))
+        machine.do(SetTrash(ROOT, Setting(7, not counts), SUPERUSER))
+    machine.do(Rmdir(machine.ino("t"), b"u", SUPERUSER))
+    machine.do(Rmdir(ROOT, b"t", SUPERUSER))
+    store = as_of_before(machine, 3, {})
     Replica(store)
     assert stored(store) == stored(machine.store)
 

@@ -15,6 +15,7 @@ from mountfs.meta.ops.lock import TakeLock
 from mountfs.meta.ops.quota import SetQuota
 from mountfs.meta.ops.retention import SetRetention
 from mountfs.meta.ops.symlink import Symlink
+from mountfs.meta.ops.trash import FindTrash, SetTrash
 from mountfs.meta.ops.unlink import Unlink
 from mountfs.meta.ops.xattr import SetXattr
 from mountfs.meta.quota import Kind, Limits
@@ -25,7 +26,9 @@ from mountfs.meta.records import (
     HAS_SLICES,
     HAS_XATTRS,
     RETAINED,
+    TRASHED,
     UNCOMMITTED,
+    UNCOUNTED,
     ino_of,
     pack_blocks,
     pack_dentry,
@@ -45,6 +48,8 @@ from mountfs.meta.retention import (
     unpack_below,
 )
 from mountfs.meta.sums import Sums, Use
+from mountfs.meta.trash import Setting
+from mountfs.meta.trash import pack_entry as pack_trash
 from mountfs.types import CHUNK_BYTES, ROOT, SUPERUSER, Ino, VolumeId
 
 
@@ -83,6 +88,12 @@ class Sound:
         self.waiting = machine.make("d/e/waiting")
         machine.write(self.waiting, (0, b"hello"))
         machine.do(SetQuota(Kind.TREE, self.directory, Limits(hard_inodes=100)))
+        bin = machine.make("bin/")
+        machine.do(SetTrash(bin, Setting(7, counts=False), SUPERUSER))
+        self.deleted = machine.make("bin/deleted")
+        machine.write(self.deleted, (0, b"hello"))
+        machine.do(Unlink(bin, b"deleted", SUPERUSER))
+        self.entry = machine.ask(FindTrash(bin, b"deleted", 0, 0, 1))[0].entry
         machine.checkpoint()  # or sums would only be in memory
         assert self.violations() == []
 
@@ -459,6 +470,74 @@ def count_a_group_that_has_nothing(sound):
 def leave_a_quota_of_nothing(sound):
     row = sound.get(keys.quota(Kind.TREE, sound.directory))
     sound.put(keys.quota(Kind.TREE, 99), row)
+
+
+@damage
+def forget_what_is_in_the_trash(sound):
+    sound.drop(keys.trash(*trash_place(sound)))
+
+
+def trash_place(sound):
+    return sound.entry.directory, sound.entry.name, sound.entry.order
+
+
+@damage
+def forget_until_when_it_is_in_the_trash(sound):
+    sound.drop(keys.trash_until(sound.entry.until, sound.entry.order))
+
+
+@damage
+def keep_it_in_the_trash_until_another_time(sound):
+    later = msgspec.structs.replace(sound.entry, until=sound.entry.until + 1)
+    sound.put(keys.trash(*trash_place(sound)), pack_trash(later))
+
+
+@damage
+def have_something_else_in_the_trash(sound):
+    other = msgspec.structs.replace(sound.entry, ino=sound.orphan)
+    sound.put(keys.trash(*trash_place(sound)), pack_trash(other))
+
+
+@damage
+def have_something_in_the_trash_that_is_not_there(sound):
+    other = msgspec.structs.replace(sound.entry, ino=Ino(99))
+    sound.put(keys.trash(*trash_place(sound)), pack_trash(other))
+
+
+@damage
+def have_something_in_the_trash_that_somebody_uses(sound):
+    sound.put(keys.orphan(sound.machine.session, sound.deleted), b"")
+
+
+@damage
+def unmark_what_is_in_the_trash(sound):
+    sound.unmark(sound.deleted, TRASHED)
+
+
+@damage
+def count_what_is_in_the_trash(sound):
+    sound.unmark(sound.deleted, UNCOUNTED)
+
+
+@damage
+def give_a_name_to_what_is_in_the_trash(sound):
+    sound.edit(sound.deleted, nlink=1)
+
+
+@damage
+def be_at_home_elsewhere_in_the_trash(sound):
+    sound.edit(sound.deleted, parent=ROOT)
+
+
+@damage
+def forget_what_becomes_of_what_is_deleted(sound):
+    sound.drop(keys.trash_setting(sound.entry.directory))
+
+
+@damage
+def delete_something_in_a_file(sound):
+    sound.drop(keys.trash(*trash_place(sound)))
+    sound.put(keys.trash(sound.small, b"deleted", sound.entry.order), pack_trash(sound.entry))
 
 
 @damage
