@@ -251,14 +251,17 @@ def _empty(arguments: argparse.Namespace, asking: Asking) -> int:
     before = time.time_ns()
     if arguments.older_than is not None:
         before -= int(arguments.older_than * DAY_NS)
-    doomed = [one for one in asking.entries() if one["time_ns"] <= before]
-    size = sum(one["allocated"] for one in doomed)
+    doomed, size = [], 0
+    for one in asking.entries():
+        if one["time_ns"] <= before:
+            doomed.append((one["order"], one["until_ns"]))
+            size += one["allocated"]
     what = f"{things(len(doomed))}, {show.size(size)}"
     if arguments.dry_run:
         return _would(arguments, f"remove for good from the trash: {what}", entries=len(doomed))
     removed = 0
-    doomed.sort(key=lambda one: int(one["order"]))  # what is in a directory goes before it
-    places = [(one["until_ns"], one["order"]) for one in doomed]
+    doomed.sort()  # what was deleted in a directory goes before it
+    places = [(until, order) for order, until in doomed]
     for at in range(0, len(places), BATCH):
         removed += asking("trash_empty", entries=places[at : at + BATCH])["removed"]
     kept = len(doomed) - removed
