@@ -152,7 +152,8 @@ class Operations:
                 timeouts = self._timeouts
                 if self._leased and attributes:
                     timeouts = self._of_name(request.nodeid, name, Ino(ino), attributes)
-                part = wire.direntplus(timeouts, attributes, ino, position, name, type)
+                generation = self._fs.generation(attributes) if attributes else 0
+                part = wire.direntplus(timeouts, attributes, ino, position, name, type, generation)
             else:
                 part = wire.dirent(ino, position, name, type)
             room -= len(part)
@@ -388,7 +389,8 @@ class Operations:
     def _entry(self, request: Request, name: bytes, attributes: Attributes) -> Reply:
         ino = ino_of(attributes)
         timeouts = self._of_name(request.nodeid, name, ino, attributes)
-        return wire.reply(request.unique, wire.entry_out(timeouts, attributes, ino))
+        generation = self._fs.generation(attributes)
+        return wire.reply(request.unique, wire.entry_out(timeouts, attributes, ino, generation))
 
     def _created(
         self, request: Request, name: bytes, attributes: Attributes, handle: Handle

@@ -474,6 +474,7 @@ class Handlers:
         entry = self._pyfuse3.EntryAttributes()
         entry.entry_timeout = self._entry_timeout_s
         entry.attr_timeout = self._attr_timeout_s
+        entry.generation = self._fs.generation(attributes)
         entry.st_ino = known.ino
         entry.st_mode = known.mode
         entry.st_nlink = known.nlink

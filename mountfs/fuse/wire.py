@@ -808,12 +808,20 @@ def dirent(ino: int, position: int, name: bytes, type: int) -> bytes:
 
 
 def direntplus(
-    timeouts: Timeouts, attributes: bytes, ino: int, position: int, name: bytes, type: int
+    timeouts: Timeouts,
+    attributes: bytes,
+    ino: int,
+    position: int,
+    name: bytes,
+    type: int,
+    generation: int = 0,
 ) -> bytes:
     """An entry of READDIRPLUS.  Without attributes ("." and ".."), a name that is not looked up."""
     length = len(name)
     if attributes:
-        known = _pack_direntplus(ino, 0, timeouts.entry, attributes, ino, position, length, type)
+        known = _pack_direntplus(
+            ino, generation, timeouts.entry, attributes, ino, position, length, type
+        )
     else:
         known = _NO_ENTRY + _pack_dirent(ino, position, length, type)
     return known + name + _PADDING[length & 7]

@@ -108,7 +108,7 @@ def setting_of(tree: "Tree", directory: Inode) -> tuple[Ino, Setting] | None:
 
 def lose_name(tree: "Tree", parent: Inode, name: bytes, child: Inode, cred: Cred) -> Ino:
     """What becomes of an inode that has lost a name in a directory.  Returns it if it is an orphan
-    now; 0: it has other names, or is in the trash.
+    now, or a directory; 0: it has other names, or is a file in the trash.
     """
     if child.nlink:
         return Ino(0)
@@ -121,7 +121,7 @@ def lose_name(tree: "Tree", parent: Inode, name: bytes, child: Inode, cred: Cred
             tree.seen = seen
         if setting is not None:
             _put_in(tree, parent.ino, name, child, setting, cred.uid)
-            return Ino(0)
+            return child.ino if child.is_directory else Ino(0)  # kernels take it for dead
     tree.make_orphan(child)
     return child.ino
 

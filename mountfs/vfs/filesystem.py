@@ -193,6 +193,10 @@ class Filesystem:
         self._next_handle = 1
         self._atimes: dict[Ino, int] = {}
         self._orphans: set[Ino] = set()
+        self._removed: set[Ino] = set()
+        """Directories that the kernel has seen removed, and has not forgotten."""
+        self._reborn: dict[Ino, int] = {}
+        """Those of them that have come back, and how often."""
         self._forgotten: list[Ino] = []
         self._forgets: trio.Event | None = None
         """Set, and gone, when the kernel has forgotten something again; None: nobody waits for it.
@@ -242,7 +246,7 @@ class Filesystem:
         await self._lost(await self._propose_name(Unlink(parent, name, cred), grows=False))
 
     async def rmdir(self, parent: Ino, name: bytes, cred: Cred) -> None:
-        await self._lost(await self._propose_name(Rmdir(parent, name, cred), grows=False))
+        await self._lost_one(await self._propose_name(Rmdir(parent, name, cred), grows=False))
 
     async def rename(
         self, parent: Ino, name: bytes, new_parent: Ino, new_name: bytes, flags: int, cred: Cred
@@ -253,7 +257,7 @@ class Filesystem:
             await self._flush_name(parent, name, cred)
         await self._retained()
         command = Rename(parent, name, new_parent, new_name, flags, cred)
-        await self._lost(await self._propose_name(command, grows=False))
+        await self._lost_one(await self._propose_name(command, grows=False))
 
     async def readdir(self, ino: Ino, after: int, limit: int, *, with_attributes: bool) -> Listing:
         """Up to `limit` entries after a position (0: from the start), "." and ".." first."""
@@ -271,6 +275,7 @@ class Filesystem:
     async def forget(self, inos: Iterable[Ino]) -> None:
         """The kernel does not know these inodes any more."""
         for ino in inos:
+            self._removed.discard(ino)
             if ino in self._orphans and ino not in self._files:
                 self._orphans.discard(ino)
                 self._forgotten.append(ino)
@@ -293,6 +298,19 @@ class Filesystem:
             self._forgotten.extend(left)
             if left:
                 await leave()
+
+    def generation(self, attributes: Attributes) -> int:
+        """Of an inode that is looked up.  In a directory that a kernel has seen removed it lets
+        nothing be done, as long as somebody is there (it is his working directory, say): one that
+        has come back from the trash is another one to it.
+        """
+        if not self._removed and not self._reborn:
+            return 0
+        ino = ino_of(attributes)
+        if ino in self._removed and nlink_of(attributes) and stat.S_ISDIR(mode_of(attributes)):
+            self._removed.discard(ino)
+            self._reborn[ino] = self._reborn.get(ino, 0) + 1
+        return self._reborn.get(ino, 0)
 
     # -- attributes
 
@@ -995,6 +1013,12 @@ class Filesystem:
         if not self._kernel and ino not in self._files:
             await self.forget([ino])
             await self.reap()
+
+    async def _lost_one(self, ino: Ino) -> None:
+        """The same of what may be a directory: that the kernel does not believe in any more."""
+        if ino and self._kernel:
+            self._removed.add(ino)
+        await self._lost(ino)
 
     async def _flush_name(self, parent: Ino, name: bytes, cred: Cred) -> None:
         ino = ino_of(await self._meta.read(Lookup(parent, name, cred)))

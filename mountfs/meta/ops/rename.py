@@ -14,8 +14,8 @@ EXCHANGE = 2
 
 
 class Rename(Command[Ino], frozen=True, tag="rename"):
-    """Reply: the inode that lost its last name by it, otherwise 0, and also where it is in the
-    trash.
+    """Reply: the inode that lost its last name by it, otherwise 0, and also where it is a file in
+    the trash.
     """
 
     parent: Ino

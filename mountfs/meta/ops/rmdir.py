@@ -9,7 +9,7 @@ from mountfs.types import Cred, Ino
 
 
 class Rmdir(Command[Ino], frozen=True, tag="rmdir"):
-    """Reply: the inode, an orphan of the session now; 0 where it is in the trash."""
+    """Reply: the inode, an orphan of the session now, or in the trash."""
 
     parent: Ino
     name: bytes
