@@ -215,6 +215,9 @@ class Recorder:
             raise self.error
         return Attributes((5).to_bytes(8, "little") + bytes(80))
 
+    def generation(self, attributes: Attributes) -> int:
+        return 0
+
     async def forget(self, inos: list[Ino]) -> None:
         if self.error is not None:
             raise self.error
