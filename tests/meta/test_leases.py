@@ -211,13 +211,13 @@ def test_who_keeps_bytes_back_and_is_silent_is_not_passed_over_but_ended() -> No
     for then in found.drop(A):
         then()
     assert over == ["over"]
-    assert found.grant_writing(B, FILE, TTL + 1) is True
+    assert found.grant_writing(B, FILE) is True
 
 
 def test_who_begins_anew_keeps_what_it_has_bytes_of_and_is_asked_again() -> None:
     found = leases(A, B)
     found.grant_writing(A, FILE)
-    found.grant_writing(A, DIRECTORY, 0)
+    found.grant_writing(A, DIRECTORY)
     wait = found.kept_back([FILE], B)
     sent(found)
     assert found.begin(A, 10, [FILE]) == []
