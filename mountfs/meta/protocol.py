@@ -5,13 +5,13 @@ The methods, and what their bodies are (msgpack):
 | method        | call                                            | answer                    |
 |---------------|-------------------------------------------------|---------------------------|
 | CLUSTER       | nothing                                         | `Cluster`: any node knows |
-| OPEN_SESSION  | about whom: a string                            | `Opened`                  |
+| OPEN_SESSION  | (about whom, whether it wants leases)           | `Opened`                  |
 | PROPOSE       | `Propose`: session, sequence, answered, command | the reply of the command  |
 | READ          | `Read`: session, query                          | the answer to the query   |
 | RENEW         | session                                         | nothing                   |
 | END_SESSION   | session                                         | nothing                   |
 | BEGIN         | `Begin`: it has forgotten all that it knew      | how long leases are good  |
-| HOLD          | session                                         | a byte: `Answer`          |
+| HOLD          | `Hold`: session, the last command told of       | a byte: `Answer`          |
 | LEASED_READ   | `Read`                                          | a byte, then as READ      |
 | LEASED_PROPOSE| `Propose`                                       | `Changed`                 |
 | RECALL        | from the leader: `Recalled`                     | nothing: it is forgotten  |
@@ -189,8 +189,6 @@ class Hold(msgspec.Struct, frozen=True, array_like=True):
 class KeepBack(msgspec.Struct, frozen=True, array_like=True):
     session: int
     ino: Ino
-    insist: bool
-    """Also where others want the same just now."""
 
 
 class Recalled(msgspec.Struct, frozen=True, array_like=True):

@@ -15,18 +15,24 @@ from mountfs.chunks.protocol import READ, READ_HEAD, SPACE, WRITE_HEAD
 from mountfs.chunks.term_file import encode_term
 from mountfs.kv.memory import MemoryStore
 from mountfs.meta import protocol as meta
+from mountfs.meta.leases import Item
 from mountfs.meta.locks import POSIX, Lock, Owner
 from mountfs.meta.ops.mkdir import Mkdir
 from mountfs.meta.ops.nodes import AddNode, LeaveNode, MoveNode, NodeRecord
 from mountfs.meta.ops.read import Lookup
 from mountfs.meta.protocol import (
     AwaitLock,
+    Begin,
+    Changed,
     Cluster,
+    Hold,
     Holder,
+    KeepBack,
     LocksTold,
     Opened,
     Propose,
     Read,
+    Recalled,
     decode_propose,
     decode_read,
     encode,
@@ -138,6 +144,14 @@ STRUCTS: list[tuple[Any, str]] = [
     (Opened(7, 60_000, 5), "93 07 cdea60 05"),
     (AwaitLock(7, Ino(9), LOCK, 4_000), "94 07 09" + LOCK_GOLDEN + "cd0fa0"),
     (LocksTold((Holder(LOCK, "a", 0),), ()), "92 91 93" + LOCK_GOLDEN + "a161 00 90"),
+    (Begin(7, (Ino(9),)), "92 07 91 09"),
+    (Hold(7, 3), "92 07 03"),
+    (KeepBack(7, Ino(9)), "92 07 09"),
+    (
+        Recalled((Item(Ino(9), (b"a",), False), Item(Ino(8), (), True, True, True))),
+        "91 92 95 09 91 c40161 c2 c2 c2 95 08 90 c3 c3 c3",
+    ),
+    (Changed(3, (Ino(9),), msgspec.Raw(b"\xc0")), "93 03 91 09 c0"),
     (Fetch(GroupId(1), 9, b"key"), "93 01 09 c403 6b6579"),
     (
         Offer(bytes(range(16)), GroupId(1), ONE, "h:1", TERM, HEAD),
@@ -181,7 +195,8 @@ def test_a_command_and_a_query() -> None:
 def test_the_numbers_of_methods() -> None:
     assert {method.name: int(method) for method in meta.Method} == {
         "CLUSTER": 1, "OPEN_SESSION": 2, "PROPOSE": 3, "READ": 4, "RENEW": 5, "END_SESSION": 6,
-        "AWAIT_LOCK": 12, "LOCKS": 13,
+        "BEGIN": 7, "HOLD": 8, "LEASED_READ": 9, "LEASED_PROPOSE": 10, "RECALL": 11,
+        "AWAIT_LOCK": 12, "LOCKS": 13, "KEEP_BACK": 14,
     }  # fmt: skip
     assert {method.name: int(method) for method in chunks.Method} == {
         "WRITE": 100, "READ": 101, "DELETE": 102, "SPACE": 103, "OPEN": 104, "SEAL": 105,

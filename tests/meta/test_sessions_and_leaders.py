@@ -11,6 +11,7 @@ import pytest
 from mountfs.errors import Fault, FsError
 from mountfs.kv.memory import MemoryStore
 from mountfs.kv.overlay import Overlay
+from mountfs.meta.machine import Asked
 from mountfs.meta.ops.make_root import MakeRoot
 from mountfs.meta.ops.mkdir import Mkdir
 from mountfs.meta.ops.session import OpenSession
@@ -65,7 +66,9 @@ def service(open_late: bool, safe_mode: SafeMode | None = None) -> tuple[MetaSer
     group = BehindLeader(machine, catch_up)
     asked: Any = SimpleNamespace(
         replica=SimpleNamespace(machine=machine),
-        ask=lambda *about: about,
+        ask=lambda session, sequence, answered, command: Asked(
+            session, sequence, answered, 0, command
+        ),
         encoded=lambda subject: b"",
     )
     node: Any = SimpleNamespace(now=lambda: 0, require_room=lambda: None)
