@@ -1,5 +1,6 @@
 """Asking a mount about the trash: over its control socket where we may, else as who we are."""
 
+import errno
 import fcntl
 import json
 import os
@@ -54,6 +55,8 @@ class Asking:
         try:
             fcntl.ioctl(fd, ASK, memory, True)
         except OSError as error:
+            if error.errno == errno.E2BIG:
+                raise FsError(Fault.TOO_BIG, "too much for one answer: ask as root") from error
             raise FsError(
                 Fault.UNSUPPORTED,
                 f"{self.path}: this mount answers only its owner and root ({error.strerror})",
