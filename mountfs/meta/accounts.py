@@ -225,12 +225,13 @@ class Accounts:
         for ino in removed:
             blocks, mode, uid, gid, parent, marks = _charged(before[ino])
             directory = int(mode & _TYPE == _DIRECTORY)
-            if not marks & UNCOUNTED:
-                charges.append(((parent, uid, gid), -(blocks << 9), directory - 1, -directory))
             if directory:
                 found.gone.add(ino)
                 if self._limited.find(Kind.TREE, ino) is not None:
                     self._staged[Kind.TREE, ino] = None
+            if marks & UNCOUNTED:
+                continue
+            charges.append(((parent, uid, gid), -(blocks << 9), directory - 1, -directory))
             if parent not in touched and self._is_gone(parent, changes):
                 found.gone.add(parent)
         return found

@@ -472,3 +472,20 @@ def test_what_does_not_count_goes_without_a_trace(uncounted):
     world.machine.proven = NOW + 8 * DAY_NS
     assert world.empty() == 7
     assert world.machine.state.tree.accounts.use(Kind.USER, 0) == (BLOCK_BYTES, 4)
+
+
+@pytest.mark.parametrize("counts", [(True, True), (False, False), (True, False), (False, True)])
+@pytest.mark.parametrize("order", [1, -1])
+def test_what_has_left_the_trash_goes_in_any_order(machine, counts, order):
+    world = World(machine, counts=counts[0])
+    world.make(*TREE)
+    world.remove("home/t/a/1", "home/t/b/c", "home/t/3")
+    machine.do(SetTrash(world.home, Setting(7, counts[1]), SUPERUSER))
+    world.remove("home/t")
+    entries = tuple((one.entry.until, one.entry.order) for one in world.trash())
+    assert machine.do(EmptyTrash(tuple(sorted(entries)), SUPERUSER)) == 7
+    for _, ino in machine.ask(Orphans(NOBODYS, 99))[::order]:
+        machine.do(Reap(NOBODYS, (ino,)))
+        assert machine.violations() == []
+    assert machine.state.tree.counters.inodes == 3
+    assert machine.ask(Below(ROOT)) == (0, 0, 2)
