@@ -124,6 +124,7 @@ class Accounts(RuleBasedStateMachine):
             self.machine.do(command)
         except FsError as error:
             self.refused += error.fault is Fault.OVER_QUOTA
+            assert error.fault is not Fault.CORRUPT, command
         for now in self.machine.ask(ListQuotas(0, 0, 99)):
             then = before.get((now.kind, now.number))
             if then is None or then.quota.limits != now.quota.limits:
@@ -217,6 +218,11 @@ class Accounts(RuleBasedStateMachine):
     def undelete_in(self, data: Any) -> None:
         run = data.draw(st.sampled_from([one.entry.run for one in self.seen.trash]))
         self.ask(UndeleteIn(((self.directory(data), b""),), run, SUPERUSER))
+
+    @rule(order=st.sampled_from([1, -1]))
+    def reap_trash(self, order: int) -> None:
+        for session, ino in self.machine.ask(Orphans(NOBODYS, 1_000))[::order]:
+            self.ask(Reap(session, (ino,)))
 
     @rule(hours=st.integers(1, 30), now=st.booleans())
     def empty_trash(self, hours: int, now: bool) -> None:
