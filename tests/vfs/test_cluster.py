@@ -113,6 +113,7 @@ class Nodes:
     async def mount(self, soft_s: float | None = None) -> AsyncIterator[ClusterMount]:
         seeds = [("127.0.0.1", one.port + 1) for one in self.settings.values()]
         async with cluster_mount("test:", seeds, Options(about="a test", soft_s=soft_s)) as mount:
+            await until(lambda: mount.leases.is_valid)  # before, nothing is kept back
             yield mount
 
 
