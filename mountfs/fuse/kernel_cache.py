@@ -30,11 +30,13 @@ EPOCH_MINOR: Final = 44
 """From this version of the protocol on, the kernel knows INC_EPOCH."""
 NAMES_S: Final = 0.02
 """Forgetting a name takes microseconds, unless somebody holds the directory."""
-BYTES_S: Final = 0.02
+BYTES_S: Final = 0.1
 """Forgetting bytes, too, unless somebody reads or writes them, who may wait for us.  The kernel
 looks at the attributes before it gives bytes to anybody, and forgets those that are older, without
 us (`AUTO_INVAL_DATA`): this is for who has mapped them.
 """
+APPENDED_S: Final = 1.0
+"""Nobody who reads or writes waits for an append."""
 THREADS_MAX: Final = 16
 SLOTS: Final = 1 << 19
 """Inodes that the guardian can know of: more than a session can have leases on."""
@@ -93,13 +95,16 @@ class KernelCache:
         its own idea of the size, which it does not give up for the answer to a question that a
         write has overtaken.  But it takes bytes that we store behind it.
         """
-        with trio.move_on_after(BYTES_S):
-            await self._in_thread(self._lengthen, (ino, offset, stop, last))
+        in_time = [True]
 
-    def _lengthen(self, what: tuple[Ino, int, int, bytes]) -> None:
-        ino, offset, stop, last = what
-        self._notify(wire.notify_inval_inode(ino, offset - offset % mmap.PAGESIZE))
-        self._notify(wire.notify_store(ino, stop - 1, last))
+        def lengthen(ino: Ino) -> None:
+            self._notify(wire.notify_inval_inode(ino, offset - offset % mmap.PAGESIZE))
+            if in_time:  # later, the file may have been cut
+                self._notify(wire.notify_store(ino, stop - 1, last))
+
+        with trio.move_on_after(APPENDED_S):
+            await self._in_thread(lengthen, ino)
+        in_time.clear()
 
     def _forget_attributes(self, inos: Sequence[Ino]) -> None:
         for ino in inos:

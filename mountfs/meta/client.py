@@ -371,14 +371,14 @@ class RemoteMeta:
         """All commands of the session up to this one are answered."""
         return self._session.answered
 
-    async def keep_back(self, ino: Ino, *, insist: bool) -> tuple[int, FileOpened]:
+    async def keep_back(self, ino: Ino) -> tuple[int, FileOpened]:
         """(what the answer says of our leases, what is to be known of a file that is written)"""
         while True:
             session = self._session
             if session.ended is not None:
                 session = await self._next_session()
             with contextlib.suppress(SessionOver):
-                asked = KeepBack(session.number, ino, insist)
+                asked = KeepBack(session.number, ino)
                 answer = await self._ask(Method.KEEP_BACK, encode(asked), session.number)
                 return answer[0], decode_reply(Opening(ino), answer[1:])
 

@@ -165,9 +165,7 @@ class LeaseKeeper:
         """Whether who asks may keep back what he writes, or what he has to wait for first."""
         if self._peers.get(asked.session) is not peer:
             return False
-        found = self.leases.grant_writing(
-            asked.session, asked.ino, self._now(), insist=asked.insist
-        )
+        found = self.leases.grant_writing(asked.session, asked.ino)
         if isinstance(found, Wait):
             self._wake.set()
         return found

@@ -31,8 +31,10 @@ HELD_MAX: Final = 262_144
 """Leases of one session; those that are older than as many others are recalled."""
 HOT_RECALLS: Final = 3
 HOT_WITHIN_MS: Final = 1_000
-"""An inode whose leases were recalled so often within that time is granted to nobody for a while:
-who changes what others look at would wait for them each time.
+"""A directory whose names have changed so often for others within that time is granted to nobody
+for a while: who changes what others look at would wait for them each time.  Not so a file: the
+kernel keeps the bytes that it reads or writes for as long as it likes, so that nobody is given any
+without a lease.
 """
 NAMES_TOLD_MAX: Final = 64
 """Who has changed more names of a directory is to forget all of it."""
@@ -378,11 +380,9 @@ class Leases:
                 return self._ask_for(ino, writer)
         return None
 
-    def grant_writing(
-        self, session: int, ino: Ino, now: float, *, insist: bool = False
-    ) -> bool | Wait:
+    def grant_writing(self, session: int, ino: Ino) -> bool | Wait:
         """Whether it may keep back what it writes to a file; or what it has to wait for, and then
-        to ask again.  `insist`: also where others want it too.
+        to ask again.
         """
         holder = self._holders.get(session)
         if holder is None:
@@ -394,12 +394,8 @@ class Leases:
             return self._ask_for(ino, writer)
         if ino in self._pending:
             return self._pending[ino][0]
-        heat = self._heat.get(ino)
-        if heat is not None and now < heat.until and not insist:
-            return False
         others = self._of.get(ino, {}).keys() - {session}
         if others:
-            self._warm(ino, now)
             asked = {other: [Item(ino, (), True)] for other in others}
             return self._ask(asked, (ino,), holds_back=False)
         self._writers[ino] = session
@@ -443,7 +439,7 @@ class Leases:
             if not others:
                 continue
             touched.append(ino)
-            is_whole = self._warm(ino, now)
+            is_whole = bool(names) and self._warm(ino, now)
             for other in others:
                 asked.setdefault(other, []).append(Item(ino, names, is_whole))
         if not asked:

@@ -186,8 +186,6 @@ class Hold(msgspec.Struct, frozen=True, array_like=True):
 class KeepBack(msgspec.Struct, frozen=True, array_like=True):
     session: int
     ino: Ino
-    insist: bool
-    """Also where others want the same just now."""
 
 
 class Recalled(msgspec.Struct, frozen=True, array_like=True):

@@ -251,7 +251,9 @@ class MetaService:
             await keeper.over(wait)
         found = self._answer(Read(asked.session, Opening(asked.ino)))
         flags = keeper.answer(asked.session, peer, (asked.ino,))
-        return bytes((flags | Answer.WRITES if granted else flags,)) + found
+        if granted and flags & Answer.RENEWED:
+            flags |= Answer.WRITES | Answer.GRANTED
+        return bytes((flags,)) + found
 
     async def _hold(self, peer: Peer, asked: Hold) -> bytes:
         await self._prove(asked.session)
@@ -331,7 +333,7 @@ class MetaService:
                 if subject.is_granted and flags & Answer.RENEWED:
                     flags |= Answer.GRANTED
                 if isinstance(asked.command, Make) and reply[1] and flags & Answer.GRANTED:  # type: ignore[index]
-                    made = KeepBack(asked.session, ino_of(reply[0]), False)  # type: ignore[index]
+                    made = KeepBack(asked.session, ino_of(reply[0]))  # type: ignore[index]
                     if keeper.keep_back(made, peer) is True:
                         flags |= Answer.WRITES
                 later.answer(encode(Changed(flags, subject.changes, msgspec.Raw(encode(reply)))))

@@ -101,6 +101,8 @@ SETTLE_S: Final = 2.0
 """Who has a lock and is interrupted before he is told of it is told all the same within that."""
 KEEP_BACK_PAUSE_S: Final = 0.01
 """Between two questions whether bytes may be kept back."""
+LOOKS_MAX: Final = 4
+"""So often a file is asked for that others change as often."""
 ROOT_S: Final = 2.0
 """So long the attributes of the root may take before those that we know are good enough."""
 
@@ -350,9 +352,7 @@ class Filesystem:
         if change.atime is not None or change.atime_now:
             self._atimes.pop(change.ino, None)
         if change.size is not None and file is not None:
-            file.written = True
-            file.size = change.size
-            file.forget_layouts()
+            self._changed(file, attributes)
         return self._now(attributes)
 
     async def _flush_before(self, file: File, change: SetAttr) -> None:
@@ -415,7 +415,7 @@ class Filesystem:
             await self._retained(ino)
         known = None if self.leases is None else self.leases.attributes(ino)
         opened_before = self._files.get(ino)
-        ask = Ask(0, 0) if opened_before is None else opened_before.ask()
+        ask = Ask(1, -1) if opened_before is None else opened_before.ask()
         if self.shared and known is None:
             opened = await self._meta.read(Opening(ino))
             attributes, layout = opened.attributes, opened.layout
@@ -436,8 +436,9 @@ class Filesystem:
         file = handle.file
         file.written |= bool(flags & os.O_TRUNC and writes)
         if self.shared:
-            handle.unchanged = file.is_news(ask) and self._renew(file, attributes)
-            if layout is not None and file.handles == 1 and file.known_by == ask.number:
+            is_news = self._is_news(file, ask, attributes)
+            handle.unchanged = is_news and self._renew(file, attributes)
+            if layout is not None and file.handles == 1 and is_news and not file.unwritten:
                 self.reader.know(file, layout)
         if ino in self._doubtful:
             self._doubtful.discard(ino)
@@ -455,6 +456,8 @@ class Filesystem:
         if new:
             handle = self._open(ino, 0, flags)
             handle.file.charged = (parent, *owner_of(attributes))
+            if not self.trusts(attributes):
+                handle.file.touched += 1
             return attributes, handle
         if not stat.S_ISREG(mode_of(attributes)):
             raise FsError(Fault.EXISTS)
@@ -482,7 +485,10 @@ class Filesystem:
         file = handle.file
         if handle.lost is not None:
             handle.require()
-        if file.is_stale or (self.leases is not None and not self.leases.covers(file.ino)):
+        if self.leases is not None:
+            if file.is_stale or not self.leases.covers(file.ino):
+                await self._be_current(self.leases, file)
+        elif file.is_stale:
             await self._look_again(file)
         data = await self.reader.read(file, offset, size)
         noted = file.ino in self._atimes and self.access_time is not AccessTime.STRICT
@@ -506,9 +512,9 @@ class Filesystem:
             raise file.refused
         if drop_privileges and not file.drop_privileges:
             await self._drop_privileges(file.ino)
-        if file.is_stale:
-            await self._look_again(file)
         if self.leases is None:
+            if file.is_stale:
+                await self._look_again(file)
             kept = await self._write(handle, offset, data, drop_privileges)
         else:
             kept = await self._write_leased(self.leases, handle, offset, data, drop_privileges)
@@ -550,8 +556,8 @@ class Filesystem:
             return placed if leases.keeps_back(ino) else None
 
         while True:
-            if not leases.keeps_back(ino):
-                await self._ask_to_keep_back(file, insist=appends)
+            if file.is_stale or not leases.keeps_back(ino):
+                await self._ask_to_keep_back(leases, file)
             if handle.lost is not None:
                 handle.require()
             file.written = True
@@ -663,9 +669,7 @@ class Filesystem:
             attributes = await self._propose(
                 Allocate(file.ino, mode, offset, part, drop_privileges)
             )
-            file.written = True
-            file.size = size_of(attributes)
-            file.forget_layouts()
+            self._changed(file, attributes)
             offset += part
             if offset >= stop:
                 return
@@ -683,9 +687,7 @@ class Filesystem:
             source.file.ino, offset, target.file.ino, target_offset, length, drop_privileges
         )
         attributes, copied = await self._propose(command)
-        target.file.written = True
-        target.file.size = size_of(attributes)
-        target.file.forget_layouts()
+        self._changed(target.file, attributes)
         return copied
 
     async def seek(self, handle: Handle, offset: int, whence: int) -> int:
@@ -762,7 +764,9 @@ class Filesystem:
         await self._look_at_others(file)
 
     async def _look_at_others(self, file: File) -> None:
-        if not self._renew(file, await self._meta.read(GetAttr(file.ino))):
+        ask = file.ask()
+        attributes = await self._meta.read(GetAttr(file.ino))
+        if not self._is_news(file, ask, attributes) or not self._renew(file, attributes):
             await self.drop_cached(file.ino)
 
     def owner(self, number: int) -> Owner:
@@ -905,12 +909,23 @@ class Filesystem:
         if len(self._known) > _KNOWN_MAX:
             del self._known[next(iter(self._known))]
         file.seen = attributes
+        file.size = max(size_of(attributes), file.stop)
         if known == now:
             return True
         file.forget_layouts()
-        if not file.unwritten:
-            file.size = size_of(attributes)
         return False
+
+    def _changed(self, file: File, attributes: Attributes) -> None:
+        """A command of ours has changed the bytes of a file."""
+        file.written = True
+        file.size = size_of(attributes)
+        file.forget_layouts()
+        if not self.trusts(attributes):
+            file.touched += 1
+
+    def _is_news(self, file: File, ask: Ask, attributes: Attributes) -> bool:
+        leased = self.leases is not None and self.trusts(attributes)
+        return file.is_news(ask, leased=leased)
 
     def _touched(self, items: Sequence[Item]) -> None:
         for item in items:
@@ -922,17 +937,30 @@ class Filesystem:
         file = self._files.get(ino)
         return file is not None and file.unwritten
 
-    async def _ask_to_keep_back(self, file: File, *, insist: bool) -> None:
-        """What is written next may stay here for a while, if nobody else wants to see it.  With
-        `insist` it is asked for until that is so: the size of the file must be ours to decide.
+    async def _be_current(self, leases: LeasedMeta, file: File) -> None:
+        """Know what the file is, and be told when it is something else: the kernel keeps what it
+        reads.
         """
-        assert self.leases is not None
+        for attempt in range(LOOKS_MAX):
+            if not file.is_stale and leases.covers(file.ino):
+                return
+            if attempt:
+                await leave()
+                await trio.sleep(KEEP_BACK_PAUSE_S)
+            await self._look_again(file)
+        if not leases.covers(file.ino):
+            self.on_lost({file.ino})
+
+    async def _ask_to_keep_back(self, leases: LeasedMeta, file: File) -> None:
+        """Know what the file is, and have nobody else look at it or change it until we have given
+        away what is written next.
+        """
         while True:
             ask = file.ask()
-            opened = await self.leases.keep_back(file.ino, insist=insist)
-            if file.is_news(ask):
+            opened = await leases.keep_back(file.ino)
+            if self._is_news(file, ask, opened.attributes):
                 self._renew(file, opened.attributes)
-            if not insist or self.leases.keeps_back(file.ino):
+            if leases.keeps_back(file.ino) and not file.is_stale:
                 return
             await leave()
             await trio.sleep(KEEP_BACK_PAUSE_S)
@@ -941,7 +969,7 @@ class Filesystem:
         """What others have made of a file that is open here."""
         ask = file.ask()
         opened = await self._meta.read(Opening(file.ino))
-        if not file.is_news(ask):
+        if not self._is_news(file, ask, opened.attributes):
             return
         self._renew(file, opened.attributes)
         if opened.layout is not None and not file.unwritten:

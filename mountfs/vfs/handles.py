@@ -23,8 +23,8 @@ class File:
 
     __slots__ = (
         "asks", "charged", "content", "copies", "dirty", "drop_privileges", "fence", "flight",
-        "flushing", "handles", "holders", "ino", "known_by", "known_since", "layouts", "mtime",
-        "refused", "seen", "size", "touched", "writers", "written",
+        "flushing", "forgotten", "handles", "holders", "ino", "known_by", "known_since", "layouts",
+        "mtime", "refused", "seen", "size", "touched", "writers", "written",
     )  # fmt: skip
 
     def __init__(self, ino: Ino, size: int) -> None:
@@ -58,6 +58,8 @@ class File:
         """Why what was written to it is not taken, and never will be: it is retained."""
         self.drop_privileges = False
         """A write that is not flushed takes set-user-ID away."""
+        self.forgotten = 0
+        """Counts how often the layouts were: those that are asked for meanwhile are too old."""
         self.layouts: dict[int, list[Slice]] = {}
         """What is visible of chunks, ascending, as far as it was asked for."""
         self.seen: Attributes | None = None
@@ -80,14 +82,26 @@ class File:
         self.asks += 1
         return Ask(self.asks, self.touched)
 
-    def is_news(self, ask: "Ask") -> bool:
-        """Whether an answer says more than what we know; if so, it is what we know now."""
-        if ask.number < self.known_by:
+    def is_news(self, ask: "Ask", *, leased: bool) -> bool:
+        """Whether an answer says more than what we know; if so, it is what we know now.
+        `leased`: it came with a lease, and nobody has touched the file since: no other answer knows
+        better.
+        """
+        if leased:
+            self.known_by, self.known_since = self.asks, self.touched
+        elif ask.number > self.known_by:
+            self.known_by, self.known_since = ask
+        else:
             return False
-        self.known_by, self.known_since = ask
         return True
 
+    @property
+    def stop(self) -> int:
+        """Where the last of what is unwritten ends."""
+        return max((run.stop for run in (*self.flight, *self.dirty.runs)), default=0)
+
     def forget_layouts(self) -> None:
+        self.forgotten += 1
         self.layouts.clear()
         self.content = None
 

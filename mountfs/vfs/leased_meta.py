@@ -221,13 +221,11 @@ class LeasedMeta:
         """Whether what is written to a file may be kept back."""
         return ino in self._writes and self.is_valid
 
-    async def keep_back(self, ino: Ino, *, insist: bool) -> Opened:
-        """Ask for it; `keeps_back` says whether we were heard.  `insist`: also where others want to
-        keep back, too.
-        """
+    async def keep_back(self, ino: Ino) -> Opened:
+        """Ask for it; `keeps_back` says whether we were heard."""
         mark = self.known.mark()
         sent = self._clock()
-        flags, opened = await self.remote.keep_back(ino, insist=insist)
+        flags, opened = await self.remote.keep_back(ino)
         self._renewed(flags, sent)
         if flags & Answer.GRANTED:
             self.known.learn(opened.attributes, mark)

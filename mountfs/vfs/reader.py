@@ -60,10 +60,11 @@ class Reader:
 
     async def layout(self, file: File, chunk: int) -> list[Slice]:
         """The visible slices of a chunk, ascending."""
-        seen = file.layouts.get(chunk)
-        if seen is None:
+        while (seen := file.layouts.get(chunk)) is None:
+            forgotten = file.forgotten
             found = await self._meta.read(GetLayout(file.ino, chunk))
-            seen = self.know(file, found, chunk)
+            if file.forgotten == forgotten:
+                return self.know(file, found, chunk)
         return seen
 
     def know(self, file: File, found: Layout, chunk: int = 0) -> list[Slice]:

@@ -174,12 +174,12 @@ def test_who_leads_no_more_lets_all_go_that_wait() -> None:
 
 def test_who_keeps_bytes_back_is_asked_for_them_before_anybody_is_answered() -> None:
     found = leases(A, B)
-    assert found.grant_writing(A, FILE, 0) is True
+    assert found.grant_writing(A, FILE) is True
     assert found.kept_back([FILE], A) is None
     wait = found.kept_back([DIRECTORY, FILE], B)
     assert wait is not None
     assert found.kept_back([FILE], B) is wait  # once is enough
-    assert found.grant_writing(A, FILE, 0) is False  # he is giving it up
+    assert found.grant_writing(A, FILE) is False  # he is giving it up
     (recall,) = sent(found)
     assert (recall.session, recall.items[0].gives_up_writing) == (A, True)
     found.answered(recall)
@@ -190,17 +190,17 @@ def test_who_keeps_bytes_back_is_asked_for_them_before_anybody_is_answered() -> 
 def test_nobody_believes_anything_of_a_file_that_another_keeps_bytes_of() -> None:
     found = leases(A, B)
     found.grant(B, [FILE], 0)
-    wait = found.grant_writing(A, FILE, 0)
+    wait = found.grant_writing(A, FILE)
     assert isinstance(wait, Wait)
     assert not found.grant(B, [FILE], 0)
     (recall,) = sent(found)
     found.answered(recall)
-    assert found.grant_writing(A, FILE, 0) is True
+    assert found.grant_writing(A, FILE) is True
 
 
 def test_who_keeps_bytes_back_and_is_silent_is_not_passed_over_but_ended() -> None:
     found = leases(A, B)
-    found.grant_writing(A, FILE, 0)
+    found.grant_writing(A, FILE)
     wait = found.kept_back([FILE], B)
     assert wait is not None
     over: list[str] = []
@@ -211,13 +211,13 @@ def test_who_keeps_bytes_back_and_is_silent_is_not_passed_over_but_ended() -> No
     for then in found.drop(A):
         then()
     assert over == ["over"]
-    assert found.grant_writing(B, FILE, TTL + 1) is True
+    assert found.grant_writing(B, FILE) is True
 
 
 def test_who_begins_anew_keeps_what_it_has_bytes_of_and_is_asked_again() -> None:
     found = leases(A, B)
-    found.grant_writing(A, FILE, 0)
-    found.grant_writing(A, DIRECTORY, 0)
+    found.grant_writing(A, FILE)
+    found.grant_writing(A, DIRECTORY)
     wait = found.kept_back([FILE], B)
     sent(found)
     assert found.begin(A, 10, [FILE]) == []
@@ -293,3 +293,55 @@ def test_nobody_believes_what_an_acknowledged_change_has_made_untrue(
             now += one
             for then in found.look(now):
                 then()
+
+
+def test_nobody_hears_of_a_change_before_those_who_made_it() -> None:
+    found = leases(A, B)
+    found.grant(A, [DIRECTORY], 0)
+    assert found.changed(A, {DIRECTORY: (b"new",)}, 0, sequence=7) is None, "nobody else has it"
+    assert found.blocked({DIRECTORY}, A) is None
+    wait = found.blocked({DIRECTORY}, B)
+    assert wait is not None
+    assert wait.left == {A}
+    (recall,) = sent(found)
+    assert recall.items[0].names == (b"new",)
+    assert recall.items[0].is_own
+    assert found.blocked({DIRECTORY}, B) is wait, "it is asked once"
+    found.answered(recall)
+    assert found.blocked({DIRECTORY}, B) is None
+
+
+def test_who_says_that_it_knows_what_it_did_is_not_asked() -> None:
+    found = leases(A, B)
+    found.grant(A, [DIRECTORY, FILE], 0)
+    found.changed(A, {FILE: ()}, 0, sequence=7)
+    found.changed(A, {DIRECTORY: (b"new",)}, 0, sequence=8)
+    found.has_told(A, 7)
+    assert found.blocked({FILE}, B) is None
+    assert found.blocked({DIRECTORY}, B) is not None
+
+
+def test_an_answer_does_not_count_for_what_was_changed_after_the_question() -> None:
+    found = leases(A, B)
+    found.grant(A, [DIRECTORY], 0)
+    found.changed(A, {DIRECTORY: (b"one",)}, 0, sequence=1)
+    assert found.blocked({DIRECTORY}, B) is not None
+    (recall,) = sent(found)
+    found.changed(A, {DIRECTORY: (b"two",)}, 0, sequence=2)
+    found.answered(recall)
+    assert found.blocked({DIRECTORY}, B) is not None
+
+
+def test_what_a_session_that_is_gone_has_changed_may_be_heard() -> None:
+    found = leases(A, B)
+    found.grant(A, [DIRECTORY], 0)
+    found.changed(A, {DIRECTORY: (b"new",)}, 0, sequence=7)
+    found.drop(A)
+    assert found.blocked({DIRECTORY}, B) is None
+
+
+def test_a_lease_of_an_answer_that_is_not_sent_yet_is_recalled() -> None:
+    found = leases(A, B)
+    assert found.new(A, [FILE]) == [FILE]
+    found.grant(A, [FILE], 0)
+    assert changed(found, B, FILE).left == {A}
