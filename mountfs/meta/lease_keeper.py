@@ -105,6 +105,15 @@ class LeaseKeeper:
         _tell(self.leases.begin(session, self._now(), writes))
         self._wake.set()
 
+    async def let_go(self, session: int) -> None:
+        """Return when it has no leases any more, and gets none: it is told to begin anew, or they
+        run out.
+        """
+        await self.settled()
+        wait = self.leases.let_go(session, self._now())
+        if wait is not None:
+            await self.over(wait)
+
     def end(self, session: int) -> None:
         self._peers.pop(session, None)
         _tell(self.leases.drop(session))

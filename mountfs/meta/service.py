@@ -91,7 +91,8 @@ class MetaService:
         session_ttl_ms: int = SESSION_TTL_MS,
         lease_ttl_ms: int = TTL_MS,
     ) -> None:
-        self.keeper = LeaseKeeper(node.now, self.end_session, lease_ttl_ms)
+        # Who has been silent for long enough to be ended has no leases any more.
+        self.keeper = LeaseKeeper(node.now, self.end_session, min(lease_ttl_ms, session_ttl_ms))
         machine.on_changes = self._changed
         self._node = node
         self._group = group
@@ -132,7 +133,7 @@ class MetaService:
             return await self._open_session(peer, body)
         if method == Method.END_SESSION:
             await leave()
-            await self.end_session(_number(body))
+            await self._end(_number(body))  # who leaves believes nothing any more
             return b""
         raise FsError(Fault.NOT_IMPLEMENTED, f"a metaserver has no method {method}")
 
@@ -190,7 +191,13 @@ class MetaService:
         ]
 
     async def end_session(self, number: int) -> None:
-        """Whoever has it loses what it holds."""
+        """Whoever has it loses what it holds, once it believes nothing any more of what others may
+        change then.
+        """
+        await self.keeper.let_go(number)
+        await self._end(number)
+
+    async def _end(self, number: int) -> None:
         await self.order(EndSession(number))
         self._watch.forget(number)
 

@@ -24,6 +24,7 @@ from mountfs.meta.admin import Join
 from mountfs.meta.client import Options
 from mountfs.meta.locks import EOF, FLOCK, Lock
 from mountfs.meta.ops.nodes import CHUNK, META
+from mountfs.meta.ops.read import GetLayout
 from mountfs.meta.ops.setattr import SetAttr
 from mountfs.meta.ops.slices import Garbage
 from mountfs.meta.records import ino_of, size_of
@@ -370,8 +371,9 @@ async def test_a_mount_that_is_evicted_writes_on_to_volumes_of_its_new_session(
         lost = await make(fs, "lost", data)
         lock = Lock(FLOCK, fs.owner(1), 0, EOF, True, 1)
         await found.leader.service.end_session(before)
-        assert size_of(await fs.getattr(kept.file.ino)) == len(data)  # it waits for the new one
+        await mount.meta.read(GetLayout(kept.file.ino, 0))  # it waits for the new one
         assert mount.meta.session != before
+        assert size_of(await fs.getattr(kept.file.ino)) == len(data)
 
         with pytest.raises(FsError) as refused:
             await fs.fsync(lost)
