@@ -75,6 +75,8 @@ CORES = [
     "mountfs.meta.protocol",
     "mountfs.meta.retry",
     "mountfs.meta.session_watch",
+    "mountfs.meta.leases",
+    "mountfs.meta.lease_desk",
     "mountfs.meta.reports",
     "mountfs.meta.fleet",
     "mountfs.meta.placement",

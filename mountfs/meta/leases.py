@@ -300,6 +300,10 @@ class Leases:
         holder = self._holders.get(session)
         return holder is not None and not holder.leaves
 
+    def held_back(self) -> list[Wait]:
+        """All changes that others may not know of yet."""
+        return [wait for wait in self._waits.values() if wait.holds_back]
+
     # -- what is read
 
     def blocked(self, seen: Collection[Ino], session: int) -> Wait | None:

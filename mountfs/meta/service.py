@@ -304,7 +304,7 @@ class MetaService:
         # One that we do not know may be new: whether it has ended, the log says.
         known, reply = kept_reply(self._machine.replica.machine, asked.session, asked.sequence)
         if known:
-            return encode(reply) if peer is None else _unknown(reply)
+            return self._again(reply, peer)
         if isinstance(asked.command, Reap) and asked.command.session != asked.session:
             raise FsError(Fault.NOT_PERMITTED, "a session removes only files of its own")
         if isinstance(asked.command, (TakeLock, ReleaseLock)):
@@ -335,6 +335,8 @@ class MetaService:
                 later.refuse(reply)
             elif peer is None:
                 later.answer(encode(reply))
+            elif subject.is_again:
+                later.answer(_unknown(reply))
             else:
                 flags = keeper.flags(asked.session, peer)
                 if subject.is_granted and flags & Answer.RENEWED:
@@ -357,6 +359,19 @@ class MetaService:
         else:
             keeper.leases.when_settled(go)
         return later
+
+    def _again(self, reply: object, peer: Peer | None, later: Later | None = None) -> Later:
+        """The answer to a command that has acted before; others may not know of it yet."""
+        answer = Later() if later is None else later
+
+        def told() -> None:
+            if not self._group.is_leader:
+                answer.refuse(FsError(Fault.NOT_LEADER, "it was carried out: ask who leads"))
+            else:
+                answer.answer(encode(reply) if peer is None else _unknown(reply))
+
+        self.keeper.when_known(told)
+        return answer
 
     def _turn_of_another(self, asked: Propose) -> Lock | None:
         """The reply to who would wait for a lock, where others go first."""
@@ -381,7 +396,7 @@ class MetaService:
                 machine = self._machine.replica.machine
                 known, reply = kept_reply(machine, asked.session, asked.sequence)
                 if known:
-                    later.answer(encode(reply) if peer is None else _unknown(reply))
+                    self._again(reply, peer, later)
                     return
                 self._safe_mode.require_writable()
                 raise FsError(Fault.UNAVAILABLE, "safe mode has just ended: ask again")
