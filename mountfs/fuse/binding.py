@@ -73,7 +73,7 @@ class NativeBinding:
         self._options = options
         self._minor = 0
         leases = filesystem.leases
-        self._kernel_cache = KernelCache(fd)
+        self._kernel_cache = KernelCache(fd, lambda ino: self._channel.is_asked(ino))
         self._guard = contextlib.ExitStack()
         if leases is not None:
             guard = self._guard.enter_context(guarded(fd))

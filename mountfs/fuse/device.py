@@ -149,6 +149,10 @@ class Channel:
                 found.add(request.unique)
         return found
 
+    def is_asked(self, ino: int) -> bool:
+        """Whether somebody waits for an answer about this inode."""
+        return any(request.nodeid == ino for request, _ in self._waiting.values())
+
     def write(self, reply: Reply) -> None:
         """Send an answer, or a notification."""
         if reply is None:

@@ -12,7 +12,7 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Final, TypeVar
@@ -28,13 +28,12 @@ T = TypeVar("T")
 
 EPOCH_MINOR: Final = 44
 """From this version of the protocol on, the kernel knows INC_EPOCH."""
-NAMES_S: Final = 0.02
-"""Forgetting a name takes microseconds, unless somebody holds the directory."""
-BYTES_S: Final = 0.1
-"""Forgetting bytes, too, unless somebody reads or writes them, who may wait for us.  The kernel
-looks at the attributes before it gives bytes to anybody, and forgets those that are older, without
-us (`AUTO_INVAL_DATA`): this is for who has mapped them.
+LOOK_S: Final = 0.02
+"""Forgetting a name or bytes takes microseconds, unless somebody holds the directory or the pages.
+After so long it is looked who that is: if somebody waits for an answer about the inode, perhaps he
+waits for us.
 """
+LOOKS_MAX: Final = 50
 APPENDED_S: Final = 1.0
 """Nobody who reads or writes waits for an append."""
 THREADS_MAX: Final = 16
@@ -43,8 +42,10 @@ SLOTS: Final = 1 << 19
 
 
 class KernelCache:
-    def __init__(self, fd: int) -> None:
+    def __init__(self, fd: int, is_asked: Callable[[Ino], bool]) -> None:
         self._fd = fd
+        self._is_asked = is_asked
+        """Whether somebody waits for our answer about an inode."""
         self.has_epoch = False
         """Whether the kernel knows INC_EPOCH.  If not, it must not be told that it may believe
         names.
@@ -74,10 +75,28 @@ class KernelCache:
             await self._forget_bytes(inos)
 
     async def _forget_names(self, names: Sequence[tuple[Ino, bytes]]) -> None:
-        with trio.move_on_after(NAMES_S) as waited:
-            await self._in_thread(self._forget_each, names)
-        if waited.cancelled_caught:
+        if not await self._patiently(self._forget_each, names, {parent for parent, _ in names}):
             self._forget_all_names()
+
+    async def _patiently(self, work: Callable[[T], None], what: T, inos: Collection[Ino]) -> bool:
+        """Whether it was done; otherwise it will be, once those have gone who wait for us."""
+        is_done = False
+
+        async with trio.open_nursery() as nursery:
+
+            async def do() -> None:
+                nonlocal is_done
+                await self._in_thread(work, what)
+                is_done = True
+                nursery.cancel_scope.cancel()
+
+            nursery.start_soon(do)
+            for _ in range(LOOKS_MAX):
+                await trio.sleep(LOOK_S)
+                if any(self._is_asked(ino) for ino in inos):
+                    break
+            nursery.cancel_scope.cancel()
+        return is_done
 
     async def _in_thread(self, work: Callable[[T], None], what: T) -> None:
         await trio.to_thread.run_sync(work, what, limiter=self._limiter, abandon_on_cancel=True)
@@ -87,8 +106,11 @@ class KernelCache:
             self._notify(wire.notify_inval_entry(parent, name))
 
     async def _forget_bytes(self, inos: Sequence[Ino]) -> None:
-        with trio.move_on_after(BYTES_S * max(1, len(inos) // 1_000)):
-            await self._in_thread(self._forget_bytes_of, inos)
+        """The kernel looks at the attributes before it gives bytes to anybody, and forgets those
+        that are older without us (`AUTO_INVAL_DATA`): this is for who has mapped them, and for who
+        asked for attributes when a write overtook the answer.
+        """
+        await self._patiently(self._forget_bytes_of, inos, inos)
 
     async def appended(self, ino: Ino, offset: int, stop: int, last: bytes) -> None:
         """The file is longer than the kernel will think when the append is answered: it goes by

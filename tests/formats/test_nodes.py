@@ -146,7 +146,7 @@ STRUCTS: list[tuple[Any, str]] = [
     (LocksTold((Holder(LOCK, "a", 0),), ()), "92 91 93" + LOCK_GOLDEN + "a161 00 90"),
     (Begin(7, (Ino(9),)), "92 07 91 09"),
     (Hold(7, 3), "92 07 03"),
-    (KeepBack(7, Ino(9), True), "93 07 09 c3"),
+    (KeepBack(7, Ino(9)), "92 07 09"),
     (
         Recalled((Item(Ino(9), (b"a",), False), Item(Ino(8), (), True, True, True))),
         "91 92 95 09 91 c40161 c2 c2 c2 95 08 90 c3 c3 c3",
