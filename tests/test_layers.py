@@ -102,6 +102,8 @@ CORES = [
     "mountfs.vfs.extents",
     "mountfs.vfs.readahead",
     "mountfs.vfs.dirty",
+    "mountfs.vfs.known",
+    "mountfs.vfs.learning",
     "mountfs.fuse.wire",
     "mountfs.tls.authority",
     "mountfs.fuse.options",
