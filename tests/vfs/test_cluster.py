@@ -25,6 +25,7 @@ from mountfs.meta.client import Options
 from mountfs.meta.locks import EOF, FLOCK, Lock
 from mountfs.meta.ops.nodes import CHUNK, META
 from mountfs.meta.ops.read import GetLayout
+from mountfs.meta.ops.session import EndSession
 from mountfs.meta.ops.setattr import SetAttr
 from mountfs.meta.ops.slices import Garbage
 from mountfs.meta.records import ino_of, size_of
@@ -407,7 +408,8 @@ async def test_what_is_being_written_when_a_mount_is_evicted_is_lost(tmp_path: P
         async with trio.open_nursery() as nursery:
             nursery.start_soon(sync)
             await reached.wait()
-            await found.leader.service.end_session(mount.meta.session)
+            # At once, and not when its leases are over, so that it is in the midst of it.
+            await found.leader.service.order(EndSession(mount.meta.session))
         assert told in ([Fault.LOST], [Fault.SESSION_ENDED])
         assert size_of(await fs.getattr(handle.file.ino)) == 0
         with pytest.raises(FsError) as refused:
