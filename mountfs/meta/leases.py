@@ -102,7 +102,7 @@ class _Unheard:
 
 
 class _Holder:
-    __slots__ = ("asked", "heard", "inos", "unheard", "writes")
+    __slots__ = ("asked", "heard", "inos", "leaves", "unheard", "writes")
 
     def __init__(self, now: float) -> None:
         self.heard = now
@@ -114,6 +114,8 @@ class _Holder:
         """Those that it may keep back bytes of."""
         self.unheard: dict[Ino, _Unheard] = {}
         """What it has changed itself lately, the oldest first."""
+        self.leaves = False
+        """Its leases are not renewed any more."""
 
 
 class _Heat:
@@ -200,6 +202,9 @@ class Leases:
         kept back bytes.  Returns what need not wait any more.
         """
         holder = _Holder(now)
+        before = self._holders.get(session)
+        if before is not None and before.leaves:
+            return self.drop(session)
         for ino in writes:
             if self._writers.setdefault(ino, session) == session:
                 holder.writes.add(ino)
@@ -238,12 +243,22 @@ class Leases:
         settled, self._settled = self._settled, []
         return settled
 
+    def let_go(self, session: int, now: float) -> Wait | None:
+        """It is about to be ended, and is to have no leases when it is: whoever leads then knows
+        nothing of it any more.  Returns what has to be waited for.
+        """
+        holder = self._holders.get(session)
+        if holder is None or now - holder.heard > self.ttl_ms:
+            return None
+        holder.leaves = True
+        return self._waiting({session}, (), holds_back=False)
+
     def hear(self, session: int, now: float) -> bool:
         """It has asked us something.  Returns whether its leases are good for the whole time again:
         not while it owes us an answer for long.
         """
         holder = self._holders.get(session)
-        if holder is None:
+        if holder is None or holder.leaves:
             return False
         if holder.asked and now - next(iter(holder.asked.values())) > self.ttl_ms / 2:
             return False
@@ -282,7 +297,12 @@ class Leases:
         return done
 
     def has_begun(self, session: int) -> bool:
-        return session in self._holders
+        holder = self._holders.get(session)
+        return holder is not None and not holder.leaves
+
+    def held_back(self) -> list[Wait]:
+        """All changes that others may not know of yet."""
+        return [wait for wait in self._waits.values() if wait.holds_back]
 
     # -- what is read
 
@@ -479,11 +499,7 @@ class Leases:
     def _ask(
         self, asked: Mapping[int, list[Item]], inos: tuple[Ino, ...], *, holds_back: bool
     ) -> Wait:
-        wait = Wait(self._next, inos, set(asked), holds_back=holds_back)
-        self._next += 1
-        self._waits[wait.number] = wait
-        for ino in inos:
-            self._pending.setdefault(ino, []).append(wait)
+        wait = self._waiting(set(asked), inos, holds_back=holds_back)
         for session, items in asked.items():
             self.outbox.append(Recall(session, wait.number, tuple(items)))
             self.recalls += 1
@@ -493,6 +509,14 @@ class Leases:
                     unheard = holder.unheard.get(item.ino)
                     if unheard is not None:
                         unheard.asked = wait.number
+        return wait
+
+    def _waiting(self, left: set[int], inos: tuple[Ino, ...], *, holds_back: bool) -> Wait:
+        wait = Wait(self._next, inos, left, holds_back=holds_back)
+        self._next += 1
+        self._waits[wait.number] = wait
+        for ino in inos:
+            self._pending.setdefault(ino, []).append(wait)
         return wait
 
     def sent(self, recall: Recall, now: float) -> None:

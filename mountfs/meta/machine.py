@@ -4,11 +4,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import msgspec
-
 from mountfs.errors import FsError
+from mountfs.meta.asked import Asked
 from mountfs.meta.command import Command
-from mountfs.meta.leases import Wait
 from mountfs.meta.replica import Checkpoint, Replica
 from mountfs.meta.snapshot import OpenStore, Sink, Source, settle, take_place
 from mountfs.meta.state_machine import decode_entry, encode_entry, needs_time
@@ -17,25 +15,6 @@ from mountfs.types import Ino, LogIndex
 
 OnChanges = Callable[[Any, set[Ino], dict[bytes, bytes | None]], None]
 """(the command as it was asked, the inodes that it looked at, the rows that it changed)"""
-
-
-class Asked(msgspec.Struct):
-    """A command on its way through the log: what the leader need not take apart again."""
-
-    session: int
-    sequence: int
-    answered: int
-    time: int
-    command: Command[Any]
-    proven: int = 0
-    changes: tuple[Ino, ...] = ()
-    """The inodes that it has changed, once it has been applied."""
-    waits: tuple[Wait, ...] = ()
-    """What its answer has to wait for."""
-    caches: bool = False
-    """Who asked keeps what he is answered."""
-    is_granted: bool = False
-    """He has a lease on all that the answer tells of."""
 
 
 class MetaMachine:

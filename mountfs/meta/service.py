@@ -91,7 +91,8 @@ class MetaService:
         session_ttl_ms: int = SESSION_TTL_MS,
         lease_ttl_ms: int = TTL_MS,
     ) -> None:
-        self.keeper = LeaseKeeper(node.now, self.end_session, lease_ttl_ms)
+        # Who has been silent for long enough to be ended has no leases any more.
+        self.keeper = LeaseKeeper(node.now, self.end_session, min(lease_ttl_ms, session_ttl_ms))
         machine.on_changes = self._changed
         self._node = node
         self._group = group
@@ -132,7 +133,7 @@ class MetaService:
             return await self._open_session(peer, body)
         if method == Method.END_SESSION:
             await leave()
-            await self.end_session(_number(body))
+            await self._end(_number(body))  # who leaves believes nothing any more
             return b""
         raise FsError(Fault.NOT_IMPLEMENTED, f"a metaserver has no method {method}")
 
@@ -190,7 +191,13 @@ class MetaService:
         ]
 
     async def end_session(self, number: int) -> None:
-        """Whoever has it loses what it holds."""
+        """Whoever has it loses what it holds, once it believes nothing any more of what others may
+        change then.
+        """
+        await self.keeper.let_go(number)
+        await self._end(number)
+
+    async def _end(self, number: int) -> None:
         await self.order(EndSession(number))
         self._watch.forget(number)
 
@@ -297,7 +304,7 @@ class MetaService:
         # One that we do not know may be new: whether it has ended, the log says.
         known, reply = kept_reply(self._machine.replica.machine, asked.session, asked.sequence)
         if known:
-            return encode(reply) if peer is None else _unknown(reply)
+            return self._again(reply, peer)
         if isinstance(asked.command, Reap) and asked.command.session != asked.session:
             raise FsError(Fault.NOT_PERMITTED, "a session removes only files of its own")
         if isinstance(asked.command, (TakeLock, ReleaseLock)):
@@ -328,6 +335,8 @@ class MetaService:
                 later.refuse(reply)
             elif peer is None:
                 later.answer(encode(reply))
+            elif subject.is_again:
+                later.answer(_unknown(reply))
             else:
                 flags = keeper.flags(asked.session, peer)
                 if subject.is_granted and flags & Answer.RENEWED:
@@ -350,6 +359,19 @@ class MetaService:
         else:
             keeper.leases.when_settled(go)
         return later
+
+    def _again(self, reply: object, peer: Peer | None, later: Later | None = None) -> Later:
+        """The answer to a command that has acted before; others may not know of it yet."""
+        answer = Later() if later is None else later
+
+        def told() -> None:
+            if not self._group.is_leader:
+                answer.refuse(FsError(Fault.NOT_LEADER, "it was carried out: ask who leads"))
+            else:
+                answer.answer(encode(reply) if peer is None else _unknown(reply))
+
+        self.keeper.when_known(told)
+        return answer
 
     def _turn_of_another(self, asked: Propose) -> Lock | None:
         """The reply to who would wait for a lock, where others go first."""
@@ -374,7 +396,7 @@ class MetaService:
                 machine = self._machine.replica.machine
                 known, reply = kept_reply(machine, asked.session, asked.sequence)
                 if known:
-                    later.answer(encode(reply) if peer is None else _unknown(reply))
+                    self._again(reply, peer, later)
                     return
                 self._safe_mode.require_writable()
                 raise FsError(Fault.UNAVAILABLE, "safe mode has just ended: ask again")

@@ -187,12 +187,18 @@ class Known:
 
     def forget(self) -> None:
         """Everything, and what is under way."""
-        self._mark += 1
-        self._floor = self._mark
-        self._touched.clear()
         self.held.clear()
         if self.watcher is not None:
             self.watcher.clear()
+        self.disbelieve()
+
+    def disbelieve(self) -> None:
+        """Believe nothing of what is known, nor what is under way.  Leases are kept: others know
+        of them, too.
+        """
+        self._mark += 1
+        self._floor = self._mark
+        self._touched.clear()
         self._attributes.clear()
         self._names.clear()
         self._count = 0

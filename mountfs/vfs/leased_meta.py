@@ -25,19 +25,13 @@ from mountfs.meta.client import RemoteMeta
 from mountfs.meta.command import Command, Query
 from mountfs.meta.leases import Item
 from mountfs.meta.locks import Lock
-from mountfs.meta.ops.link import Link
-from mountfs.meta.ops.make import Make
-from mountfs.meta.ops.mkdir import Mkdir
-from mountfs.meta.ops.read import GetAttr, Listing, Lookup, Opened, Opening, ReadDir
-from mountfs.meta.ops.rmdir import Rmdir
-from mountfs.meta.ops.symlink import Symlink
-from mountfs.meta.ops.undelete import Undelete, UndeleteIn
-from mountfs.meta.ops.unlink import Unlink
-from mountfs.meta.protocol import Answer, Begin, Changed, Hold, LocksTold, Method, Recalled, encode
-from mountfs.meta.records import ATTRIBUTES_BYTES, Attributes, ino_of
+from mountfs.meta.ops.read import GetAttr, Lookup, Opened, ReadDir
+from mountfs.meta.protocol import Answer, Begin, Hold, LocksTold, Method, Recalled, encode
+from mountfs.meta.records import Attributes
 from mountfs.meta.retry import Backoff
 from mountfs.types import Ino
 from mountfs.vfs.known import NO_INO, Known
+from mountfs.vfs.learning import doubt, learn_answer, learn_changes
 from mountfs.wire.connection import Body, Disconnected
 from mountfs.wire.frames import Parts
 from mountfs.wire.stream import Client
@@ -162,15 +156,7 @@ class LeasedMeta:
         flags, answer = await self._ask(query)
         if isinstance(answer, FsError):
             raise answer
-        if flags & Answer.GRANTED:
-            if kind is GetAttr:
-                self.known.learn(answer, mark)
-            elif kind is Opening:
-                self.known.learn(answer.attributes, mark)
-            elif kind is ReadDir and query.with_attributes:  # type: ignore[attr-defined]
-                self._learn_listing(query, answer, mark)  # type: ignore[arg-type]
-            elif hasattr(query, "ino") and self.known.is_fresh(query.ino, mark):
-                self.known.hold(query.ino)
+        learn_answer(self.known, query, flags, answer, mark)
         return answer  # type: ignore[no-any-return]
 
     async def propose(self, command: Command[R]) -> R:
@@ -183,12 +169,11 @@ class LeasedMeta:
                 await self.forget()
             raise
         except trio.Cancelled:
-            self._doubt(command)
+            doubt(self.known, command)
             raise
-        if answer.flags & Answer.UNKNOWN:
-            self._doubt(command)
-        else:
-            self._learn_changes(command, answer, reply, mark)
+        made = learn_changes(self.known, command, answer, reply, mark)
+        if made is not None:
+            self._writes.add(made)
         self._renewed(answer.flags, sent)
         return reply
 
@@ -267,11 +252,7 @@ class LeasedMeta:
                 return found
         mark = self.known.mark()
         flags, answer = await self._ask(query)
-        if flags & Answer.GRANTED:
-            child = NO_INO if isinstance(answer, FsError) else ino_of(answer)
-            self.known.learn_name(parent, name, child, mark)
-            if not isinstance(answer, FsError):
-                self.known.learn(answer, mark)
+        learn_answer(self.known, query, flags, answer, mark)
         if isinstance(answer, FsError):
             raise answer
         return answer  # type: ignore[no-any-return]
@@ -310,60 +291,12 @@ class LeasedMeta:
             flags, answer = await self._ask(query)
             if isinstance(answer, FsError):
                 return
-            if flags & Answer.GRANTED:
-                self._learn_listing(query, answer, mark)
+            learn_answer(self.known, query, flags, answer, mark)
             rounds = self._looked.get(parent, 0) - LISTED_AFTER + 1
             if not flags & Answer.GRANTED or rounds * LISTED_ROWS >= LISTED_MAX:
                 self._looked[parent] = -1
         finally:
             self._listing.discard(parent)
-
-    def _learn_listing(self, query: ReadDir, answer: Listing, mark: int) -> None:
-        self.known.learn_listing(query.ino, query.after, query.limit, answer, mark)
-
-    # -- what we have changed
-
-    def _learn_changes(self, command: Command[Any], answer: Changed, reply: Any, mark: int) -> None:
-        known = self.known
-        names = _names_of(command)
-        fresh = {ino: known.is_fresh(ino, mark) for ino in answer.changes}
-        for ino in answer.changes:
-            known.touch(ino)
-        is_granted = bool(answer.flags & Answer.GRANTED)
-        keeps_complete = is_granted and isinstance(command, _KEEPS_COMPLETE)
-        for parent, name in names:
-            if not keeps_complete or not fresh.get(parent, False):
-                known.forget_name(parent, name)
-        if isinstance(command, (Undelete, UndeleteIn)):
-            for ino in answer.changes:
-                known.forget_names(ino)
-        if not is_granted:
-            return
-        attributes = _attributes_in(reply)
-        now = known.mark()
-        if attributes is not None and fresh.get(ino_of(attributes), False):
-            known.learn(attributes, now)
-            if answer.flags & Answer.WRITES:
-                self._writes.add(ino_of(attributes))
-        if not names or not fresh.get(names[0][0], False):
-            return
-        parent, name = names[0]
-        if attributes is not None and isinstance(command, _MAKES):
-            known.learn_name(parent, name, ino_of(attributes), now)
-        elif isinstance(command, (Unlink, Rmdir)):
-            known.learn_name(parent, name, NO_INO, now)
-
-    def _doubt(self, command: Command[Any]) -> None:
-        """It may have been carried out, or will be: nothing that it could change is known."""
-        for field in ("ino", "parent", "new_parent", "source", "target", "to"):
-            ino = getattr(command, field, None)
-            if isinstance(ino, int):
-                self.known.touch(Ino(ino))
-                self.known.forget_names(Ino(ino))
-        for parent, name in _names_of(command):
-            child = self.known.child(parent, name)
-            if child:
-                self.known.touch(child)
 
     # -- the leader
 
@@ -427,6 +360,8 @@ class LeasedMeta:
                     self.remote.router.forget(link)
                 raise
         self._ttl_s = msgspec.msgpack.decode(answer, type=int) / 1000
+        # What was asked before the leader had our BEGIN, and answered, is not covered any more.
+        self.known.forget()
         self._link = link
         self.begun += 1
         self._good_until(sent)
@@ -487,27 +422,6 @@ class LeasedMeta:
         self.known.forget()
         self._looked.clear()
         await self.on_forget(held)
-
-
-_MAKES: Final = (Make, Mkdir, Symlink, Link)
-_KEEPS_COMPLETE: Final = (*_MAKES, Unlink, Rmdir)
-
-
-def _names_of(command: Command[Any]) -> list[tuple[Ino, bytes]]:
-    found = []
-    for parent, name in (("parent", "name"), ("new_parent", "new_name")):
-        where, what = getattr(command, parent, None), getattr(command, name, None)
-        if isinstance(where, int) and isinstance(what, bytes):
-            found.append((Ino(where), what))
-    return found
-
-
-def _attributes_in(reply: Any) -> Attributes | None:
-    """Those in the reply of a command, which come first if there are any."""
-    first = reply[0] if isinstance(reply, (tuple, list)) and reply else reply
-    if isinstance(first, bytes) and len(first) == ATTRIBUTES_BYTES:
-        return Attributes(first)
-    return None
 
 
 async def _first(*events: trio.Event) -> None:

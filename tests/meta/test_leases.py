@@ -345,3 +345,31 @@ def test_a_lease_of_an_answer_that_is_not_sent_yet_is_recalled() -> None:
     assert found.new(A, [FILE]) == [FILE]
     found.grant(A, [FILE], 0)
     assert changed(found, B, FILE).left == {A}
+
+
+def test_who_is_to_be_ended_gets_no_leases_and_has_none_when_he_has_begun_anew() -> None:
+    found = leases(A, B)
+    found.grant(A, [FILE], 0)
+    wait = found.let_go(A, 0)
+    assert wait is not None
+    assert not found.has_begun(A), "he is told to begin anew"
+    assert not found.hear(A, 1)
+    assert sent(found) == [], "there is no answer that would say it"
+    changed(found, B, FILE)
+    found.begin(A, 1)
+    assert not wait.left
+    assert not found.has_begun(A)
+    assert found.changed(B, {FILE: ()}, 1) is None
+
+
+def test_who_is_to_be_ended_and_does_not_answer_has_no_leases_when_they_have_run_out() -> None:
+    found = leases(A, B)
+    found.grant(A, [FILE], 0)
+    wait = found.let_go(A, 0)
+    assert wait is not None
+    found.hear(A, TTL - 1)
+    found.look(TTL)
+    assert wait.left == {A}
+    found.look(TTL + 1)
+    assert not wait.left
+    assert found.let_go(A, TTL + 1) is None

@@ -11,7 +11,7 @@ import pytest
 from mountfs.errors import Fault, FsError
 from mountfs.kv.memory import MemoryStore
 from mountfs.kv.overlay import Overlay
-from mountfs.meta.machine import Asked
+from mountfs.meta.asked import Asked
 from mountfs.meta.ops.make_root import MakeRoot
 from mountfs.meta.ops.mkdir import Mkdir
 from mountfs.meta.ops.session import OpenSession

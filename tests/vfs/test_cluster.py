@@ -24,6 +24,8 @@ from mountfs.meta.admin import Join
 from mountfs.meta.client import Options
 from mountfs.meta.locks import EOF, FLOCK, Lock
 from mountfs.meta.ops.nodes import CHUNK, META
+from mountfs.meta.ops.read import GetLayout
+from mountfs.meta.ops.session import EndSession
 from mountfs.meta.ops.setattr import SetAttr
 from mountfs.meta.ops.slices import Garbage
 from mountfs.meta.records import ino_of, size_of
@@ -113,6 +115,7 @@ class Nodes:
     async def mount(self, soft_s: float | None = None) -> AsyncIterator[ClusterMount]:
         seeds = [("127.0.0.1", one.port + 1) for one in self.settings.values()]
         async with cluster_mount("test:", seeds, Options(about="a test", soft_s=soft_s)) as mount:
+            await until(lambda: mount.leases.is_valid)  # before, nothing is kept back
             yield mount
 
 
@@ -369,8 +372,9 @@ async def test_a_mount_that_is_evicted_writes_on_to_volumes_of_its_new_session(
         lost = await make(fs, "lost", data)
         lock = Lock(FLOCK, fs.owner(1), 0, EOF, True, 1)
         await found.leader.service.end_session(before)
-        assert size_of(await fs.getattr(kept.file.ino)) == len(data)  # it waits for the new one
+        await mount.meta.read(GetLayout(kept.file.ino, 0))  # it waits for the new one
         assert mount.meta.session != before
+        assert size_of(await fs.getattr(kept.file.ino)) == len(data)
 
         with pytest.raises(FsError) as refused:
             await fs.fsync(lost)
@@ -404,7 +408,8 @@ async def test_what_is_being_written_when_a_mount_is_evicted_is_lost(tmp_path: P
         async with trio.open_nursery() as nursery:
             nursery.start_soon(sync)
             await reached.wait()
-            await found.leader.service.end_session(mount.meta.session)
+            # At once, and not when its leases are over, so that it is in the midst of it.
+            await found.leader.service.order(EndSession(mount.meta.session))
         assert told in ([Fault.LOST], [Fault.SESSION_ENDED])
         assert size_of(await fs.getattr(handle.file.ino)) == 0
         with pytest.raises(FsError) as refused:
