@@ -92,7 +92,8 @@ def learn_changes(
 def doubt(known: Known, command: Command[Any]) -> None:
     """It may have been carried out, or will be: nothing that it could change is known."""
     children = [known.child(parent, name) for parent, name in _names_of(command)]
-    if None in children or isinstance(command, _GIVES_BACK):  # what else it has changed, nobody can say
+    # What else it has changed, nobody can say.
+    if None in children or isinstance(command, _GIVES_BACK):
         known.disbelieve()
         return
     inos = [

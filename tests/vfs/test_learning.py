@@ -1,9 +1,13 @@
 """What a mount knows after commands of its own."""
 
+import msgspec
+
+from mountfs.meta.ops.undelete import Restored, Undelete, UndeleteIn
 from mountfs.meta.ops.unlink import Unlink
+from mountfs.meta.protocol import Answer, Changed
 from mountfs.types import ROOT, SUPERUSER, Ino
-from mountfs.vfs.known import Known
-from mountfs.vfs.learning import doubt
+from mountfs.vfs.known import NO_INO, Known
+from mountfs.vfs.learning import doubt, learn_changes
 from tests.vfs.test_known import attributes
 
 FILE = Ino(20)
@@ -32,3 +36,20 @@ def test_nothing_is_known_after_a_command_on_a_name_that_may_have_been_any_file(
     assert FILE in known.held, "the leader tells us of its changes"
     known.learn(attributes(FILE), mark)
     assert known.attributes(FILE) is None, "it was asked before"
+
+
+def test_names_that_come_back_are_not_known_to_be_absent_any_more() -> None:
+    for command in (
+        Undelete(ROOT, b"a", 0, ROOT, b"a", SUPERUSER),
+        UndeleteIn(((ROOT, b""),), 5, SUPERUSER),
+    ):
+        known = knowing()
+        known.learn(attributes(ROOT), known.mark())
+        known.learn_name(ROOT, b"a", NO_INO, known.mark())
+        assert known.child(ROOT, b"a") == NO_INO
+        reply = Restored(((ROOT, b"a"),), 0, 0, ())
+        answer = Changed(Answer.GRANTED, (ROOT, FILE), msgspec.Raw())
+        learn_changes(known, command, answer, reply, known.mark())
+        assert known.child(ROOT, b"a") is None
+        doubt(known, command)
+        assert known.attributes(FILE) is None
