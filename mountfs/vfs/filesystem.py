@@ -579,6 +579,7 @@ class Filesystem:
         if placed != offset or (file.cached_readers and offset + size > size_before):
             file.settling = settling = trio.Event()
             try:
+                await leave()
                 await self.on_appended(ino, min(offset, placed), placed + size, last)
             finally:
                 settling.set()
