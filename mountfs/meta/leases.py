@@ -565,6 +565,10 @@ class Leases:
 
     # -- for people
 
+    def waits(self) -> Mapping[int, Wait]:
+        """Those that are not over, by their number."""
+        return self._waits
+
     def told(self) -> dict[int, int]:
         """How many leases each session has."""
         return {session: len(holder.inos) for session, holder in self._holders.items()}
