@@ -6,6 +6,9 @@ readv(2), lseek(2), open(2) (O_APPEND).
 
 import os
 import random
+import re
+import time
+from concurrent.futures import ThreadPoolExecutor
 from errno import EBADF, EINVAL, ENXIO, ESPIPE
 from pathlib import Path
 
@@ -256,3 +259,35 @@ def test_data_moves_by_sendfile_and_splice(here: Path) -> None:
         while moved < len(content):
             moved += os.sendfile(target, source, None, len(content) - moved)
     assert (here / "copy").read_bytes() == content
+
+
+RECORD = re.compile(rb"(<\d:\d{10}>)*")
+
+
+def test_who_reads_while_others_append_sees_whole_records(here: Path) -> None:
+    file = make(here / "log", b"")
+    wrong: list[tuple[int, bytes]] = []
+    stop = time.monotonic() + 1.5
+
+    def append(number: int) -> None:
+        fd = os.open(file, os.O_WRONLY | os.O_APPEND)
+        try:
+            count = 0
+            while time.monotonic() < stop:
+                count += 1
+                write_all(fd, b"<%d:%010d>" % (number, count))
+        finally:
+            os.close(fd)
+
+    def read() -> None:
+        while time.monotonic() < stop:
+            content = file.read_bytes()
+            if RECORD.fullmatch(content) is None:
+                wrong.append((len(content), content[-64:]))
+
+    with ThreadPoolExecutor(4) as threads:
+        for number in range(2):
+            threads.submit(append, number)
+            threads.submit(read)
+    assert not wrong
+    assert RECORD.fullmatch(file.read_bytes())

@@ -177,6 +177,7 @@ class NativeBinding:
             )
         self._minor = min(asked.minor, wire.MINOR)
         flags = asked.flags & WANTED
+        self._operations.maps_direct = bool(flags & InitFlag.DIRECT_IO_ALLOW_MMAP)
         if self._filesystem.shared:
             flags = flags & ~InitFlag.EXPLICIT_INVAL_DATA | asked.flags & InitFlag.AUTO_INVAL_DATA
         if self._filesystem.leases is not None:

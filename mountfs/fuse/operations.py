@@ -36,6 +36,8 @@ class Operations:
     ) -> None:
         self._fs = filesystem
         self._leased = filesystem.leases is not None
+        self.maps_direct = True
+        """Whether the kernel maps files that are read past its cache."""
         self.trust(timeouts)
         self._interrupt = interrupt
         self._initialize = initialize
@@ -410,11 +412,21 @@ class Operations:
 
         DIRECT_IO for who only writes: the bytes go straight to us instead of through the page
         cache, and the kernel does not ask for `security.capability` before the first write.  It
-        still drops what it has cached of that range.
+        still drops what it has cached of that range, but too late for who reads meanwhile: he would
+        see the new size, and zeros.  So those who read while others write so read past the cache,
+        too, and those who write while others read from the cache write through it: but for who
+        appends where others do, since the kernel would put the bytes where it believes the end.
         """
         keep = wire.FOPEN_KEEP_CACHE if handle.unchanged else 0
+        file = handle.file
         if handle.flags & os.O_ACCMODE == os.O_WRONLY:
+            if file.cached_readers and not (self._leased and handle.flags & os.O_APPEND):
+                return keep
+            handle.write_direct()
             return wire.FOPEN_DIRECT_IO | keep | wire.FOPEN_PARALLEL_DIRECT_WRITES
+        if file.direct_writers and self.maps_direct:
+            return wire.FOPEN_DIRECT_IO | keep
+        handle.read_cached()
         return 0 if self._counts_reads else keep
 
     def table(self) -> dict[int, Handler]:

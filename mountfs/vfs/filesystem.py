@@ -152,8 +152,9 @@ class Filesystem:
             leases.on_give_up = self.write_out
             leases.is_kept_back = self._is_unwritten
         self.on_appended: Callable[[Ino, int, int, bytes], Awaitable[None]] = _nothing_appended
-        """Told of an append (the inode, where the door thought that it goes, where it ends, its
-        last byte) where the file had grown without the door knowing.
+        """Told of an append (the inode, from where on the door's bytes are not right, where it
+        ends, its last byte) where the door may have cached the end of the file, or the file had
+        grown without the door knowing.
         """
         self._root: Attributes | None = None
         """Attributes of the root, as they were when we asked last."""
@@ -209,7 +210,10 @@ class Filesystem:
     # -- names
 
     async def lookup(self, parent: Ino, name: bytes, cred: Cred) -> Attributes:
-        return self._now(await self._meta.read(Lookup(parent, name, cred)))
+        attributes = await self._meta.read(Lookup(parent, name, cred))
+        if self.leases is not None:
+            await self._settled(ino_of(attributes))
+        return self._now(attributes)
 
     async def make(
         self, parent: Ino, name: bytes, mode: int, umask: int, rdev: int, cred: Cred
@@ -298,6 +302,7 @@ class Filesystem:
 
     async def getattr(self, ino: Ino) -> Attributes:
         if self.leases is not None:
+            await self._settled(ino)
             known = self.leases.attributes(ino)
             if known is not None:
                 return self._now(known)
@@ -548,7 +553,7 @@ class Filesystem:
         """
         file, ino = handle.file, handle.file.ino
         appends = bool(handle.flags & os.O_APPEND)
-        last, placed = bytes(data[-1:]), offset
+        size, last, placed = len(data), bytes(data[-1:]), offset
 
         def end() -> int | None:
             nonlocal placed
@@ -570,9 +575,22 @@ class Filesystem:
             file.writers.add(handle)
             if not leases.keeps_back(ino):
                 await self.writer.flush(file)
-        if placed != offset:
-            await self.on_appended(ino, offset, placed + len(data), last)
+        if appends and (placed != offset or file.cached_readers):
+            file.settling = settling = trio.Event()
+            try:
+                await self.on_appended(ino, min(offset, placed), placed + size, last)
+            finally:
+                settling.set()
+                if file.settling is settling:
+                    file.settling = None
         return taken
+
+    async def _settled(self, ino: Ino) -> None:
+        """Wait until the door may hear how long a file is."""
+        file = self._files.get(ino)
+        if file is not None and file.settling is not None:
+            await leave()
+            await file.settling.wait()
 
     async def flush(self, handle: Handle, owner: int) -> None:
         """close(2) of one descriptor: its process loses its locks; what was written leaves this
@@ -597,7 +615,7 @@ class Filesystem:
                 await self._let_others_see(file)
             finally:
                 await self._unlock_all(handle)
-        file.handles -= 1
+        handle.close()
         if file.handles:
             return
         if file.unwritten:

@@ -2,6 +2,8 @@
 
 from typing import NamedTuple
 
+import trio
+
 from mountfs.errors import FsError
 from mountfs.meta.locks import EOF, Lock, Locks, Owner, release
 from mountfs.meta.records import Attributes, Slice
@@ -22,9 +24,10 @@ class File:
     """An inode that is open, or has bytes that are not in a slice yet."""
 
     __slots__ = (
-        "asks", "charged", "content", "copies", "dirty", "drop_privileges", "fence", "flight",
-        "flushing", "forgotten", "handles", "holders", "ino", "known_by", "known_since", "layouts",
-        "mtime", "refused", "seen", "size", "touched", "writers", "written",
+        "asks", "cached_readers", "charged", "content", "copies", "direct_writers", "dirty",
+        "drop_privileges", "fence", "flight", "flushing", "forgotten", "handles", "holders", "ino",
+        "known_by", "known_since", "layouts", "mtime", "refused", "seen", "settling", "size",
+        "touched", "writers", "written",
     )  # fmt: skip
 
     def __init__(self, ino: Ino, size: int) -> None:
@@ -50,6 +53,12 @@ class File:
         """Through which locks are held, as far as we know: close(2) has to look."""
         self.writers: set[Handle] = set()
         """Through which what is unwritten was written."""
+        self.cached_readers = 0
+        """Handles whose reads the door answers from its cache."""
+        self.direct_writers = 0
+        """Handles whose writes go past that cache."""
+        self.settling: trio.Event | None = None
+        """Set until the door has forgotten the end of the file as it was before an append."""
         self.fence = 0
         """Counts how often what was unwritten was lost: what was on its way then must not land."""
         self.written = False
@@ -59,7 +68,8 @@ class File:
         self.drop_privileges = False
         """A write that is not flushed takes set-user-ID away."""
         self.forgotten = 0
-        """Counts how often the layouts were: those that are asked for meanwhile are too old."""
+        """Counts how often what is known of the layouts was not so any more: those that were asked
+        for before are too old."""
         self.layouts: dict[int, list[Slice]] = {}
         """What is visible of chunks, ascending, as far as it was asked for."""
         self.seen: Attributes | None = None
@@ -126,7 +136,9 @@ class File:
 class Handle:
     """One open(2)."""
 
-    __slots__ = ("file", "flags", "held", "lost", "number", "unchanged")
+    __slots__ = (
+        "file", "flags", "held", "lost", "number", "reads_cached", "unchanged", "writes_direct",
+    )  # fmt: skip
 
     def __init__(self, number: int, file: File, flags: int) -> None:
         self.number = number
@@ -138,8 +150,25 @@ class Handle:
         """Locks that were taken through it, and are held as far as we know; released when it is
         closed, at the latest.
         """
+        self.reads_cached = False
+        self.writes_direct = False
         self.lost: FsError | None = None
         """What was lost of it with a session: nothing is done with it any more."""
+
+    def read_cached(self) -> None:
+        """The door answers reads from its cache until it is closed."""
+        self.reads_cached = True
+        self.file.cached_readers += 1
+
+    def write_direct(self) -> None:
+        """Writes go past the door's cache until it is closed."""
+        self.writes_direct = True
+        self.file.direct_writers += 1
+
+    def close(self) -> None:
+        self.file.handles -= 1
+        self.file.cached_readers -= self.reads_cached
+        self.file.direct_writers -= self.writes_direct
 
     def require(self) -> None:
         """Raises LOST, STALE."""

@@ -427,6 +427,7 @@ def _show(file: File, runs: list[ops.Run], piece: SliceId) -> None:
     if not piece or file.content is not None:
         file.forget_layouts()
         return
+    file.forgotten += 1  # what was asked for before may not have them
     fresh: set[int] = set()
     for number, run in enumerate(runs):
         chunk, start = divmod(run.offset, CHUNK_BYTES)
