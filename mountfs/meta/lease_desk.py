@@ -119,10 +119,7 @@ class LeaseDesk(Generic[P]):
             self.end(command.number)
         changes = {} if type(command) in UNSEEN else _changes(committed)
         leases, session, now = self.leases, asked.session, self._now()
-        waits = []
-        wait = leases.blocked(seen, session)
-        if wait is not None:
-            waits.append(wait)
+        waits = leases.all_blocking(seen, session)
         is_granted, new = False, []
         if type(asked) is Asked and asked.caches:
             # Now, and not when it is answered: what is changed until then has to be recalled.

@@ -98,7 +98,8 @@ class FileRun(Run):
         self.mounts = [
             form(
                 self.world, self.doors, self.promises, number, list(self.voters), self.work,
-                programs=random.choice((1, 2, 3)), pause_ms=random.choice((60, 150)),
+                programs=random.choice((1, 2, 3)),
+                pause_ms=random.choice((20, 60) if is_leased else (60, 150)),
                 stays_ms=random.choice(stays), ends=self._ends + CALM // 2,
                 answered=self.faults.answered, opened=self.faults.opened,
             )

@@ -29,7 +29,7 @@ from mountfs.sim.mount import Mount
 from mountfs.sim.work import Op
 from mountfs.sim.world import MS, S
 from mountfs.vfs.known import NO_INO, Known
-from mountfs.vfs.learning import doubt, learn_answer, learn_changes
+from mountfs.vfs.learning import learn_answer, learn_changes, learn_refusal
 
 RENEWS_PER_TTL = 4
 MARGIN = 0.1
@@ -276,8 +276,8 @@ class LeasedMount(Mount):
                     reply = decode_reply(op.asks, answer)
                     learn_changes(self.known, op.asks, told, reply, mark)
                     self._renewed(session, told.flags, sent)
-            elif session is self.session and answer.fault is Fault.TIMED_OUT:
-                doubt(self.known, op.asks)
+            elif session is self.session:
+                learn_refusal(self.known, op.asks, answer.fault)
             if session.ended is None:
                 self._promises.acknowledged(session.number, sequence, answer)
             self._done(session, number, op, answer)
