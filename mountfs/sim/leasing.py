@@ -121,6 +121,8 @@ class Leasing:
         def known(found: object) -> None:
             if isinstance(found, FsError):
                 answer(found)
+            elif not self._server.raft.state.is_leader:  # who follows holds nothing back
+                answer(_NOT_LEADER)
             elif not self._meta.hear_session(session):
                 answer(FsError(Fault.SESSION_ENDED, f"session {session} has ended"))
             else:
