@@ -1,9 +1,10 @@
 """What a mount knows after commands of its own."""
 
+from mountfs.errors import Fault
 from mountfs.meta.ops.unlink import Unlink
 from mountfs.types import ROOT, SUPERUSER, Ino
-from mountfs.vfs.known import Known
-from mountfs.vfs.learning import doubt
+from mountfs.vfs.known import NO_INO, Known
+from mountfs.vfs.learning import doubt, learn_refusal
 from tests.vfs.test_known import attributes
 
 FILE = Ino(20)
@@ -32,3 +33,15 @@ def test_nothing_is_known_after_a_command_on_a_name_that_may_have_been_any_file(
     assert FILE in known.held, "the leader tells us of its changes"
     known.learn(attributes(FILE), mark)
     assert known.attributes(FILE) is None, "it was asked before"
+
+
+def test_a_refusal_is_believed_more_than_what_was_known() -> None:
+    known = knowing()
+    known.learn_name(ROOT, b"a", FILE, known.mark())
+    known.learn_name(ROOT, b"b", NO_INO, known.mark())
+    learn_refusal(known, Unlink(ROOT, b"b", SUPERUSER), Fault.NOT_FOUND)
+    assert known.child(ROOT, b"b") == NO_INO
+    learn_refusal(known, Unlink(ROOT, b"a", SUPERUSER), Fault.NOT_FOUND)
+    assert known.child(ROOT, b"a") is None
+    learn_refusal(known, Unlink(ROOT, b"b", SUPERUSER), Fault.IS_DIRECTORY)
+    assert known.child(ROOT, b"b") is None
