@@ -9,7 +9,7 @@ from typing import Any, Final, Generic, TypeVar
 
 from mountfs.meta import keys
 from mountfs.meta.asked import Asked
-from mountfs.meta.leases import TTL_MS, Done, Leases, Wait
+from mountfs.meta.leases import HELD_MAX, TTL_MS, Done, Leases, Wait
 from mountfs.meta.ops.lock import ReleaseLock, TakeLock
 from mountfs.meta.ops.session import EndSession
 from mountfs.meta.ops.slices import Discard, Reclaimed, Rewrite, Settle
@@ -29,8 +29,10 @@ times of access, which others may see late.
 class LeaseDesk(Generic[P]):
     """`now`: milliseconds that only grow."""
 
-    def __init__(self, now: Callable[[], float], ttl_ms: int = TTL_MS) -> None:
-        self.leases = Leases(ttl_ms)
+    def __init__(
+        self, now: Callable[[], float], ttl_ms: int = TTL_MS, held_max: int = HELD_MAX
+    ) -> None:
+        self.leases = Leases(ttl_ms, held_max)
         self._now = now
         self._peers: dict[int, P] = {}
         self.on_more: Callable[[], None] = lambda: None
@@ -54,6 +56,10 @@ class LeaseDesk(Generic[P]):
     def end(self, session: int) -> None:
         self._peers.pop(session, None)
         tell(self.leases.drop(session))
+
+    def peer(self, session: int) -> P | None:
+        """The connection on which it has begun."""
+        return self._peers.get(session)
 
     def flags(self, session: int, peer: P) -> int:
         """How the leases of who asks stand."""
@@ -113,10 +119,7 @@ class LeaseDesk(Generic[P]):
             self.end(command.number)
         changes = {} if type(command) in UNSEEN else _changes(committed)
         leases, session, now = self.leases, asked.session, self._now()
-        waits = []
-        wait = leases.blocked(seen, session)
-        if wait is not None:
-            waits.append(wait)
+        waits = leases.all_blocking(seen, session)
         is_granted, new = False, []
         if type(asked) is Asked and asked.caches:
             # Now, and not when it is answered: what is changed until then has to be recalled.

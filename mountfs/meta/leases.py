@@ -320,10 +320,30 @@ class Leases:
             for ino in seen:
                 maker = unheard.get(ino)
                 if maker is not None and maker != session:
-                    names = self._holders[maker].unheard[ino].names
-                    item = Item(ino, names, len(names) > NAMES_TOLD_MAX, is_own=True)
-                    return self._ask({maker: [item]}, (ino,), holds_back=True)
+                    return self._ask_maker(ino, maker)
         return None
+
+    def all_blocking(self, seen: Collection[Ino], session: int) -> list[Wait]:
+        """The same for an answer that will not be made again: all that it has to wait for."""
+        if not self._pending and not self._unheard:
+            return []
+        found: dict[int, Wait] = {}
+        for ino in seen:
+            for wait in self._pending.get(ino, ()):
+                if wait.holds_back:
+                    found[wait.number] = wait
+            maker = self._unheard.get(ino)
+            if maker is None or maker == session:
+                continue
+            if self._holders[maker].unheard[ino].asked not in found:
+                wait = self._ask_maker(ino, maker)
+                found[wait.number] = wait
+        return list(found.values())
+
+    def _ask_maker(self, ino: Ino, maker: int) -> Wait:
+        names = self._holders[maker].unheard[ino].names
+        item = Item(ino, names, len(names) > NAMES_TOLD_MAX, is_own=True)
+        return self._ask({maker: [item]}, (ino,), holds_back=True)
 
     def grant(self, session: int, seen: Collection[Ino], now: float) -> bool:
         """A lease on each of these inodes, or on none."""
@@ -564,6 +584,10 @@ class Leases:
                 del self._of[ino]
 
     # -- for people
+
+    def waits(self) -> Mapping[int, Wait]:
+        """Those that are not over, by their number."""
+        return self._waits
 
     def told(self) -> dict[int, int]:
         """How many leases each session has."""

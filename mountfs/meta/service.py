@@ -271,9 +271,7 @@ class MetaService:
 
     async def _prove(self, session: int) -> None:
         """That we lead, and that there is such a session."""
-        if not self._group.read_now():
-            await leave()
-            await self._group.wait_read()
+        await self._be_up_to_date()
         if not self._hear(session):
             raise _ended(session)
 
@@ -443,9 +441,7 @@ class MetaService:
         """(the answer, or why there is none, the inodes that it tells of), once it may be told."""
         keeper, session = self.keeper, asked.session
         while True:
-            if not self._group.read_now():
-                await leave()
-                await self._group.wait_read()
+            await self._be_up_to_date()  # who follows could answer, but holds nothing back
             if session and not self._hear(session):
                 raise _ended(session)
             if not keeper.is_settled:

@@ -1,17 +1,21 @@
 """Runs of the metadata."""
 
 from collections.abc import Iterable
+from functools import partial
 from random import Random
 
 from mountfs.meta.invariants import violations
+from mountfs.meta.state_machine import Entry as Asked
 from mountfs.meta.state_machine import decode_entry
 from mountfs.raft.messages import AppendReply, EntryKind, HardState, NodeId, Term
 from mountfs.sim.checks import Broken
 from mountfs.sim.faults import Plan, of_servers, swarm
 from mountfs.sim.form import CALM, Run
 from mountfs.sim.history import explain
+from mountfs.sim.leased_mount import LeasedMount
+from mountfs.sim.leasing import Leasing
 from mountfs.sim.machine import Machine
-from mountfs.sim.metadata import Formatted, Metadata
+from mountfs.sim.metadata import Formatted, Metadata, OnChanges
 from mountfs.sim.metaserver import MetaServer
 from mountfs.sim.mount import Doors, Mount
 from mountfs.sim.operator import Operator
@@ -20,6 +24,10 @@ from mountfs.sim.server import Server
 from mountfs.sim.store import Store
 from mountfs.sim.work import Work
 from mountfs.sim.world import MS, S
+from mountfs.types import Ino
+
+LEASES_MS = 1_500
+"""So long leases are good, or shorter if sessions are."""
 
 
 class FileRun(Run):
@@ -36,6 +44,13 @@ class FileRun(Run):
                 kinds = [*mounts, *mounts, *random.sample(leaders, 2), faults.transfer, heal]
                 likely = random.choice((0.0, 0.02))
                 return Plan(kinds, pause_us, AppendReply, faults.crash_briefly, likely)
+            case "leases":
+                leaders = [faults.crash_leader, faults.cut_off_leader, faults.pause_leader]
+                kinds = [*mounts, *mounts, *random.sample(leaders, 2), faults.transfer, heal]
+                likely = random.choice((0.0, 0.02))
+                return Plan(
+                    [*kinds, self._evict], pause_us, AppendReply, faults.crash_briefly, likely
+                )
             case "disks":
                 kinds = [rot, rot, faults.full_disk, faults.slow_disk, crash, faults.crash_all]
                 likely = random.choice((0.0, 0.02))
@@ -59,12 +74,16 @@ class FileRun(Run):
         self.promises = Promises()
         formatted = Formatted(self.voters, random.choice((1, 1, 2, 3)), 3)
         weights = {"names": 4, "files": 3, "locks": 2, "wild": random.choice((0, 3, 6))}
+        is_leased = self.kind == "leases"
+        if is_leased:
+            weights = {"looks": 14, "names": 3, "files": 2, "wild": random.choice((0, 0, 2))}
         self.work = Work(formatted, random.choice((2, 4)), weights)
         self.metas: dict[NodeId, MetaServer] = {}
         self.doors = Doors(self.world, self.metas)
         self.doors.breaking = random.choice((0.0, 0.0, 0.02, 0.1))
         self.doors.straggling = random.choice((0.0, 0.01))
         self._ttl_ms = random.choice((1_000, 3_000))
+        self._held_max = random.choice((4, 1_000)) if is_leased else 0
         checks = self.cluster.checks
         checks.violations = violations_of
         hard = HardState(Term(1), NodeId(0), formatted.head.index)
@@ -75,20 +94,32 @@ class FileRun(Run):
         if self.kind == "sessions":
             stays = (None, 300, 1_000)
             self.faults.openings = random.choice((0.1, 0.5))
+        form = LeasedMount if is_leased else Mount
         self.mounts = [
-            Mount(
+            form(
                 self.world, self.doors, self.promises, number, list(self.voters), self.work,
-                programs=random.choice((1, 2, 3)), pause_ms=random.choice((60, 150)),
+                programs=random.choice((1, 2, 3)),
+                pause_ms=random.choice((20, 60) if is_leased else (60, 150)),
                 stays_ms=random.choice(stays), ends=self._ends + CALM // 2,
                 answered=self.faults.answered, opened=self.faults.opened,
             )
             for number in range(1, random.choice((2, 3, 4)) + 1)
         ]  # fmt: skip
+        for mount in self.mounts:
+            if isinstance(mount, LeasedMount):
+                mount.late_us = random.choice((1, 20, 300)) * MS
+                mount.deaf = random.choice((0.0, 0.0, 0.1))
+        if is_leased:
+            self.doors.losing = random.choice((0.0, 0.05))
 
     def _came(self, server: Server) -> None:
         if self.plan.checkpoint_entries is not None:
             server.checkpoint_entries = self.plan.checkpoint_entries
-        self.metas[server.node] = MetaServer(self.world, server, self.promises, self._ttl_ms)
+        meta = MetaServer(self.world, server, self.promises, self._ttl_ms)
+        self.metas[server.node] = meta
+        if self._held_max:
+            leases_ms = min(self._ttl_ms, LEASES_MS)
+            meta.leasing = Leasing(self.world, meta, self.doors.push, leases_ms, self._held_max)
 
     def _load(self, node: NodeId, store: Store) -> Machine:
         promises, world = self.promises, self.world
@@ -97,7 +128,16 @@ class FileRun(Run):
             lambda entry, asked, reply, acted: promises.applied(
                 node, entry, asked, reply, acted, world.now
             ),
+            self._on_changes(node) if self._held_max else None,
         )
+
+    def _on_changes(self, node: NodeId) -> OnChanges:
+        def changed(asked: Asked, seen: set[Ino], committed: dict[bytes, bytes | None]) -> None:
+            leasing = self.metas[node].leasing
+            assert leasing is not None
+            leasing.applied(asked, seen, committed)
+
+        return changed
 
     def _start(self) -> None:
         for mount in self.mounts:
@@ -106,7 +146,10 @@ class FileRun(Run):
     def _calm(self) -> None:
         super()._calm()
         self.doors.cut.clear()
-        self.doors.breaking = self.doors.straggling = 0.0
+        self.doors.breaking = self.doors.straggling = self.doors.losing = 0.0
+        for mount in self.mounts:
+            if isinstance(mount, LeasedMount):
+                mount.deaf, mount.late_us = 0.0, 1 * MS
 
     # -- faults of their own
 
@@ -116,6 +159,19 @@ class FileRun(Run):
         seconds = random.choice((0.3, 1, 2, 4))
         mount.stop(self.world.now + int(seconds * S))
         return f"mount {mount.number} stands still for {seconds:g} s"
+
+    def _evict(self, random: Random) -> str:
+        """As an operator does it."""
+        server = self.cluster.leader()
+        if server is None or not server.runs:
+            return ""
+        meta = self.metas[server.node]
+        sessions = sorted(meta.machine.sessions)
+        if not sessions or meta.leasing is None:
+            return ""
+        session = random.choice(sessions)
+        server.when_running("operator", partial(meta.leasing.evict, session))
+        return f"{server.node} is told to end session {session}"
 
     def _cut_off_mount(self, random: Random) -> str:
         mount = random.choice(self.mounts)

@@ -27,13 +27,18 @@ only answered again, or refused because its session had ended).
 """
 
 
+OnChanges = Callable[[Asked, set[Ino], dict[bytes, bytes | None]], None]
+"""Told of each command what it has seen and changed, before it is answered."""
+
+
 class Metadata:
     """A `Machine`."""
 
-    def __init__(self, store: Store, look: Look) -> None:
+    def __init__(self, store: Store, look: Look, on_changes: OnChanges | None = None) -> None:
         self.store = store
         self.replica = Replica(store)
         self._look = look
+        self._on_changes = on_changes
         self._checkpoint: Checkpoint | None = None
 
     @property
@@ -47,6 +52,9 @@ class Metadata:
             return None
         asked = decode_entry(entry.data)
         reply: object
+        tree = machine.tree
+        if self._on_changes is not None:
+            tree.seen, tree.committed = set(), {}
         try:
             reply = machine.apply(
                 entry.index, asked.session, asked.sequence, asked.answered, asked.time,
@@ -56,6 +64,10 @@ class Metadata:
             if machine.applied != entry.index:
                 raise  # it was not refused: it could not be taken in
             reply = error
+        finally:
+            seen, tree.seen = tree.seen, None
+        if self._on_changes is not None and seen is not None:
+            self._on_changes(asked, seen, tree.committed)
         self._look(entry, asked, reply, machine.tree.stamp.index == entry.index)
         return reply
 

@@ -6,6 +6,7 @@ from typing import Any
 
 from mountfs.chunks.protocol import Method as Asked
 from mountfs.errors import Fault, FsError
+from mountfs.meta.asked import Asked as InLog
 from mountfs.meta.command import Command
 from mountfs.meta.membership_policy import wanted
 from mountfs.meta.ops.nodes import NodeRecord, RemoveNode, all_nodes
@@ -28,6 +29,7 @@ from mountfs.meta.state_machine import StateMachine, encode_entry
 from mountfs.raft.messages import NodeId
 from mountfs.raft.progress import Flow
 from mountfs.sim.leading import Leading
+from mountfs.sim.leasing import Leasing, Link
 from mountfs.sim.metadata import Metadata
 from mountfs.sim.promises import Promises
 from mountfs.sim.server import GONE, Answer, Server
@@ -52,6 +54,7 @@ class MetaServer:
         """When sessions were really heard of."""
         self._led_since = 0
         self._latest = 0
+        self.leasing: Leasing | None = None
         self.leading: Leading | None = None
         """What it does about bytes, if there are chunkservers."""
         server.on_leader = self._leadership
@@ -76,8 +79,8 @@ class MetaServer:
 
     # -- what clients ask
 
-    def ask(self, method: int, body: bytes, answer: Answer) -> None:
-        """`answer` gets bytes, or an FsError; a crash may forget it."""
+    def ask(self, method: int, body: bytes, answer: Answer, link: Link | None = None) -> None:
+        """`answer` gets bytes, or an FsError; a crash may forget it.  `link`: on which it came."""
         server = self.server
         if not server.up:
             answer(GONE)
@@ -85,7 +88,7 @@ class MetaServer:
 
         def run() -> None:
             try:
-                self._handle(method, body, answer)
+                self._handle(method, body, answer, link)
             except FsError as error:
                 if error.fault is Fault.CORRUPT:
                     raise
@@ -99,13 +102,27 @@ class MetaServer:
         assert leading is not None
         self.server.when_running("reports", lambda: leading.hear(report, answer))
 
-    def _handle(self, method: int, body: bytes, answer: Answer) -> None:
+    def _handle(self, method: int, body: bytes, answer: Answer, link: Link | None) -> None:
+        leasing = self.leasing
+        if leasing is not None:
+            leasing.fresh()
         if method == Method.CLUSTER:
             answer(encode(Cluster(self.server.raft.leader, tuple(self.nodes()))))
         elif method == Method.PROPOSE:
             self._propose(body, answer)
         elif method == Method.READ:
-            self._read(body, answer)
+            if leasing is None:
+                self._read(body, answer)
+            else:
+                leasing.read(decode_read(body), None, answer)
+        elif method == Method.LEASED_READ:
+            assert leasing is not None
+            leasing.read(decode_read(body), link, answer)
+        elif method == Method.LEASED_PROPOSE:
+            self._propose(body, answer, link)
+        elif method in (Method.BEGIN, Method.HOLD):
+            assert leasing is not None and link is not None
+            (leasing.begin if method == Method.BEGIN else leasing.hold)(body, link, answer)
         elif method == Method.RENEW:
             self.server.raft.state.require_leader()
             self._renew(int.from_bytes(body, "big"), answer)
@@ -121,14 +138,21 @@ class MetaServer:
             self._promises.ending.setdefault(number, self._world.now)
             self.order(EndSession(number), lambda reply: answer(_encoded(reply)))
 
-    def _propose(self, body: bytes, answer: Answer) -> None:
+    def _propose(self, body: bytes, answer: Answer, link: Link | None = None) -> None:
+        leasing = self.leasing
         asked = decode_propose(body)
         asked.command.check()
         self.server.raft.state.require_leader()
         self._hear(asked.session)
         known, reply = kept_reply(self.machine, asked.session, asked.sequence)
         if known:
-            answer(encode(reply))
+            if leasing is None:
+                answer(encode(reply))
+            else:
+                leasing.again(reply, link, answer)
+            return
+        if leasing is not None:
+            leasing.propose(asked, link, answer)
             return
         if self.leading is not None and self.leading.seen.safe_mode.is_on:
             self._refuse(self.leading.seen.safe_mode, asked, answer)
@@ -185,11 +209,29 @@ class MetaServer:
             else:
                 answer(reply)
 
-        self.order(OpenSession(), opened)
+        self.order(OpenSession(caches=self.leasing is not None), opened)
 
     def _hear(self, session: int) -> bool:
         self._heard[session] = self._world.now
         return self._watch.hear(self.machine.sessions, session, self.server.clock())
+
+    def hear_session(self, session: int) -> bool:
+        """Returns whether there is such a session."""
+        return self._hear(session)
+
+    def end_session(self, number: int) -> None:
+        self._promises.ending.setdefault(number, self._world.now)
+        self.order(EndSession(number), _ignore)
+
+    def propose(self, asked: InLog, answer: Answer) -> None:
+        """`answer` gets the reply as it is."""
+        data = encode_entry(
+            asked.session, asked.sequence, asked.answered, asked.time, asked.command
+        )
+        self.server.propose(data, answer)
+
+    def time(self) -> int:
+        return self._now()
 
     def _now(self) -> int:
         clock_ns = self.server.clock() * 1_000_000
@@ -219,6 +261,8 @@ class MetaServer:
     def _leadership(self) -> None:
         if self.leading is not None:
             self.leading.leadership()
+        if self.leasing is not None:
+            self.leasing.leadership()
         if self.server.raft.state.is_leader:
             self._led_since = self._world.now
             self._watch.began_to_lead(self.machine.sessions, self.server.clock())

@@ -10,10 +10,12 @@ from typing import Any
 import msgspec
 
 from mountfs.errors import Fault, FsError
+from mountfs.meta.leases import Item
 from mountfs.meta.protocol import Cluster, Method, Opened, Propose, Read, decode_reply, encode
 from mountfs.meta.retry import RENEWS_PER_TTL, Backoff, Route, Session, Verdict, judge
 from mountfs.raft.messages import NodeId
 from mountfs.sim.history import Call
+from mountfs.sim.leasing import Link
 from mountfs.sim.metaserver import MetaServer
 from mountfs.sim.promises import Promises
 from mountfs.sim.server import GONE
@@ -35,10 +37,51 @@ class Doors:
         """How many requests end with a connection that breaks, before or after they arrive."""
         self.straggling = 0.0
         """How many arrive when nobody waits for them any more."""
+        self.losing = 0.0
+        """How many recalls are lost."""
+        self._links: dict[tuple[int, NodeId], Link] = {}
+        self._last: dict[tuple[int, NodeId], int] = {}
+        """When what was said last on a connection arrives: nothing overtakes it."""
         self.cut: set[tuple[int, NodeId]] = set()
         """(mount, node) pairs between which nothing passes."""
 
-    def call(self, mount: int, node: NodeId, method: int, body: bytes, reply: Reply) -> None:
+    def link(self, mount: int, node: NodeId) -> Link:
+        """The connection that there is, or a new one."""
+        found = self._links.get((mount, node))
+        if found is None or found.is_broken:
+            found = self._links[mount, node] = Link(mount, node)
+        return found
+
+    def push(self, link: Link, items: tuple[Item, ...], answered: Callable[[], None]) -> None:
+        """Something comes from a server unasked."""
+        world, pair = self._world, (link.mount, NodeId(link.node))
+
+        def back() -> None:
+            if pair not in self.cut and not link.is_broken:
+                world.after(self._delay(), answered)
+
+        def arrive() -> None:
+            if pair not in self.cut and not link.is_broken:
+                link.pushed(items, back)
+
+        if not world.chance(self.losing):
+            self._in_order(pair, arrive)
+
+    def _in_order(self, pair: tuple[int, NodeId], arrive: Callable[[], None]) -> None:
+        world = self._world
+        at = max(world.now + self._delay(), self._last.get(pair, 0))
+        self._last[pair] = at
+        world.after(at - world.now, arrive)
+
+    def call(
+        self,
+        mount: int,
+        node: NodeId,
+        method: int,
+        body: bytes,
+        reply: Reply,
+        link: Link | None = None,
+    ) -> None:
         """`reply` gets bytes, an FsError or GONE, or is never called."""
         world = self._world
         delay = self._delay()
@@ -46,6 +89,8 @@ class Doors:
             delay *= 500
         breaks = world.random.random() if self.breaking else 1.0
         if breaks < self.breaking:
+            if link is not None:
+                link.is_broken = True
             world.after(delay, lambda: reply(GONE))
             if breaks < self.breaking / 2:
                 return
@@ -57,10 +102,15 @@ class Doors:
             if server is None:
                 world.after(self._delay(), lambda: reply(GONE))
             else:
-                server.ask(method, body, answer)
+                server.ask(method, body, answer, link)
 
         def answer(found: object) -> None:
-            if (mount, node) not in self.cut:
+            if (mount, node) in self.cut:
+                return
+            if link is not None:
+                if not link.is_broken:
+                    self._in_order((mount, node), lambda: reply(found))
+            else:
                 world.after(self._delay(), lambda: reply(found))
 
         world.after(delay, arrive)
@@ -144,9 +194,13 @@ class Mount:
             if self._stays_ms is not None:
                 stays = int(self._random.expovariate(1 / (self._stays_ms * MS)))
                 self._world.after(stays, lambda: self._unmount(session))
+            self._opened_session(session)
             self._opened()
 
         self._ask(session, Method.OPEN_SESSION, b"", opened)
+
+    def _opened_session(self, session: Session) -> None:
+        """It has begun."""
 
     def _unmount(self, session: Session) -> None:
         """No program begins anything any more; the last one ends the session."""
@@ -249,9 +303,17 @@ class Mount:
     # -- asking, until there is an answer
 
     def _ask(
-        self, session: Session, method: int, body: bytes, done: Reply, reads: Sequence[Call] = ()
+        self,
+        session: Session,
+        method: int,
+        body: bytes,
+        done: Reply,
+        reads: Sequence[Call] = (),
+        begun: Callable[[], None] = lambda: None,
     ) -> None:
-        """`done` gets what is an answer.  `reads`: calls that begin anew with each attempt."""
+        """`done` gets what is an answer.  `reads`: calls that begin anew with each attempt, of
+        which `begun` is told, too.
+        """
         backoff = Backoff()
         waited_for = 0
 
@@ -265,11 +327,14 @@ class Mount:
                 return
             for call in reads:
                 call.called = self._world.now
+            begun()
+            leased = method in (Method.LEASED_READ, Method.LEASED_PROPOSE)
+            link = self._doors.link(self.number, target) if leased else None
 
             def answered(answer: Any) -> None:
                 self._awake(lambda: judged(this, target, answer))
 
-            self._doors.call(self.number, target, method, body, answered)
+            self._doors.call(self.number, target, method, body, answered, link)
             self._world.after(self._attempt_us, lambda: answered(GONE))
 
         def found(node: NodeId | None) -> None:

@@ -9,7 +9,7 @@ from mountfs.sim.world import World
 
 SECONDS = 20
 
-FILE_KINDS = ("files", "sessions", "disks", "snapshots")
+FILE_KINDS = ("files", "sessions", "disks", "snapshots", "leases")
 """Of runs with the metadata, by what they look for most."""
 
 BYTE_KINDS = ("bytes",)

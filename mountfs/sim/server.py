@@ -75,6 +75,8 @@ class Server:
         """Never used twice, not even after a crash."""
         self._unsaved: deque[Ready] = deque()
         """What the disk had no room for."""
+        self.answering: Answer | None = None
+        """Who gets the reply to the command that is being applied."""
         self._stored = LogIndex(0)
         """Where the last checkpoint stands."""
         self._stored_head: SnapshotHead | None = None
@@ -369,9 +371,11 @@ class Server:
     def _apply(self, ready: Ready) -> None:
         for entry in ready.committed:
             self._checks.applied(self.node, self.raft.term, entry)
-            reply = self.machine.apply(entry)
-            self._checks.applied_to(self.node, self.machine)
             waiting = self._proposed.pop(entry.index, None)
+            self.answering = None if waiting is None or waiting[0] != entry.term else waiting[1]
+            reply = self.machine.apply(entry)
+            self.answering = None
+            self._checks.applied_to(self.node, self.machine)
             if waiting is not None:
                 term, answer = waiting
                 answer(reply if term == entry.term else _NOT_LEADER)

@@ -81,6 +81,8 @@ class Work:
         kind = random.choice(self._kinds)
         if kind == "names":
             op = self._on_names(random, who, session)
+        elif kind == "looks":
+            op = self._looks(random, who)
         elif kind == "files":
             op = self._on_files(random, who)
         elif kind == "locks":
@@ -147,6 +149,22 @@ class Work:
         flags = 0 if replace else NOREPLACE
         renamed = Rename(*place, *other, flags, SUPERUSER)
         return op(renamed, taken, "rename", place, other, replace)
+
+    def _looks(self, random: Random, who: str) -> Op:
+        """What may be known already."""
+
+        def op(asks: Any, result: Callable[[Any], Any], about: Hashable, *what: Any) -> Op:
+            return Op(asks, [Call(who, what, 0)], result, about)
+
+        place = self._place(random)
+        match random.randrange(6):
+            case 0:
+                asks = ReadDir(place[0], 0, 1_000, True)
+                return op(asks, _listed, "names", "list", place[0])
+            case 1 | 2 | 3:
+                return op(Lookup(*place, SUPERUSER), ino_of, "names", "lookup", place)
+        ino = random.choice(self._files)
+        return op(GetAttr(ino), _mode, ("mode", ino), "read")
 
     def _place(self, random: Random) -> Place:
         return random.choice(self._directories), random.choice(self._names)

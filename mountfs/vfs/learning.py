@@ -6,7 +6,7 @@ commands.
 
 from typing import Any, Final
 
-from mountfs.errors import FsError
+from mountfs.errors import Fault, FsError
 from mountfs.meta.command import Command, Query
 from mountfs.meta.ops.link import Link
 from mountfs.meta.ops.make import Make
@@ -87,6 +87,15 @@ def learn_changes(
     elif isinstance(command, (Unlink, Rmdir)):
         known.learn_name(parent, name, NO_INO, now)
     return made
+
+
+def learn_refusal(known: Known, command: Command[Any], fault: Fault) -> None:
+    """A command of ours may be answered before an earlier one whose work it has seen."""
+    for parent, name in _names_of(command):
+        child = known.child(parent, name)
+        contradicts = {Fault.EXISTS: child == NO_INO, Fault.NOT_FOUND: bool(child)}
+        if child is not None and contradicts.get(fault, True):
+            known.forget_name(parent, name)
 
 
 def doubt(known: Known, command: Command[Any]) -> None:

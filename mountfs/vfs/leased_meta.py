@@ -31,7 +31,7 @@ from mountfs.meta.records import Attributes
 from mountfs.meta.retry import Backoff
 from mountfs.types import Ino
 from mountfs.vfs.known import NO_INO, Known
-from mountfs.vfs.learning import doubt, learn_answer, learn_changes
+from mountfs.vfs.learning import doubt, learn_answer, learn_changes, learn_refusal
 from mountfs.wire.connection import Body, Disconnected
 from mountfs.wire.frames import Parts
 from mountfs.wire.stream import Client
@@ -167,6 +167,7 @@ class LeasedMeta:
         except FsError as error:
             if error.fault is Fault.TIMED_OUT:  # nobody knows what it has done
                 await self.forget()
+            learn_refusal(self.known, command, error.fault)
             raise
         except trio.Cancelled:
             doubt(self.known, command)

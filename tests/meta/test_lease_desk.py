@@ -61,3 +61,26 @@ def test_a_command_whose_changes_are_known_is_not_one_that_is_asked_again() -> N
     refused = Asked(A, 2, 1, 0, COMMAND, caches=True)
     found.applied(refused, {Ino(1)}, {})
     assert not refused.is_again
+
+
+def test_who_has_seen_what_its_maker_has_not_heard_of_waits_also_when_others_are_in_the_way() -> (
+    None
+):
+    """A command looks once, and what is in the way then is all that its answer waits for."""
+    found = desk([0.0])
+    for session in (A, B):
+        assert found.answer(session, LINKS[session], {ROOT}) & Answer.GRANTED
+    made = mkdir(found)
+    refused = Asked(B, 1, 1, 0, COMMAND, caches=True)
+    found.applied(refused, {ROOT}, {})
+    assert {one.session for one in found.leases.outbox} == {A, B}
+    of_b, of_a = found.leases.outbox
+    assert of_a.items[0].is_own
+    over: list[str] = []
+    found.when_over(made.waits, lambda: over.append("made"))
+    found.when_over(refused.waits, lambda: over.append("refused"))
+    for recall in (of_b, of_a):
+        for then in found.leases.answered(recall):
+            then()
+        over.append("answered")
+    assert over == ["made", "answered", "refused", "answered"]

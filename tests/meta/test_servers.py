@@ -15,10 +15,20 @@ from mountfs.meta.client import RemoteMeta
 from mountfs.meta.machine import MetaMachine
 from mountfs.meta.ops.mkdir import Mkdir
 from mountfs.meta.ops.nodes import RemoveNode
-from mountfs.meta.ops.read import Lookup, ReadDir
+from mountfs.meta.ops.read import GetAttr, Lookup, ReadDir
 from mountfs.meta.ops.session import OpenSession
 from mountfs.meta.ops.slices import Discard, Reclaimed
-from mountfs.meta.protocol import ROLE, Method, Opened, Propose, Read, encode
+from mountfs.meta.protocol import (
+    ROLE,
+    Begin,
+    Hold,
+    KeepBack,
+    Method,
+    Opened,
+    Propose,
+    Read,
+    encode,
+)
 from mountfs.meta.records import ino_of
 from mountfs.meta.safe_mode import SafeMode
 from mountfs.raft.messages import InstallSnapshot, Membership, NodeId, SnapshotHead, Term
@@ -296,6 +306,11 @@ async def test_who_does_not_lead_says_so(tmp_path: Path) -> None:
             (Method.OPEN_SESSION, encode(("x", False))),
             (Method.RENEW, encode(1)),
             (Method.END_SESSION, encode(1)),
+            (Method.READ, encode(Read(0, GetAttr(ROOT)))),
+            (Method.LEASED_READ, encode(Read(1, GetAttr(ROOT)))),
+            (Method.BEGIN, encode(Begin(1))),
+            (Method.HOLD, encode(Hold(1, 0))),
+            (Method.KEEP_BACK, encode(KeepBack(1, ROOT))),
             (
                 Method.PROPOSE,
                 encode(Propose(1, 1, 1, Mkdir(ROOT, b"x", 0o777, 0, SUPERUSER))),

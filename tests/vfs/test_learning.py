@@ -2,12 +2,13 @@
 
 import msgspec
 
+from mountfs.errors import Fault
 from mountfs.meta.ops.undelete import Restored, Undelete, UndeleteIn
 from mountfs.meta.ops.unlink import Unlink
 from mountfs.meta.protocol import Answer, Changed
 from mountfs.types import ROOT, SUPERUSER, Ino
 from mountfs.vfs.known import NO_INO, Known
-from mountfs.vfs.learning import doubt, learn_changes
+from mountfs.vfs.learning import doubt, learn_changes, learn_refusal
 from tests.vfs.test_known import attributes
 
 FILE = Ino(20)
@@ -53,3 +54,15 @@ def test_names_that_come_back_are_not_known_to_be_absent_any_more() -> None:
         assert known.child(ROOT, b"a") is None
         doubt(known, command)
         assert known.attributes(FILE) is None
+
+
+def test_a_refusal_is_believed_more_than_what_was_known() -> None:
+    known = knowing()
+    known.learn_name(ROOT, b"a", FILE, known.mark())
+    known.learn_name(ROOT, b"b", NO_INO, known.mark())
+    learn_refusal(known, Unlink(ROOT, b"b", SUPERUSER), Fault.NOT_FOUND)
+    assert known.child(ROOT, b"b") == NO_INO
+    learn_refusal(known, Unlink(ROOT, b"a", SUPERUSER), Fault.NOT_FOUND)
+    assert known.child(ROOT, b"a") is None
+    learn_refusal(known, Unlink(ROOT, b"b", SUPERUSER), Fault.IS_DIRECTORY)
+    assert known.child(ROOT, b"b") is None
