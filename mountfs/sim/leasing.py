@@ -203,6 +203,8 @@ class Leasing:
         def told() -> None:
             if not self._server.raft.state.is_leader:
                 answer(_NOT_LEADER)
+            elif isinstance(reply, FsError):
+                answer(reply)
             elif link is None:
                 answer(encode(reply))
             else:
