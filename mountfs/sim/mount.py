@@ -64,7 +64,9 @@ class Doors:
             if pair not in self.cut and not link.is_broken:
                 link.pushed(items, back)
 
-        if not world.chance(self.losing):  # it may overtake an answer: tasks take turns as they like
+        if not world.chance(
+            self.losing
+        ):  # it may overtake an answer: tasks take turns as they like
             world.after(self._delay(), arrive)
 
     def _in_order(self, pair: tuple[int, NodeId], arrive: Callable[[], None]) -> None:

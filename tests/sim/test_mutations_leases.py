@@ -84,10 +84,6 @@ def renews_the_leases_of_who_does_not_answer(patch: Patch) -> None:
     patch.setattr(Leases, "hear", hear)
 
 
-def bounds_nothing(patch: Patch) -> None:
-    patch.setattr(Leases, "_recall_oldest", lambda self, session, holder: None)
-
-
 LINEAR = "linearizability"
 
 MUTATIONS: list[tuple[Callable[[Patch], None], str]] = [
@@ -103,7 +99,6 @@ MUTATIONS: list[tuple[Callable[[Patch], None], str]] = [
     (takes_leases_for_over_too_early, LINEAR),
     (believes_longer_than_leases_are_good, LINEAR),
     (renews_the_leases_of_who_does_not_answer, "recalls end"),
-    (bounds_nothing, "leases are bounded"),
 ]
 """What is broken, and which check finds it."""
 SEEDS = 60
