@@ -102,7 +102,7 @@ class _Unheard:
 
 
 class _Holder:
-    __slots__ = ("asked", "heard", "inos", "leaves", "unheard", "writes")
+    __slots__ = ("asked", "heard", "inos", "leaves", "too_many", "unheard", "writes")
 
     def __init__(self, now: float) -> None:
         self.heard = now
@@ -114,6 +114,8 @@ class _Holder:
         """Those that it may keep back bytes of."""
         self.unheard: dict[Ino, _Unheard] = {}
         """What it has changed itself lately, the oldest first."""
+        self.too_many = 0
+        """The recall of those that are more than it may have."""
         self.leaves = False
         """Its leases are not renewed any more."""
 
@@ -350,12 +352,14 @@ class Leases:
         holder = self._holders.get(session)
         if holder is None or not self._may_have(seen, now):
             return False
+        if len(holder.inos) > 2 * self._held_max:  # it does not give back what is asked of it
+            return False
         for ino in seen:
             if ino and ino not in holder.inos:
                 self._hold(session, holder, ino)
         self.granted += len(seen)
-        if len(holder.inos) > self._held_max:
-            self._recall_oldest(session, holder)
+        if len(holder.inos) > self._held_max and holder.too_many not in self._waits:
+            holder.too_many = self._recall_oldest(session, holder)
         return True
 
     def _hold(self, session: int, holder: _Holder, ino: Ino) -> None:
@@ -396,14 +400,15 @@ class Leases:
                     return False
         return True
 
-    def _recall_oldest(self, session: int, holder: _Holder) -> None:
+    def _recall_oldest(self, session: int, holder: _Holder) -> int:
         """More than it needs, so that it does not have to be done for each new one."""
         count = len(holder.inos) - self._held_max + self._held_max // 16
         items = []
         for ino in list(holder.inos)[:count]:
             if ino not in holder.writes:
                 items.append(Item(ino, (), True))
-        self._ask({session: items}, tuple(item.ino for item in items), holds_back=False)
+        inos = tuple(item.ino for item in items)
+        return self._ask({session: items}, inos, holds_back=False).number
 
     # -- what is kept back
 

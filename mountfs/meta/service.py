@@ -365,6 +365,8 @@ class MetaService:
         def told() -> None:
             if not self._group.is_leader:
                 answer.refuse(FsError(Fault.NOT_LEADER, "it was carried out: ask who leads"))
+            elif isinstance(reply, FsError):  # it may be for what others have changed just now
+                answer.refuse(reply)
             else:
                 answer.answer(encode(reply) if peer is None else _unknown(reply))
 

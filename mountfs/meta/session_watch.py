@@ -6,7 +6,6 @@ No I/O.  Times are milliseconds of a clock that neither goes back nor stands sti
 from collections.abc import Collection
 from typing import Any
 
-from mountfs.errors import FsError
 from mountfs.meta.state_machine import StateMachine
 
 SLEPT = 2
@@ -58,9 +57,7 @@ class SessionWatch:
 
 def kept_reply(machine: StateMachine, session: int, sequence: int) -> tuple[bool, Any]:
     """(whether the command was carried out before, its reply then): the answer was lost, and it is
-    asked again.  Raises what it was refused with; STALE where the session had the reply long ago.
+    asked again.  An FsError is what it was refused with.  Raises STALE where the session had the
+    reply long ago.
     """
-    known, reply = machine.reply_to(session, sequence)
-    if isinstance(reply, FsError):
-        raise reply
-    return known, reply
+    return machine.reply_to(session, sequence)

@@ -26,9 +26,6 @@ from mountfs.sim.work import Work
 from mountfs.sim.world import MS, S
 from mountfs.types import Ino
 
-LEASES_MS = 1_500
-"""So long leases are good, or shorter if sessions are."""
-
 
 class FileRun(Run):
     """The metadata, its sessions and its clients."""
@@ -46,10 +43,14 @@ class FileRun(Run):
                 return Plan(kinds, pause_us, AppendReply, faults.crash_briefly, likely)
             case "leases":
                 leaders = [faults.crash_leader, faults.cut_off_leader, faults.pause_leader]
-                kinds = [*mounts, *mounts, *random.sample(leaders, 2), faults.transfer, heal]
+                kinds = [*mounts, self._cut_off_mount, *random.sample(leaders, 2), heal]
                 likely = random.choice((0.0, 0.02))
                 return Plan(
-                    [*kinds, self._evict], pause_us, AppendReply, faults.crash_briefly, likely
+                    [*kinds, self._evict, self._lead_unheard, self._lead_unheard],
+                    pause_us,
+                    AppendReply,
+                    faults.crash_briefly,
+                    likely,
                 )
             case "disks":
                 kinds = [rot, rot, faults.full_disk, faults.slow_disk, crash, faults.crash_all]
@@ -84,6 +85,7 @@ class FileRun(Run):
         self.doors.straggling = random.choice((0.0, 0.01))
         self._ttl_ms = random.choice((1_000, 3_000))
         self._held_max = random.choice((4, 1_000)) if is_leased else 0
+        self._leases_ms = random.choice((1_000, 2_500)) if is_leased else 0
         checks = self.cluster.checks
         checks.violations = violations_of
         hard = HardState(Term(1), NodeId(0), formatted.head.index)
@@ -99,7 +101,7 @@ class FileRun(Run):
             form(
                 self.world, self.doors, self.promises, number, list(self.voters), self.work,
                 programs=random.choice((1, 2, 3)),
-                pause_ms=random.choice((20, 60) if is_leased else (60, 150)),
+                pause_ms=random.choice((40, 100) if is_leased else (60, 150)),
                 stays_ms=random.choice(stays), ends=self._ends + CALM // 2,
                 answered=self.faults.answered, opened=self.faults.opened,
             )
@@ -118,7 +120,7 @@ class FileRun(Run):
         meta = MetaServer(self.world, server, self.promises, self._ttl_ms)
         self.metas[server.node] = meta
         if self._held_max:
-            leases_ms = min(self._ttl_ms, LEASES_MS)
+            leases_ms = min(self._ttl_ms, self._leases_ms)
             meta.leasing = Leasing(self.world, meta, self.doors.push, leases_ms, self._held_max)
 
     def _load(self, node: NodeId, store: Store) -> Machine:
@@ -159,6 +161,15 @@ class FileRun(Run):
         seconds = random.choice((0.3, 1, 2, 4))
         mount.stop(self.world.now + int(seconds * S))
         return f"mount {mount.number} stands still for {seconds:g} s"
+
+    def _lead_unheard(self, random: Random) -> str:
+        """Another leads, and a mount does not hear of it."""
+        mount = random.choice(self.mounts)
+        pairs = {(mount.number, node) for node in self.cluster.servers}
+        self.doors.cut |= pairs
+        self.world.after(2 * S, lambda: self.doors.cut.difference_update(pairs))
+        act = random.choice((self.faults.transfer, self.faults.transfer, self.faults.crash_leader))
+        return f"mount {mount.number} reaches nobody for 2 s; {act(random)}"
 
     def _evict(self, random: Random) -> str:
         """As an operator does it."""

@@ -35,6 +35,7 @@ RENEWS_PER_TTL = 4
 MARGIN = 0.1
 """As the real one: clocks do not run alike."""
 PATIENCE_US = 2 * S
+LOOK_US = 100 * MS
 _changed = msgspec.msgpack.Decoder(Changed).decode
 
 
@@ -65,6 +66,28 @@ class LeasedMount(Mount):
 
     def _opened_session(self, session: Session) -> None:
         self._begin(session)
+        self._look_again(session)
+
+    def _look_again(self, session: Session) -> None:
+        """A program that looks only at what is known here, also when nobody answers."""
+        pause = int(self._random.expovariate(1 / LOOK_US))
+        self._world.after(pause, lambda: self._awake(lambda: self._look(session)))
+
+    def _look(self, session: Session) -> None:
+        if session.ended is not None or session is self._leaving or self._world.now >= self._ends:
+            return
+        op = self._work.looks(self._random, f"m{self.number}")
+        found = self._from_cache(op.asks)
+        if found is not None:
+            self._work.begun(op)
+            self._answer_from_cache(op, found)
+        self._look_again(session)
+
+    def _answer_from_cache(self, op: Op, found: Any) -> None:
+        self.hits += 1
+        for call in op.calls:
+            call.called = self._world.now
+        self._work.answered(op, found, self._world.now)
 
     def _forget_all(self) -> None:
         self.valid_until = 0.0
@@ -217,9 +240,8 @@ class LeasedMount(Mount):
             return
         found = self._from_cache(op.asks)
         if found is not None:
-            self.hits += 1
             del self.stuck[number]
-            self._work.answered(op, found, now)
+            self._answer_from_cache(op, found)
             self._answered()
             self._pause(session)
             return

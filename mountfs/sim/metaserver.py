@@ -147,7 +147,7 @@ class MetaServer:
         known, reply = kept_reply(self.machine, asked.session, asked.sequence)
         if known:
             if leasing is None:
-                answer(encode(reply))
+                answer(_encoded(reply))
             else:
                 leasing.again(reply, link, answer)
             return
@@ -166,7 +166,7 @@ class MetaServer:
                     raise found
                 known, reply = kept_reply(self.machine, asked.session, asked.sequence)
                 if known:
-                    answer(encode(reply))
+                    answer(_encoded(reply))
                     return
                 safe_mode.require_writable()
                 raise FsError(Fault.UNAVAILABLE, "safe mode has just ended")

@@ -64,8 +64,10 @@ class Doors:
             if pair not in self.cut and not link.is_broken:
                 link.pushed(items, back)
 
-        if not world.chance(self.losing):
-            self._in_order(pair, arrive)
+        if not world.chance(
+            self.losing
+        ):  # it may overtake an answer: tasks take turns as they like
+            world.after(self._delay(), arrive)
 
     def _in_order(self, pair: tuple[int, NodeId], arrive: Callable[[], None]) -> None:
         world = self._world

@@ -82,7 +82,7 @@ class Work:
         if kind == "names":
             op = self._on_names(random, who, session)
         elif kind == "looks":
-            op = self._looks(random, who)
+            op = self.looks(random, who)
         elif kind == "files":
             op = self._on_files(random, who)
         elif kind == "locks":
@@ -150,7 +150,7 @@ class Work:
         renamed = Rename(*place, *other, flags, SUPERUSER)
         return op(renamed, taken, "rename", place, other, replace)
 
-    def _looks(self, random: Random, who: str) -> Op:
+    def looks(self, random: Random, who: str) -> Op:
         """What may be known already."""
 
         def op(asks: Any, result: Callable[[Any], Any], about: Hashable, *what: Any) -> Op:

@@ -29,6 +29,7 @@ _GIVES_BACK: Final = (Undelete, UndeleteIn)
 def learn_answer(known: Known, query: Query[Any], flags: int, answer: Any, mark: int) -> None:
     """`answer`: also a NOT_FOUND that may be believed."""
     if not flags & Answer.GRANTED:
+        _unlearn(known, query, answer)
         return
     if isinstance(query, Lookup):
         if not query.cred.checked or query.name in (b".", b".."):
@@ -49,6 +50,26 @@ def learn_answer(known: Known, query: Query[Any], flags: int, answer: Any, mark:
         ino = getattr(query, "ino", None)
         if ino is not None and known.is_fresh(ino, mark):
             known.hold(ino)
+
+
+def _unlearn(known: Known, query: Query[Any], answer: Any) -> None:
+    """An answer without leases may tell of a command of ours that we have not heard of yet."""
+    attributes = None if isinstance(answer, FsError) else answer
+    if isinstance(query, Lookup):
+        child = NO_INO if attributes is None else ino_of(attributes)
+        if known.child(query.parent, query.name) not in (None, child):
+            known.forget_name(query.parent, query.name)
+    elif isinstance(query, ReadDir):
+        known.forget_names(query.ino)
+        return
+    elif isinstance(query, Opening):
+        attributes = None if attributes is None else attributes.attributes
+    elif not isinstance(query, GetAttr):
+        return
+    if attributes is not None:
+        ino = ino_of(attributes)
+        if known.attributes(ino) not in (None, attributes):
+            known.touch(ino)
 
 
 def learn_changes(

@@ -373,3 +373,13 @@ def test_who_is_to_be_ended_and_does_not_answer_has_no_leases_when_they_have_run
     found.look(TTL + 1)
     assert not wait.left
     assert found.let_go(A, TTL + 1) is None
+
+
+def test_who_gives_nothing_back_gets_twice_as_much_and_is_asked_once() -> None:
+    found = leases(A, held_max=16)
+    granted = [found.grant(A, [Ino(number)], 0) for number in range(1, 100)]
+    assert granted.count(True) == 33
+    (recall,) = sent(found)
+    assert len(recall.items) > 1
+    found.answered(recall)
+    assert found.grant(A, [Ino(200)], 0)

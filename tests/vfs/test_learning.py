@@ -3,12 +3,13 @@
 import msgspec
 
 from mountfs.errors import Fault
+from mountfs.meta.ops.read import GetAttr, Lookup, ReadDir
 from mountfs.meta.ops.undelete import Restored, Undelete, UndeleteIn
 from mountfs.meta.ops.unlink import Unlink
 from mountfs.meta.protocol import Answer, Changed
 from mountfs.types import ROOT, SUPERUSER, Ino
 from mountfs.vfs.known import NO_INO, Known
-from mountfs.vfs.learning import doubt, learn_changes, learn_refusal
+from mountfs.vfs.learning import doubt, learn_answer, learn_changes, learn_refusal
 from tests.vfs.test_known import attributes
 
 FILE = Ino(20)
@@ -66,3 +67,18 @@ def test_a_refusal_is_believed_more_than_what_was_known() -> None:
     assert known.child(ROOT, b"a") is None
     learn_refusal(known, Unlink(ROOT, b"b", SUPERUSER), Fault.IS_DIRECTORY)
     assert known.child(ROOT, b"b") is None
+
+
+def test_an_answer_without_a_lease_is_believed_more_than_what_was_known() -> None:
+    """It tells of a command of ours whose own answer is still on its way."""
+    known = knowing()
+    known.learn_name(ROOT, b"a", NO_INO, known.mark())
+    learn_answer(known, GetAttr(FILE), 0, attributes(FILE), known.mark())
+    assert known.attributes(FILE) == attributes(FILE), "it said the same"
+    learn_answer(known, Lookup(ROOT, b"a", SUPERUSER), 0, attributes(FILE, 7), known.mark())
+    assert known.attributes(FILE) is None
+    assert known.child(ROOT, b"a") is None
+    known.learn_listing(ROOT, 0, 10, [], known.mark())
+    assert known.child(ROOT, b"a") == NO_INO
+    learn_answer(known, ReadDir(ROOT, 0, 10, True), 0, [], known.mark())
+    assert known.child(ROOT, b"a") is None
