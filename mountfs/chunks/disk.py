@@ -25,6 +25,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import reduce
 from itertools import islice
 from pathlib import Path
 
@@ -47,6 +48,7 @@ from mountfs.chunks.volume import (
 from mountfs.chunks.volume_set import LiveVolume, VolumeSet
 from mountfs.errors import Fault, FsError, disk_error
 from mountfs.kv.base import Store
+from mountfs.meta.reports import with_name
 from mountfs.types import MIB, SLICE_BYTES_MAX, SliceId, VolumeId
 
 log = logging.getLogger(__name__)
@@ -1076,6 +1078,7 @@ class DiskStore:
             volume.end = volume.durable = volume.allocated = end
             volume.living_bytes = sum(needle.needle_bytes(place.length) for _, place in kept)
             volume.needles = len(kept)
+            volume.digest = reduce(with_name, (slice_id for slice_id, _ in kept), 0)
             self._set.dirty.discard(volume.id)
             self._space = (0.0, 0, 0)
             self._set.note_open(volume)
