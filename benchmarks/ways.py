@@ -28,7 +28,7 @@ from mountfs.chunks.client import POLL_S, POLLED_BYTES
 from mountfs.types import CHECKSUM_BYTES, KIB, MIB
 
 SCHEMA: Final = "mountfs-ways/1"
-FILE_BYTES: Final = 512 * MIB
+FILE_BYTES: Final = 128 * MIB
 UNDER_WAY: Final = 16
 SIZES: Final = {"4 KiB": 4 * KIB, "64 KiB": 64 * KIB, "1 MiB": MIB}
 ROUNDS_MAX: Final = 9
