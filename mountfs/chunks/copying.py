@@ -259,6 +259,11 @@ class _Part:
             what = f"gives {len(data)} bytes of slice {slice_id:#x}, not {length}"
             raise FsError(Fault.CORRUPT, self._says(what))
         if READ_HEAD.unpack_from(answer)[0] != crc32c(data):
+            try:  # it may be damaged there, and then that is to be known
+                await self._copying.ask(order.source, Method.VERIFY, asked)
+            except FsError as error:
+                if error.fault is not Fault.NOT_IMPLEMENTED:
+                    raise
             what = f"gives slice {slice_id:#x} with a checksum that does not match"
             raise FsError(Fault.CORRUPT, self._says(what))
         return data

@@ -25,8 +25,10 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import reduce
 from itertools import islice
 from pathlib import Path
+from typing import TypeVar
 
 from mountfs.buffers import Buffers
 from mountfs.chunks import needle, rewrite
@@ -47,9 +49,13 @@ from mountfs.chunks.volume import (
 from mountfs.chunks.volume_set import LiveVolume, VolumeSet
 from mountfs.errors import Fault, FsError, disk_error
 from mountfs.kv.base import Store
+from mountfs.meta.reports import with_name
 from mountfs.types import MIB, SLICE_BYTES_MAX, SliceId, VolumeId
+from mountfs.wire.frames import Stretch
 
 log = logging.getLogger(__name__)
+
+T = TypeVar("T")
 
 _SPACE_SECONDS = 0.5
 """How long an answer of statvfs is believed: others write to the disk, too."""
@@ -741,10 +747,31 @@ class DiskStore:
         if file is not None:
             self._reader.fetch(file, slice_id, start, stop)
 
+    def stretch(
+        self, volume_id: VolumeId, slice_id: SliceId, start: int, stop: int
+    ) -> tuple[int, Stretch] | None:
+        """Where in a file these bytes are, not verified, and the crc32c that they should have;
+        None: they are better read.  Does not wait for the disk.  Raises CORRUPT and DEVICE.
+        """
+
+        def found(file: VolumeFile) -> tuple[int, Stretch] | None:
+            return self._reader.stretch(file, slice_id, start, stop)
+
+        return self._in_file(volume_id, slice_id, found)
+
     def _read(
         self, volume_id: VolumeId, slice_id: SliceId, start: int, stop: int, flags: int
     ) -> memoryview | None:
         assert 0 <= start < stop, (start, stop)
+
+        def read(file: VolumeFile) -> memoryview | None:
+            return self._reader.read(file, slice_id, start, stop, flags)
+
+        return self._in_file(volume_id, slice_id, read)
+
+    def _in_file(
+        self, volume_id: VolumeId, slice_id: SliceId, read: Callable[[VolumeFile], T]
+    ) -> T:
         while True:
             volume = self._volumes.get(volume_id)
             if volume is None:
@@ -755,7 +782,7 @@ class DiskStore:
                 if file is None:
                     with self._lock:
                         file = self._set.file(volume)
-                return self._reader.read(file, slice_id, start, stop, flags)
+                return read(file)
             except OSError as error:
                 what = f"{volume.path}: reading slice {slice_id:#x}"
                 raise disk_error(error, what) from error
@@ -1076,6 +1103,7 @@ class DiskStore:
             volume.end = volume.durable = volume.allocated = end
             volume.living_bytes = sum(needle.needle_bytes(place.length) for _, place in kept)
             volume.needles = len(kept)
+            volume.digest = reduce(with_name, (slice_id for slice_id, _ in kept), 0)
             self._set.dirty.discard(volume.id)
             self._space = (0.0, 0, 0)
             self._set.note_open(volume)

@@ -385,4 +385,5 @@ def _report(stats: VolumeStats) -> VolumeReport:
         stats.needles,
         stats.epoch,
         stats.failed,
+        stats.digest,
     )

@@ -7,7 +7,11 @@ for.  On opening, only what lies behind the checkpoint is scanned.
 
     "n" volume(u32) slice(u64)  ->  offset(u64) payload length(u32)
     "v" volume(u32)             ->  generation(u32) checkpoint(u64) living bytes(u64) needles(u64)
+    "d" volume(u32)             ->  the row "v" that it belongs to, digest(u64)
     "o" volume(u32)             ->  epoch(u32)
+
+The digest is of the names of the living needles (`with_name`).  One that does not belong to its row
+"v" was left by a version that did not know of digests: it is made anew from the table.
 
 The last kind is not in the volumes: a volume that has such a row may be opened again, in this epoch
 or a later one.  Without it a volume that others name is sealed, so losing the table is safe.
@@ -23,12 +27,14 @@ from typing import Final, NamedTuple
 
 from mountfs.chunks.needle import needle_bytes
 from mountfs.kv.base import Changes, Store
+from mountfs.meta.reports import with_name
 from mountfs.types import FILE_BYTES_MAX, SLICE_BYTES_MAX, SliceId, VolumeId
 
 _NEEDLE_KEY = struct.Struct(">cIQ")
 _VOLUME_KEY = struct.Struct(">cI")
 _PLACE = struct.Struct("<QI")
 _STATE = struct.Struct("<IQQQ")
+_DIGEST = struct.Struct("<Q")
 _EPOCH = struct.Struct("<I")
 
 _OFFSET_MAX: Final = FILE_BYTES_MAX - 2 * SLICE_BYTES_MAX
@@ -58,22 +64,35 @@ class VolumeState:
     """Everything before this offset is in the table."""
     living_bytes: int
     needles: int
+    digest: int = 0
+    """Of their names."""
+
+
+class Growth(NamedTuple):
+    """What there is now more of a volume that lives; less, where negative."""
+
+    bytes: int
+    needles: int
+    digest: int
+    """Of the names that came or went."""
+
+
+_NOTHING: Final = Growth(0, 0, 0)
 
 
 class _Change:
     """What happened to one slice since the table was written."""
 
-    __slots__ = ("bytes", "first", "last", "needles", "place")
+    __slots__ = ("bytes", "digest", "first", "last", "needles", "place")
 
-    def __init__(self, place: Place | None, at: int, size: int, needles: int) -> None:
+    def __init__(self, place: Place | None, at: int, growth: Growth) -> None:
         self.place = place
         """None: deleted."""
         self.first = at
         """Offset of the first record that is not in the table.  No checkpoint may be above it."""
         self.last = at
         """Offset of the last one.  The change may be written when the file is durable beyond it."""
-        self.bytes = size
-        self.needles = needles
+        self.bytes, self.needles, self.digest = growth
 
     def follow(self, earlier: "_Change") -> None:
         """Stand for an earlier change of the same slice, too."""
@@ -81,6 +100,7 @@ class _Change:
         self.last = max(self.last, earlier.last)
         self.bytes += earlier.bytes
         self.needles += earlier.needles
+        self.digest ^= earlier.digest
 
 
 _Key = tuple[VolumeId, SliceId]
@@ -95,10 +115,14 @@ class NeedleIndex:
         """On its way into the table; looked at after `_pending`."""
         self._next: dict[VolumeId, VolumeState] = {}
         """What `_states` will be once that is done."""
-        self._states = {
-            VolumeId(_VOLUME_KEY.unpack(key)[1]): VolumeState(*_STATE.unpack(value))
-            for key, value in store.scan(b"v", b"w")
-        }
+        self._states: dict[VolumeId, VolumeState] = {}
+        for key, row in list(store.scan(b"v", b"w")):
+            volume = VolumeId(_VOLUME_KEY.unpack(key)[1])
+            generation, checkpoint, living_bytes, needles = _STATE.unpack(row)
+            digest = self._digest(volume, row)
+            self._states[volume] = VolumeState(
+                generation, checkpoint, living_bytes, needles, digest
+            )
 
     @property
     def pending(self) -> int:
@@ -117,29 +141,29 @@ class NeedleIndex:
         value = self._store.get(_NEEDLE_KEY.pack(b"n", volume, slice_id))
         return Place(*_PLACE.unpack(value)) if value is not None else None
 
-    def put(self, volume: VolumeId, slice_id: SliceId, place: Place) -> tuple[int, int]:
-        """A needle came.  Returns how many (bytes, needles) there are now more that live: none
-        more when it replaces another of the same name.
-        """
-        old = self.get(volume, slice_id)
-        size = needle_bytes(place.length) - (needle_bytes(old.length) if old else 0)
-        needles = 0 if old else 1
-        self._add((volume, slice_id), _Change(place, place.offset, size, needles))
-        return size, needles
-
-    def remove(self, volume: VolumeId, slice_id: SliceId, at: int) -> tuple[int, int]:
-        """A needle went, by the tombstone at `at`.  Returns the same as `put`, 0 or negative."""
+    def put(self, volume: VolumeId, slice_id: SliceId, place: Place) -> Growth:
+        """A needle came.  No needle more lives when it replaces another of the same name."""
         old = self.get(volume, slice_id)
         if old is None:
-            return 0, 0
-        size = needle_bytes(old.length)
-        self._add((volume, slice_id), _Change(None, at, -size, -1))
-        return -size, -1
+            growth = Growth(needle_bytes(place.length), 1, with_name(0, slice_id))
+        else:
+            growth = Growth(needle_bytes(place.length) - needle_bytes(old.length), 0, 0)
+        self._add((volume, slice_id), _Change(place, place.offset, growth))
+        return growth
+
+    def remove(self, volume: VolumeId, slice_id: SliceId, at: int) -> Growth:
+        """A needle went, by the tombstone at `at`."""
+        old = self.get(volume, slice_id)
+        if old is None:
+            return _NOTHING
+        growth = Growth(-needle_bytes(old.length), -1, with_name(0, slice_id))
+        self._add((volume, slice_id), _Change(None, at, growth))
+        return growth
 
     def begin(self, volume: VolumeId, generation: int, end: int) -> None:
         """There is a new volume, empty up to `end`: were its file to go, it would be missed."""
         state = VolumeState(generation, end, 0, 0)
-        self._store.write({_VOLUME_KEY.pack(b"v", volume): _state(state)}, sync=False)
+        self._store.write(_rows(volume, state), sync=False)
         self._states[volume] = state
 
     def epochs(self) -> dict[VolumeId, int]:
@@ -209,26 +233,28 @@ class NeedleIndex:
                 checkpoints[volume] = min(checkpoints[volume], change.first)
         self._pending = kept
         changes: dict[bytes, bytes | None] = {}
-        sizes: dict[VolumeId, list[int]] = {}
+        growth: dict[VolumeId, Growth] = {}
         for (volume, slice_id), change in self._writing.items():
             value = _PLACE.pack(*change.place) if change.place is not None else None
             changes[_NEEDLE_KEY.pack(b"n", volume, slice_id)] = value
-            size = sizes.setdefault(volume, [0, 0])
-            size[0] += change.bytes
-            size[1] += change.needles
+            size, needles, digest = growth.get(volume, _NOTHING)
+            growth[volume] = Growth(
+                size + change.bytes, needles + change.needles, digest ^ change.digest
+            )
         self._next = dict(self._states)
         for volume, (generation, _) in durable.items():
-            size = sizes.get(volume, [0, 0])
+            size, needles, digest = growth.get(volume, _NOTHING)
             old = self._states.get(volume, VolumeState(generation, 0, 0, 0))
             new = VolumeState(
                 generation,
                 max(old.checkpoint, checkpoints[volume]),
-                old.living_bytes + size[0],
-                old.needles + size[1],
+                old.living_bytes + size,
+                old.needles + needles,
+                old.digest ^ digest,
             )
             if new != self._states.get(volume):
                 self._next[volume] = new
-                changes[_VOLUME_KEY.pack(b"v", volume)] = _state(new)
+                changes.update(_rows(volume, new))
         return changes
 
     def write(self, changes: Changes) -> None:
@@ -262,10 +288,10 @@ class NeedleIndex:
         assert not self._writing, "not while the table is written"
         pending = self._others(volume)
         for slice_id in stale:
-            pending[volume, slice_id] = _Change(None, 0, 0, 0)
+            pending[volume, slice_id] = _Change(None, 0, _NOTHING)
         for slice_id, place in places:
-            size = needle_bytes(place.length)
-            pending[volume, slice_id] = _Change(place, place.offset, size, 1)
+            growth = Growth(needle_bytes(place.length), 1, with_name(0, slice_id))
+            pending[volume, slice_id] = _Change(place, place.offset, growth)
         self._pending = pending
         self._states[volume] = VolumeState(generation, 0, 0, 0)
 
@@ -280,6 +306,7 @@ class NeedleIndex:
         """
         # The state goes first: interrupted here, the volume is scanned.
         batch: dict[bytes, bytes | None] = {_VOLUME_KEY.pack(b"v", volume): None}
+        batch[_VOLUME_KEY.pack(b"d", volume)] = None
         batch[_VOLUME_KEY.pack(b"o", volume)] = None
         for slice_id, _ in self.table(volume):
             batch[_NEEDLE_KEY.pack(b"n", volume, slice_id)] = None
@@ -296,6 +323,16 @@ class NeedleIndex:
             (SliceId(_NEEDLE_KEY.unpack(key)[2]), Place(*_PLACE.unpack(value)))
             for key, value in rows
         )
+
+    def _digest(self, volume: VolumeId, state: bytes) -> int:
+        """Of what the table has of a volume with this row "v"."""
+        row = self._store.get(_VOLUME_KEY.pack(b"d", volume))
+        if row is not None and len(row) == len(state) + _DIGEST.size and row.startswith(state):
+            return int(_DIGEST.unpack_from(row, len(state))[0])
+        digest = 0
+        for slice_id, _ in self.table(volume):
+            digest = with_name(digest, slice_id)
+        return digest
 
     def _others(self, volume: VolumeId) -> _Batch:
         """The changes in memory but for those of one volume."""
@@ -337,5 +374,9 @@ def merged(
             yield slice_id, newer
 
 
-def _state(state: VolumeState) -> bytes:
-    return _STATE.pack(state.generation, state.checkpoint, state.living_bytes, state.needles)
+def _rows(volume: VolumeId, state: VolumeState) -> dict[bytes, bytes]:
+    row = _STATE.pack(state.generation, state.checkpoint, state.living_bytes, state.needles)
+    return {
+        _VOLUME_KEY.pack(b"v", volume): row,
+        _VOLUME_KEY.pack(b"d", volume): row + _DIGEST.pack(state.digest),
+    }

@@ -4,6 +4,7 @@
 |--------|------------------------------------------------------------|---------------------------|
 | WRITE  | slice u64, crc32c u32, volume u32, epoch u32, the bytes    | nothing; they are durable |
 | READ   | volume u32, slice u64, start u32, stop u32                 | crc32c u32, the bytes     |
+| VERIFY | the same: is it good where it lies?                        | nothing: it is            |
 | SPACE  | nothing                                                    | total u64, free u64       |
 | LEND   | nothing                                                    | token, name of a socket   |
 | PLACE  | volume u32, slice u64                                      | generation u32, offset    |
@@ -20,6 +21,9 @@
 The bodies with names are msgpack.  OPEN to DROP, but for LIST and COPY's reads, are orders of the
 leader: they carry its term, and one of an earlier term than the latest that was heard is refused.
 DELETE and DROP are obeyed as far as the metadata, which is asked, does not need what would go.
+
+What READ answers may come straight from the file: who asks verifies it, and has the node look
+(VERIFY) when it does not match.  What is damaged there is known to the leader then.
 
 A volume below FIRST_REPLICATED was made by a node when it was alone: it belongs to the node whose
 number is in its upper bits, unless the metadata has a record of it.
@@ -61,6 +65,7 @@ class Method(IntEnum):
     DROP = 108
     LEND = 109
     PLACE = 110
+    VERIFY = 111
 
 
 class Open(msgspec.Struct, frozen=True, array_like=True):

@@ -4,6 +4,7 @@ Then a read of 4 KiB takes one preadv of the 32 KiB around it, and verifies thes
 CORRUPT with file, offset and slice, and OSError.
 """
 
+import os
 import struct
 import threading
 from collections import OrderedDict
@@ -18,6 +19,7 @@ from mountfs.chunks.needle import HEADER_BYTES, Kind
 from mountfs.chunks.rewrite import DamagedNeedle
 from mountfs.errors import Fault, FsError
 from mountfs.types import CHECKSUM_BYTES, KIB, SliceId, VolumeId
+from mountfs.wire.frames import Stretch
 
 
 class Head(NamedTuple):
@@ -44,6 +46,10 @@ class Places(Protocol):
 
 LARGE_BYTES = 128 * KIB
 """A read from this size on goes into a buffer that was used before."""
+
+
+PROBE_BYTES = 256 * KIB
+"""If bytes so far from each other are in memory, those between them are, or nearly always."""
 
 
 class NeedleReader:
@@ -80,6 +86,26 @@ class NeedleReader:
             detail = "checksum does not match" if filled else "the file is cut off"
             raise _corrupt(file, slice_id, head.payload + bad * CHECKSUM_BYTES, detail)
         return data[start - low : stop - low]
+
+    def stretch(
+        self, file: VolumeFile, slice_id: SliceId, start: int, stop: int
+    ) -> tuple[int, Stretch] | None:
+        """Where these bytes are in the file, and the crc32c that they should have, by the sums of
+        the needle.  None: they are not whole pieces, or the disk has to be waited for.
+        """
+        head = self.head(file, slice_id, os.RWF_NOWAIT)
+        if head is None:
+            return None
+        if stop > head.length:
+            raise _absent(file, slice_id, f"has {head.length} bytes, {stop} were asked for")
+        if start % CHECKSUM_BYTES or (stop % CHECKSUM_BYTES and stop != head.length):
+            return None
+        at = head.payload + start
+        for probe in (*range(at, head.payload + stop, PROBE_BYTES), head.payload + stop - 1):
+            if not file.fill(bytearray(1), probe, os.RWF_NOWAIT):
+                return None  # also if the file ends before: reading it says so
+        sums = head.sums[start // CHECKSUM_BYTES : -(-stop // CHECKSUM_BYTES)]
+        return needle.joined(sums, stop - start), Stretch(file, file.fd, at, stop - start)
 
     def _room(self, size: int) -> memoryview:
         if LARGE_BYTES <= size <= self._buffers.size_bytes:

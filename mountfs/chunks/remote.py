@@ -244,11 +244,23 @@ class RemoteChunks:
         data = memoryview(answer)[READ_HEAD.size :]
         whole = len(answer) == READ_HEAD.size + wanted.size
         if not whole or READ_HEAD.unpack_from(answer)[0] != crc32c(data):
+            await self._have_verified(node, wanted)
             raise FsError(
                 Fault.CORRUPT,
                 f"node {node}: slice {wanted.slice_id:#x} came damaged over the network",
             )
         return memoryview(bytearray(data))
+
+    async def _have_verified(self, node: int, wanted: "Wanted") -> None:
+        """Have the node look whether the bytes are damaged where they lie, so that it is known and
+        healed.  Raises CORRUPT if they are.
+        """
+        try:
+            await self._attempt(node, Method.VERIFY, READ.pack(*wanted))
+        except FsError as error:
+            if error.fault is Fault.CORRUPT:
+                raise
+            log.info("node %d was asked to verify a slice: %s", node, error)
 
     def forget_volumes(self) -> None:
         """There is another session, which writes to volumes of its own."""

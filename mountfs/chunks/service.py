@@ -41,7 +41,7 @@ from mountfs.chunks.throttle import Throttle
 from mountfs.errors import Fault, FsError
 from mountfs.inline import leave
 from mountfs.meta.reports import ASYNC, FSYNC
-from mountfs.types import SLICE_BYTES_MAX, SliceId, VolumeId
+from mountfs.types import KIB, SLICE_BYTES_MAX, SliceId, VolumeId
 from mountfs.wire.connection import Body
 from mountfs.wire.frames import Parts
 
@@ -56,6 +56,9 @@ READS_MAX: Final = 1_024
 ORDERS_MAX: Final = 64
 COPIES_MAX: Final = 4
 """Requests of a kind that may be under way; more are refused, and may be tried again."""
+
+STRETCH_BYTES: Final = 64 * KIB
+"""A read of this size is sent from the file, if it can be.  For smaller ones copying costs less."""
 
 SYNC_S: Final = 0.5
 """So often what was taken without waiting for a disk is written to it."""
@@ -109,10 +112,14 @@ class ChunkService:
     async def handle(self, peer: Any, method: int, body: Body) -> Parts:
         if method == Method.READ:
             with self._one_more(Method.READ, READS_MAX):
-                return await self._read(body)
+                return await self._read(body, from_file=getattr(peer, "sends_files", False))
         if method == Method.WRITE:
             with self._one_more(Method.WRITE, WRITES_MAX):
                 return await self._write(body)
+        if method == Method.VERIFY:
+            with self._one_more(Method.READ, READS_MAX):
+                await self._read(body, from_file=False)
+                return b""
         if method == Method.SPACE:
             return SPACE.pack(*self._disks.space())
         if method == Method.PLACE:
@@ -168,7 +175,7 @@ class ChunkService:
             await disk.chunks.sync()
         return b""
 
-    async def _read(self, body: Body) -> Parts:
+    async def _read(self, body: Body, *, from_file: bool) -> Parts:
         if len(body) != READ.size:
             raise FsError(Fault.INVALID, "not a question for a slice")
         volume, slice_id, start, stop = READ.unpack(body)
@@ -179,6 +186,11 @@ class ChunkService:
             what = f"slice {slice_id:#x}: volume {volume} is not here"
             raise FsError(Fault.CORRUPT, what)
         try:
+            if from_file and stop - start >= STRETCH_BYTES:
+                found = disk.store.stretch(VolumeId(volume), SliceId(slice_id), start, stop)
+                if found is not None:
+                    disk.chunks.reads += 1
+                    return [READ_HEAD.pack(found[0]), found[1]]
             data = await disk.chunks.read(VolumeId(volume), SliceId(slice_id), start, stop)
         except FsError as error:
             self._note(disk, VolumeId(volume), SliceId(slice_id), error)

@@ -222,6 +222,8 @@ class VolumeStats:
     """In which it takes slices from others; 0: in none."""
     reopens: bool = False
     """Others may have it opened again, so it is left as it is."""
+    digest: int = 0
+    """Of the names of the needles that are not deleted (`with_name`)."""
 
     @property
     def garbage_bytes(self) -> int:

@@ -16,7 +16,7 @@ from typing import Final
 from mountfs.chunks import rewrite
 from mountfs.chunks.config import ChunkConfig
 from mountfs.chunks.file import VolumeFile, sync_directory
-from mountfs.chunks.index import NeedleIndex, Place, VolumeState
+from mountfs.chunks.index import Growth, NeedleIndex, Place, VolumeState
 from mountfs.chunks.needle import Kind
 from mountfs.chunks.protocol import node_of
 from mountfs.chunks.volume import (
@@ -72,6 +72,8 @@ class LiveVolume:
         """Disk space was taken up to here, if beyond `end`."""
         self.living_bytes = state.living_bytes
         self.needles = state.needles
+        self.digest = state.digest
+        """Of the names of those needles."""
         self.sealed = True
         """Takes no needles, but tombstones."""
         self.failed = ""
@@ -134,10 +136,10 @@ class LiveVolume:
         if slice_id in self.bad or len(self.bad) < BAD_MAX:
             self.bad[slice_id] = detail
 
-    def account(self, more: tuple[int, int]) -> None:
-        """(bytes, needles) have come to live, or, if negative, live no longer."""
-        self.living_bytes += more[0]
-        self.needles += more[1]
+    def account(self, growth: Growth) -> None:
+        self.living_bytes += growth.bytes
+        self.needles += growth.needles
+        self.digest ^= growth.digest
         assert self.needles >= 0, (self.path, self.needles)
 
     def stats(self) -> VolumeStats:
@@ -151,6 +153,7 @@ class LiveVolume:
             self.trouble,
             self.epoch,
             self.last_epoch > 0,
+            self.digest,
         )
 
 

@@ -40,6 +40,10 @@ TRIES = 3
 """So often bytes that are moved may not be where they were."""
 COMMANDS = 1_000_000
 """Numbers of commands of one mount."""
+DAWDLES = 30
+"""One of so many writes waits between its last slice and its commit for longer than a slice is left
+alone that no file refers to: as a process that was stopped.
+"""
 PIECES = 0.15
 """How many writes are so small that the metadata keeps them."""
 
@@ -75,6 +79,7 @@ class Files:
     ) -> None:
         self._world = world
         self._ledger = ledger
+        self._tasks = tasks
         self._times = times
         self._session = session
         self._mount = mount
@@ -183,6 +188,8 @@ class Files:
                 stored = await self._chunks.write(slice_id, [data])
                 written.append((slice_id, stored.volume, len(data)))
                 runs.append(ops.Run(offset, len(data), stored.crc, slice_id, stored.volume))
+            if written and written[-1][0] % DAWDLES == 0:
+                await self._tasks.sleep(2 * self._times.grace_us)
             await self._meta.propose(ops.Write(ino, tuple(runs), self._world.now, False))
         except FsError:
             if written:

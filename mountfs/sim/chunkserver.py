@@ -5,6 +5,7 @@ back without some volumes or as it once was.
 """
 
 from collections.abc import Callable
+from functools import reduce
 from random import Random
 from typing import Any, TypeVar
 
@@ -27,7 +28,7 @@ from mountfs.chunks.protocol import (
 )
 from mountfs.chunks.telling import Telling
 from mountfs.errors import Fault, FsError
-from mountfs.meta.reports import DiskReport, ReportReply, VolumeReport
+from mountfs.meta.reports import DiskReport, ReportReply, VolumeReport, with_name
 from mountfs.sim.ledger import Ledger
 from mountfs.sim.tasks import Tasks
 from mountfs.sim.times import Times
@@ -95,7 +96,8 @@ class Volume:
         sizes = [len(data) for place in (self.kept, self.fresh) for data in place.values()]
         size = sum(sizes) + HEADER_BYTES * len(sizes)
         trouble = next(iter(self.bad.values()), "")
-        return VolumeReport(self.number, size, size, len(sizes), self.epoch, trouble)
+        digest = reduce(with_name, {**self.kept, **self.fresh}, 0)
+        return VolumeReport(self.number, size, size, len(sizes), self.epoch, trouble, digest)
 
     def image(self) -> "Volume":
         """As it lies on the disk."""

@@ -29,12 +29,13 @@ from mountfs.wire.frames import (
     HTTP_ANSWER,
     METHOD,
     METHOD_MAX,
-    Buffer,
     Decoder,
     Frame,
     Hello,
     Kind,
     Parts,
+    Piece,
+    Stretch,
     decode_fault,
     decode_goodbye,
     decode_hello,
@@ -150,7 +151,7 @@ class Connection:
         self._taken: dict[int, int] = {}
         """What the peer has asked and we have not answered: size by number."""
         self._taken_bytes = 0
-        self._out: list[Buffer] = []
+        self._out: list[Piece] = []
         self.out_bytes = 0
         """Waiting to be sent."""
         self.we_leave = False
@@ -384,7 +385,7 @@ class Connection:
             return "the peer has closed without a hello"
         return "the peer has closed the connection"
 
-    def outgoing(self) -> list[Buffer]:
+    def outgoing(self) -> list[Piece]:
         """What is to be sent, in few pieces."""
         if len(self._out) > 1:
             self._out = join_small(self._out)
@@ -402,13 +403,17 @@ class Connection:
             whole += 1
         del self._out[:whole]
         if size:
-            self._out[0] = memoryview(self._out[0])[size:]
+            first = self._out[0]
+            rest = first.behind(size) if isinstance(first, Stretch) else memoryview(first)[size:]
+            self._out[0] = rest
 
     def _own(self) -> None:
         """What waits to be sent must not change when its owner uses the memory again."""
-        self._out = [part if type(part) is bytes else bytes(part) for part in self._out]
+        self._out = [
+            part if isinstance(part, (bytes, Stretch)) else bytes(part) for part in self._out
+        ]
 
-    def _queue(self, frame: list[Buffer]) -> None:
+    def _queue(self, frame: list[Piece]) -> None:
         self._out += frame
         self.out_bytes += sum(map(len, frame))
 

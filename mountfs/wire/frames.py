@@ -16,7 +16,30 @@ from mountfs.errors import Fault, FsError
 from mountfs.types import KIB
 
 Buffer = bytes | bytearray | memoryview
-Parts = Buffer | Sequence[Buffer]
+
+
+class Stretch:
+    """A part of a file, to be sent from there.  Only where `Link.sends_files`."""
+
+    __slots__ = ("at", "fd", "owner", "size")
+
+    def __init__(self, owner: object, fd: int, at: int, size: int) -> None:
+        """`owner` keeps `fd` open for as long as somebody has it."""
+        self.owner = owner
+        self.fd = fd
+        self.at = at
+        self.size = size
+
+    def __len__(self) -> int:
+        return self.size
+
+    def behind(self, size: int) -> "Stretch":
+        """What is left when so many bytes are on their way."""
+        return Stretch(self.owner, self.fd, self.at + size, self.size - size)
+
+
+Piece = Buffer | Stretch
+Parts = Buffer | Sequence[Piece]
 """A body, in one piece or several.  Those larger than `SMALL_BYTES` are not copied: nobody may
 change them until they are sent.
 """
@@ -55,7 +78,7 @@ class Frame(NamedTuple):
     body: bytes | memoryview
 
 
-def encode(kind: int, number: int, parts: Parts = b"") -> list[Buffer]:
+def encode(kind: int, number: int, parts: Parts = b"") -> list[Piece]:
     """A frame as buffers to send one after the other."""
     if type(parts) is bytes and len(parts) <= SMALL_BYTES:
         return [HEADER.pack(len(parts), kind, number) + parts]
@@ -63,7 +86,7 @@ def encode(kind: int, number: int, parts: Parts = b"") -> list[Buffer]:
     return [HEADER.pack(size, kind, number), *pieces]
 
 
-def encode_ask(kind: int, number: int, method: int, parts: Parts) -> list[Buffer]:
+def encode_ask(kind: int, number: int, method: int, parts: Parts) -> list[Piece]:
     """A CALL, a PUSH or a NOTE."""
     if type(parts) is bytes and len(parts) <= SMALL_BYTES:
         return [ASK.pack(len(parts) + METHOD.size, kind, number, method, 0) + parts]
@@ -71,12 +94,16 @@ def encode_ask(kind: int, number: int, method: int, parts: Parts) -> list[Buffer
     return [ASK.pack(size + METHOD.size, kind, number, method, 0), *pieces]
 
 
-def _pieces(parts: Parts) -> tuple[list[Buffer], int]:
+def _pieces(parts: Parts) -> tuple[list[Piece], int]:
     if isinstance(parts, (bytes, bytearray, memoryview)):
         parts = (parts,)
-    pieces: list[Buffer] = []
+    pieces: list[Piece] = []
     size = 0
     for part in parts:
+        if isinstance(part, Stretch):
+            pieces.append(part)
+            size += len(part)
+            continue
         view = memoryview(part)
         size += view.nbytes
         if view.nbytes <= SMALL_BYTES:
@@ -86,12 +113,12 @@ def _pieces(parts: Parts) -> tuple[list[Buffer], int]:
     return pieces, size
 
 
-def join_small(buffers: list[Buffer]) -> list[Buffer]:
+def join_small(buffers: list[Piece]) -> list[Piece]:
     """The same bytes in fewer buffers: runs of small ones become one."""
-    joined: list[Buffer] = []
+    joined: list[Piece] = []
     run: list[Buffer] = []
     for buffer in buffers:
-        if len(buffer) <= SMALL_BYTES:
+        if not isinstance(buffer, Stretch) and len(buffer) <= SMALL_BYTES:
             run.append(buffer)
             continue
         if run:

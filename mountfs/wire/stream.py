@@ -33,7 +33,7 @@ from mountfs.wire.connection import (
     Side,
     Withdrawn,
 )
-from mountfs.wire.frames import Hello, Parts
+from mountfs.wire.frames import Hello, Parts, Stretch
 from mountfs.wire.poll import Poll
 from mountfs.wire.transport import Plain, Tls, Transport, close, linger, prepare, tls_reason
 
@@ -164,6 +164,11 @@ class Link:
     def features(self) -> int:
         """Those that both have."""
         return self._core.features
+
+    @property
+    def sends_files(self) -> bool:
+        """Answers may have parts that are stretches of files: nothing is encrypted."""
+        return self._transport.sends_files
 
     @property
     def certificate(self) -> bytes | None:
@@ -596,7 +601,9 @@ async def _no_pushes(client: Client, method: int, body: Body) -> Parts:
 def _size(parts: Parts) -> int:
     if isinstance(parts, (bytes, bytearray, memoryview)):
         return memoryview(parts).nbytes
-    return sum(memoryview(part).nbytes for part in parts)
+    return sum(
+        len(part) if isinstance(part, Stretch) else memoryview(part).nbytes for part in parts
+    )
 
 
 def _reason(error: Exception) -> str:

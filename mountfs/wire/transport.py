@@ -6,6 +6,8 @@ readable or writable.
 """
 
 import contextlib
+import errno
+import os
 import socket
 import ssl
 from collections.abc import Sequence
@@ -14,22 +16,30 @@ from typing import Final, Protocol
 import trio
 
 from mountfs.errors import Fault, FsError
-from mountfs.types import KIB
-from mountfs.wire.frames import Buffer
+from mountfs.types import KIB, MIB
+from mountfs.wire.frames import Buffer, Piece, Stretch
 
 PARTS_MAX: Final = 512
 """Of one sendmsg(2); the kernel takes 1,024."""
 SEAL_BYTES: Final = 256 * KIB
 """Encrypted at once; the rest waits until this is sent."""
 READ_BYTES: Final = 256 * KIB
+STRETCH_BYTES: Final = MIB
+"""Of a file; then others have their turn."""
+_OF_THE_FILE: Final = frozenset(
+    (errno.EIO, errno.EINVAL, errno.ENODATA, errno.ENOSYS, errno.ESTALE, errno.EUCLEAN)
+)
+"""What sendfile(2) says when not the socket is to blame, but the file or its file system."""
 
 
 class Transport(Protocol):
     sock: socket.socket
+    sends_files: bool
+    """Parts may be stretches of files."""
     pending: bool
     """There is more to send than what the caller knows of."""
 
-    def send(self, parts: Sequence[Buffer]) -> int:
+    def send(self, parts: Sequence[Piece]) -> int:
         """How many bytes it took, which may be none.  OSError: it is broken."""
         ...
 
@@ -42,6 +52,7 @@ class Transport(Protocol):
 
 class Plain:
     pending = False
+    sends_files = True
 
     def __init__(self, sock: socket.socket) -> None:
         self.sock = sock
@@ -49,17 +60,48 @@ class Plain:
         self._send = sock.send
         self.receive = sock.recv_into
 
-    def send(self, parts: Sequence[Buffer]) -> int:
+    def send(self, parts: Sequence[Piece]) -> int:
         try:
+            first = parts[0]
+            if isinstance(first, Stretch):
+                return _send_stretch(self.sock, first)
             if len(parts) == 1:
-                return self._send(parts[0])
-            return self._sendmsg(parts[:PARTS_MAX])
+                return self._send(first)
+            before: list[Buffer] = []
+            for part in parts[:PARTS_MAX]:
+                if isinstance(part, Stretch):
+                    return self._sendmsg(before, (), socket.MSG_MORE)
+                before.append(part)
+            return self._sendmsg(before)
         except BlockingIOError:
             return 0
 
 
+def _send_stretch(sock: socket.socket, stretch: Stretch) -> int:
+    """Nothing is verified on the way.  What cannot be read goes as zeros: the frame has to be
+    filled, and who asks has a checksum that says so.
+    """
+    size = min(stretch.size, STRETCH_BYTES)
+    try:
+        sent = os.sendfile(sock.fileno(), stretch.fd, stretch.at, size)
+    except OSError as error:
+        if error.errno not in _OF_THE_FILE:
+            raise
+        sent = 0
+    if sent:
+        return sent
+    size = min(size, READ_BYTES)
+    try:
+        found = os.pread(stretch.fd, size, stretch.at)
+    except OSError:
+        found = b""
+    return sock.send(found + bytes(size - len(found)))
+
+
 class Tls:
     """TLS in memory: OpenSSL never sees the socket, so one system call moves many records."""
+
+    sends_files = False
 
     def __init__(
         self,
@@ -108,11 +150,12 @@ class Tls:
                 self._flush()  # the alert, that tells the peer why
             raise FsError(Fault.DENIED, f"TLS: {tls_reason(error)}") from error
 
-    def send(self, parts: Sequence[Buffer]) -> int:
+    def send(self, parts: Sequence[Piece]) -> int:
         if self.pending and self._flush():
             return 0
         taken = 0
         for part in parts:
+            assert not isinstance(part, Stretch)
             room = SEAL_BYTES - taken
             piece = part if len(part) <= room else memoryview(part)[:room]
             taken += self._tls.write(piece)

@@ -65,11 +65,13 @@ def test_it_gives_back_the_garbage(store, reopen, tmp_path):
     after = store.volumes()[0]
     assert (after.generation, after.garbage_bytes) == (before.generation + 1, 0)
     assert (after.living_bytes, after.needles) == (before.living_bytes, before.needles)
+    assert after.digest == before.digest
     assert after.total_bytes == before.total_bytes - before.garbage_bytes
     assert (tmp_path / "volumes" / "00000001.vol").stat().st_size == after.total_bytes
     for again in (store, reopen(), reopen(index=MemoryStore())):
         check(again)
         assert again.volumes()[0].needles == after.needles
+        assert again.volumes()[0].digest == after.digest
     assert os.listdir(tmp_path / "volumes") == ["00000001.vol"]
 
 

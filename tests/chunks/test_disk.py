@@ -213,6 +213,7 @@ def test_without_its_index_a_store_is_the_same(store, reopen, synced):
     store = reopen(index=MemoryStore())
     again = store.volumes()[0]
     assert (again.living_bytes, again.needles) == (living.living_bytes, living.needles)
+    assert again.digest == living.digest
     assert again.total_bytes == living.total_bytes
     for one in range(1, 21):
         if one in (3, 20):

@@ -4,6 +4,7 @@ import errno
 import os
 import random
 import threading
+from functools import reduce
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,7 @@ from mountfs.chunks.disk import DiskStore
 from mountfs.chunks.index_store import open_index
 from mountfs.errors import Fault, FsError
 from mountfs.kv.memory import MemoryStore
+from mountfs.meta.reports import with_name
 from mountfs.types import FIRST_REPLICATED, KIB, MIB, SliceId, VolumeId
 from tests.chunks.conftest import HOME, SMALL
 
@@ -430,6 +432,8 @@ def test_only_a_sealed_volume_is_compacted(store, reopen):
     store.compact(V)
     assert names(store) == [3, 9]
     assert store.stats(V).garbage_bytes == 0
+    for each in (store, reopen()):
+        assert each.stats(V).digest == reduce(with_name, (SliceId(3), SliceId(9)), 0)
 
 
 def test_a_copy_goes_into_a_sealed_volume_only(store, fails):

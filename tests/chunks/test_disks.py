@@ -18,6 +18,7 @@ from mountfs.chunks.disks import Disks
 from mountfs.errors import Fault, FsError
 from mountfs.kv.base import Store
 from mountfs.kv.memory import MemoryStore
+from mountfs.meta.reports import with_name
 from mountfs.types import FIRST_REPLICATED, KIB, MIB, SliceId, VolumeId
 from tests.chunks.conftest import FailingWrites
 
@@ -316,6 +317,7 @@ def test_reports_tell_what_has_changed(machine):
     (changed,) = disks.report(whole=False).volumes
     assert (changed.number, changed.needles) == (W, 2)
     assert changed.living_bytes == 2 * needle.needle_bytes(7)
+    assert changed.digest == with_name(with_name(0, SliceId(1)), SliceId(2))
     sealed = disks.seal(W)
     assert disks.report(whole=False).volumes == (sealed,)
     disks.drop(V)

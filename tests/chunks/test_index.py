@@ -1,12 +1,16 @@
 """The index of needles against a model: whatever is written when, it says the same."""
 
+from functools import reduce
+
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mountfs.chunks.index import NeedleIndex, Place
+from mountfs.chunks.index import Growth, NeedleIndex, Place
 from mountfs.chunks.needle import needle_bytes
 from mountfs.errors import Fault, FsError
 from mountfs.kv.memory import MemoryStore
+from mountfs.meta.reports import with_name
 from mountfs.types import SliceId, VolumeId
 
 ONE, TWO = VolumeId(1), VolumeId(2)
@@ -22,6 +26,21 @@ STEPS = st.lists(
 )
 
 
+NOTHING = Growth(0, 0, 0)
+
+
+def grown(before: Growth, more: Growth) -> Growth:
+    return Growth(
+        before.bytes + more.bytes, before.needles + more.needles, before.digest ^ more.digest
+    )
+
+
+def growth_of(living: dict[SliceId, Place]) -> Growth:
+    """From nothing to this."""
+    size = sum(needle_bytes(place.length) for place in living.values())
+    return Growth(size, len(living), reduce(with_name, living, 0))
+
+
 def write(index: NeedleIndex, durable: dict[VolumeId, tuple[int, int]], *, done: bool) -> None:
     index.write(index.begin_write(durable) if done else index.begin_write(durable) and {})
     index.end_write(done=done)
@@ -32,7 +51,7 @@ def test_it_says_what_a_dictionary_would(steps):
     store = MemoryStore()
     index = NeedleIndex(store)
     model: dict[tuple[VolumeId, SliceId], Place] = {}
-    living = {ONE: 0, TWO: 0}
+    living = {ONE: NOTHING, TWO: NOTHING}
     generation = {ONE: 1, TWO: 1}
     end = {ONE: 4096, TWO: 4096}
     synced = {ONE: 4096, TWO: 4096}
@@ -40,12 +59,13 @@ def test_it_says_what_a_dictionary_would(steps):
     for what, which, number in steps:
         if what == "put":
             place = Place(end[which], 10 * number)
-            living[which] += index.put(which, SliceId(number), place)[0]
+            living[which] = grown(living[which], index.put(which, SliceId(number), place))
             model[which, SliceId(number)] = place
             history[which].append((end[which], SliceId(number), place))
             end[which] += needle_bytes(place.length)
         elif what == "remove":
-            living[which] += index.remove(which, SliceId(number), end[which])[0]
+            gone = index.remove(which, SliceId(number), end[which])
+            living[which] = grown(living[which], gone)
             if model.pop((which, SliceId(number)), None):
                 history[which].append((end[which], SliceId(number), None))
                 end[which] += 48
@@ -71,7 +91,7 @@ def test_it_says_what_a_dictionary_would(steps):
         wanted = {slice_id: place for (owner, slice_id), place in model.items() if owner == one}
         assert dict(index.slices(one)) == wanted
         assert all(index.get(one, slice_id) == place for slice_id, place in wanted.items())
-        assert living[one] == sum(needle_bytes(place.length) for place in wanted.values())
+        assert living[one] == growth_of(wanted)
         check_after_a_crash(NeedleIndex(store), one, history[one], wanted)
         on_disk = [record for record in history[one] if record[0] < synced[one]]
         wanted = {slice_id: place for _, slice_id, place in on_disk if place}
@@ -89,13 +109,31 @@ def check_after_a_crash(
 ) -> None:
     """The table, and the file behind the checkpoint, together say everything."""
     state = index.states().get(volume)
-    living = state.living_bytes if state else 0
+    living = Growth(state.living_bytes, state.needles, state.digest) if state else NOTHING
     for at, slice_id, place in history:
         if state is None or at >= state.checkpoint:
             change = index.put(volume, slice_id, place) if place else None
-            living += (change or index.remove(volume, slice_id, at))[0]
+            living = grown(living, change or index.remove(volume, slice_id, at))
     assert dict(index.slices(volume)) == wanted
-    assert living == sum(needle_bytes(place.length) for place in wanted.values())
+    assert living == growth_of(wanted)
+
+
+@pytest.mark.parametrize("left", ["none", "of another row"])
+def test_a_digest_that_a_version_before_has_not_kept_is_made_anew(left):
+    store = MemoryStore()
+    index = NeedleIndex(store)
+    key, rows = b"d" + bytes(3) + b"\1", []
+    for number in (1, 2):
+        index.put(ONE, SliceId(number), Place(4096 + 64 * number, 8))
+        write(index, {ONE: (1, 4096 + 64 * number + 64)}, done=True)
+        rows.append(store.get(key))
+    assert NeedleIndex(store).states()[ONE].digest == with_name(
+        with_name(0, SliceId(1)), SliceId(2)
+    )
+    store.write({key: None if left == "none" else rows[0]}, sync=True)
+    assert NeedleIndex(store).states()[ONE].digest == with_name(
+        with_name(0, SliceId(1)), SliceId(2)
+    )
 
 
 def test_what_is_not_durable_is_not_in_the_table():

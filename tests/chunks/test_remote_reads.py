@@ -122,7 +122,7 @@ def spoil(leader: Leader, number: int, how: str, volume: VolumeId) -> None:
     elif how == "rubbish":
         node.answer(Method.READ, b"\1\2\3")
     elif how == "bit":
-        node.after = lambda method, answer: answer[:-1] + bytes([answer[-1] ^ 4])
+        node.after = lambda method, answer: answer[:-1] + bytes(one ^ 4 for one in answer[-1:])
     elif how == "breaks off":
         node.lose_answers(Method.READ)
     else:
@@ -469,3 +469,16 @@ async def test_whatever_the_others_do_one_good_replica_is_enough(
     assert not leader.nodes.under_way
     lanes = (*chunks.hedges.health.small.values(), *chunks.hedges.health.large.values())
     assert not any(lane.under_way for lane in lanes)
+
+
+async def test_a_node_whose_bytes_do_not_match_is_asked_to_look_at_them(
+    leader: Leader, autojump_clock: MockClock
+) -> None:
+    """It may have sent them without, and what is damaged there has to be known."""
+    record = await written(leader)
+    for number in record.replicas:
+        spoil(leader, number, "bit", record.number)
+    with pytest.raises(FsError):
+        await read(leader.client(), record.number)
+    calls = leader.nodes.calls(Method.VERIFY)
+    assert [calls[number] for number in record.replicas] == [1] * len(record.replicas)

@@ -8,6 +8,7 @@ import msgspec
 import pytest
 import trio
 
+from mountfs.chunks import disks as disks_module
 from mountfs.chunks import needle, steps
 from mountfs.chunks import repairs as repairs_module
 from mountfs.chunks.collector import Collector
@@ -424,9 +425,28 @@ async def test_a_node_that_is_gone_for_good_is_replaced(
         assert found.repairs.done
 
 
-async def test_slices_that_copies_lack_come_back_though_the_nodes_report_the_same(
+async def test_copies_that_each_lack_another_slice_of_the_same_size_are_found_by_their_reports(
     tmp_path: Path, quick: None
 ) -> None:
+    async with plane(tmp_path) as found:
+        record, names = await sealed(found)
+        for number, node in enumerate(record.replicas):
+            found.nodes[node].lose(record.number, names[number])  # as many bytes everywhere
+        found.heard()
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(found.repairs.run)
+            await found.until(lambda: found.have(record.number, names, *record.replicas))
+            nursery.cancel_scope.cancel()
+
+
+async def test_slices_that_copies_lack_come_back_though_nodes_know_no_digests(
+    tmp_path: Path, quick: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As nodes of a version before: they report the same then."""
+    report = disks_module._report
+    monkeypatch.setattr(
+        disks_module, "_report", lambda stats: msgspec.structs.replace(report(stats), digest=0)
+    )
     async with plane(tmp_path) as found:
         record, names = await sealed(found)
         for number, node in enumerate(record.replicas):

@@ -159,4 +159,8 @@ def test_the_index_is_these_rows():
             "4000000000000000"  # living bytes
             "0100000000000000"  # needles
         ),
+        b"d" + bytes.fromhex("00000007"): bytes.fromhex(
+            "02000000 4010000000000000 4000000000000000 0100000000000000"  # the row "v"
+            "725b38e26ef819f5"  # digest
+        ),
     }

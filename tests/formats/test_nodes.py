@@ -200,7 +200,8 @@ def test_the_numbers_of_methods() -> None:
     }  # fmt: skip
     assert {method.name: int(method) for method in chunks.Method} == {
         "WRITE": 100, "READ": 101, "DELETE": 102, "SPACE": 103, "OPEN": 104, "SEAL": 105,
-        "LIST": 106, "COPY": 107, "DROP": 108, "LEND": 109, "PLACE": 110, "ALLOT": 20, "RETURN": 21,
+        "LIST": 106, "COPY": 107, "DROP": 108, "LEND": 109, "PLACE": 110, "VERIFY": 111,
+        "ALLOT": 20, "RETURN": 21,
     }  # fmt: skip
 
 

@@ -13,7 +13,7 @@ from mountfs.chunks.comparison import LAST
 from mountfs.errors import FsError
 from mountfs.meta import diagnosis
 from mountfs.meta.healing_tasks import CopyVolume
-from mountfs.meta.ops import volumes
+from mountfs.meta.ops import slices, volumes, write
 from mountfs.meta.ops.volumes import ForgetVolume
 from mountfs.meta.tree import Tree
 from mountfs.sim.checks import Broken
@@ -180,6 +180,11 @@ def does_not_count_copies_of_a_range(patch: Patch) -> None:
     patch.setattr(Tree, "share_slice", lambda self, piece: None)
 
 
+def takes_slices_that_were_collected(patch: Patch) -> None:
+    for module in (write, slices):
+        patch.setattr(module, "require_usable", lambda tree, slice_id, volume: None)
+
+
 MUTATIONS: list[tuple[Callable[[Patch], None], set[str]]] = [
     (keeps_volumes_open_when_it_starts_again, {ALLOWED}),
     (takes_slices_though_it_was_told_to_seal, {ALLOWED}),
@@ -191,6 +196,7 @@ MUTATIONS: list[tuple[Callable[[Patch], None], set[str]]] = [
     (drops_a_copy_before_the_others_are_complete, {KEPT, EVERYWHERE}),
     (forgets_garbage_that_a_node_still_has, {"garbage is known until it is deleted"}),
     (forgets_a_volume_that_is_in_use, {KEPT, "bytes can be read"}),
+    (takes_slices_that_were_collected, {EVERYWHERE}),
     (does_not_count_copies_of_a_range, {"invariants", KEPT}),
 ]
 """What is broken, and which checks find it."""
