@@ -34,30 +34,6 @@ CALL_S_MAX: Final = 8.0
 """While all is well.  Generous, for workers wait for locks; but no lease runs out so soon."""
 ROOT: Final = Path(__file__).parents[2]
 
-TIMEOUTS: Final = pytest.mark.xfail(reason="caches are kept by timeouts", strict=True)
-APPENDS: Final = pytest.mark.xfail(
-    reason="the kernel of each mount says where the end of a file is", strict=True
-)
-OVERTAKEN: Final = pytest.mark.xfail(
-    reason="of two that open a file at a time, one may read from the kernel's cache what the other "
-    "is about to drop from there",
-    strict=False,  # a race
-)
-UNCLOSED: Final = pytest.mark.xfail(
-    reason="bytes that are not flushed are seen on their own mount first",
-    strict=False,  # somebody has to look in between
-)
-KINDS: Final = [
-    pytest.param("names", marks=TIMEOUTS),
-    pytest.param("attrs", marks=TIMEOUTS),
-    pytest.param("closed", marks=OVERTAKEN),
-    pytest.param("contents", marks=UNCLOSED),
-    pytest.param("held", marks=TIMEOUTS),
-    pytest.param("appends", marks=APPENDS),
-    pytest.param("counters", marks=TIMEOUTS),
-    "locks",
-]
-
 
 @pytest.fixture(scope="module")
 def mounts(shared_cluster: Nodes) -> list[Node]:
@@ -88,14 +64,14 @@ def agree(books: Path, call_s_max: float = float("inf")) -> None:
 # -- while all is well
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", SCENES)
 def test_two_mounts_are_one_filesystem(two: list[Node], tmp_path: Path, kind: str) -> None:
     with running(plan(two, [kind], SECONDS), tmp_path) as run:
         run.wait()
     agree(tmp_path, CALL_S_MAX)
 
 
-@pytest.mark.parametrize("kinds", [pytest.param("names+attrs", marks=TIMEOUTS), "locks"])
+@pytest.mark.parametrize("kinds", ["names+attrs", "locks"])
 def test_three_mounts_are_one_filesystem(mounts: list[Node], tmp_path: Path, kinds: str) -> None:
     with running(plan(mounts, [kinds], SECONDS), tmp_path) as run:
         run.wait()
@@ -115,7 +91,7 @@ def whole(shared_cluster: Nodes) -> Iterator[Nodes]:
     shared_cluster.wait_for_voters(3)
 
 
-@pytest.mark.parametrize("kinds", [pytest.param("names+attrs", marks=TIMEOUTS), "locks"])
+@pytest.mark.parametrize("kinds", ["names+attrs", "locks"])
 def test_two_mounts_are_one_filesystem_while_a_leader_is_killed(
     whole: Nodes, two: list[Node], tmp_path: Path, kinds: str
 ) -> None:
@@ -126,7 +102,7 @@ def test_two_mounts_are_one_filesystem_while_a_leader_is_killed(
     agree(tmp_path)
 
 
-@pytest.mark.parametrize("kinds", [pytest.param("names+attrs+held", marks=TIMEOUTS), "locks"])
+@pytest.mark.parametrize("kinds", ["names+attrs+held", "locks"])
 def test_a_mount_that_stood_still_says_nothing_that_was_true_before(
     two: list[Node], tmp_path: Path, kinds: str
 ) -> None:
