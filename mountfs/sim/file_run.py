@@ -30,6 +30,10 @@ from mountfs.types import Ino
 class FileRun(Run):
     """The metadata, its sessions and its clients."""
 
+    _held_max = 0
+    """Leases that a session may have; 0: there are none."""
+    _leases_ms = 0
+
     def _plan(self, random: Random) -> Plan:
         faults = self.faults
         pause_us = random.choice((200, 400, 1_000)) * MS

@@ -29,33 +29,6 @@ def leads_without_waiting_for_the_leases_of_another(patch: Patch) -> None:
     patch.setattr(Leases, "is_settled", lambda self, now: True)
 
 
-def grants_with_the_answer_and_not_when_it_looked(patch: Patch) -> None:
-    """What is changed until the answer is sent is recalled from nobody."""
-    applied, when_over, hold = LeaseDesk.applied, LeaseDesk.when_over, Leases._hold
-    late: list[Any] = []
-
-    def looked(self: Any, asked: Any, seen: Any, committed: Any) -> None:
-        late.clear()
-        with pytest.MonkeyPatch.context() as at_once:
-            at_once.setattr(Leases, "_hold", lambda _, *what: late.append(what))
-            applied(self, asked, seen, committed)
-
-    def over(self: Any, waits: Any, then: Any) -> None:
-        granted = late[:]
-        late.clear()
-
-        def answered() -> None:
-            for session, holder, ino in granted:
-                if self.leases._holders.get(session) is holder and ino not in holder.inos:
-                    hold(self.leases, session, holder, ino)
-            then()
-
-        when_over(self, waits, answered)
-
-    patch.setattr(LeaseDesk, "applied", looked)
-    patch.setattr(LeaseDesk, "when_over", over)
-
-
 def believes_answers_that_a_recall_has_overtaken(patch: Patch) -> None:
     patch.setattr(Known, "is_fresh", lambda self, ino, mark: True)
 
@@ -112,7 +85,6 @@ MUTATIONS: list[tuple[Callable[[Patch], None], str]] = [
     (acknowledges_before_others_have_forgotten, LINEAR),
     (answers_questions_from_what_is_held_back, LINEAR),
     (leads_without_waiting_for_the_leases_of_another, LINEAR),
-    (grants_with_the_answer_and_not_when_it_looked, LINEAR),
     (believes_answers_that_a_recall_has_overtaken, LINEAR),
     (answers_at_once_what_is_asked_again, LINEAR),
     (tells_others_of_a_change_before_its_maker, LINEAR),
