@@ -414,13 +414,14 @@ class Operations:
         cache, and the kernel does not ask for `security.capability` before the first write.  It
         still drops what it has cached of that range, but too late for who reads meanwhile: he would
         see the new size, and zeros.  So those who read while others write so read past the cache,
-        too, and those who write while others read from the cache write through it: but for who
-        appends where others do, since the kernel would put the bytes where it believes the end.
+        too, and those who write while others read from the cache write through it.  Not where other
+        mounts write: they would hear later of the bytes than who reads from the cache.  There we
+        have the kernel forget the end of the file before it hears of the new one.
         """
         keep = wire.FOPEN_KEEP_CACHE if handle.unchanged else 0
         file = handle.file
         if handle.flags & os.O_ACCMODE == os.O_WRONLY:
-            if file.cached_readers and not (self._leased and handle.flags & os.O_APPEND):
+            if file.cached_readers and not self._leased:
                 return keep
             handle.write_direct()
             return wire.FOPEN_DIRECT_IO | keep | wire.FOPEN_PARALLEL_DIRECT_WRITES

@@ -563,6 +563,7 @@ class Filesystem:
         while True:
             if file.is_stale or not leases.keeps_back(ino):
                 await self._ask_to_keep_back(leases, file)
+            size_before = file.size
             if handle.lost is not None:
                 handle.require()
             file.written = True
@@ -575,9 +576,10 @@ class Filesystem:
             file.writers.add(handle)
             if not leases.keeps_back(ino):
                 await self.writer.flush(file)
-        if appends and (placed != offset or file.cached_readers):
+        if placed != offset or (file.cached_readers and offset + size > size_before):
             file.settling = settling = trio.Event()
             try:
+                await leave()
                 await self.on_appended(ino, min(offset, placed), placed + size, last)
             finally:
                 settling.set()
@@ -588,9 +590,10 @@ class Filesystem:
     async def _settled(self, ino: Ino) -> None:
         """Wait until the door may hear how long a file is."""
         file = self._files.get(ino)
-        if file is not None and file.settling is not None:
+        settling = None if file is None else file.settling
+        if settling is not None:
             await leave()
-            await file.settling.wait()
+            await settling.wait()
 
     async def flush(self, handle: Handle, owner: int) -> None:
         """close(2) of one descriptor: its process loses its locks; what was written leaves this
