@@ -43,6 +43,7 @@ examples:
 kinds of runs (if none is given, the seed chooses):
   with registers: any, membership, reads, votes, leaders   small: find mistakes in Raft soonest
   with files:     files, sessions, disks, snapshots        the metadata, its sessions and clients
+                  leases                                   mounts that keep what they read
   with bytes:     bytes                                    chunkservers: copies, healing, garbage
 
 when a seed fails:

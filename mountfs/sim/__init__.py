@@ -11,6 +11,8 @@ which agree on registers (`register.py`, `workload.py`) or on the metadata (`met
 to them; `checks.py`, `promises.py` and `history.py` with `models.py` judge
 (`counterexample.py` shows why).
 
+Mounts that keep what they read (`leased_mount.py`) have leases from who leads (`leasing.py`).
+
 Bytes are with chunkservers (`chunkserver.py`), written and read by mounts over connections
 (`bytes_mount.py`, `bytes_work.py`, `chunks.py`, `wires.py`), and seen to by who leads
 (`leading.py`); `bytes_faults.py` is what happens to them, and `ledger.py` judges.  A run of a form

@@ -30,6 +30,10 @@ from mountfs.types import Ino
 class FileRun(Run):
     """The metadata, its sessions and its clients."""
 
+    _held_max = 0
+    """Leases that a session may have; 0: there are none."""
+    _leases_ms = 0
+
     def _plan(self, random: Random) -> Plan:
         faults = self.faults
         pause_us = random.choice((200, 400, 1_000)) * MS
@@ -113,6 +117,7 @@ class FileRun(Run):
                 mount.deaf = random.choice((0.0, 0.0, 0.1))
         if is_leased:
             self.doors.losing = random.choice((0.0, 0.05))
+            self.doors.stalling = random.choice((0.0, 0.02, 0.1))
 
     def _came(self, server: Server) -> None:
         if self.plan.checkpoint_entries is not None:
@@ -149,6 +154,7 @@ class FileRun(Run):
         super()._calm()
         self.doors.cut.clear()
         self.doors.breaking = self.doors.straggling = self.doors.losing = 0.0
+        self.doors.stalling = 0.0
         for mount in self.mounts:
             if isinstance(mount, LeasedMount):
                 mount.deaf, mount.late_us = 0.0, 1 * MS

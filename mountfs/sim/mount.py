@@ -26,6 +26,10 @@ Reply = Callable[[Any], None]
 """Called with bytes, or with an FsError."""
 
 
+STALL_US = 200 * MS
+"""Until a packet that was lost is sent again."""
+
+
 class Doors:
     """How mounts reach the servers: connections, which break."""
 
@@ -39,6 +43,8 @@ class Doors:
         """How many arrive when nobody waits for them any more."""
         self.losing = 0.0
         """How many recalls are lost."""
+        self.stalling = 0.0
+        """How many answers on a connection come late, and all behind them."""
         self._links: dict[tuple[int, NodeId], Link] = {}
         self._last: dict[tuple[int, NodeId], int] = {}
         """When what was said last on a connection arrives: nothing overtakes it."""
@@ -58,7 +64,8 @@ class Doors:
 
         def back() -> None:
             if pair not in self.cut and not link.is_broken:
-                world.after(self._delay(), answered)
+                late = world.chance(self.stalling)
+                world.after(self._delay() + (STALL_US if late else 0), answered)
 
         def arrive() -> None:
             if pair not in self.cut and not link.is_broken:
@@ -72,6 +79,8 @@ class Doors:
     def _in_order(self, pair: tuple[int, NodeId], arrive: Callable[[], None]) -> None:
         world = self._world
         at = max(world.now + self._delay(), self._last.get(pair, 0))
+        if world.chance(self.stalling):
+            at += STALL_US
         self._last[pair] = at
         world.after(at - world.now, arrive)
 

@@ -29,11 +29,6 @@ def leads_without_waiting_for_the_leases_of_another(patch: Patch) -> None:
     patch.setattr(Leases, "is_settled", lambda self, now: True)
 
 
-def grants_what_is_being_recalled(patch: Patch) -> None:
-    """The recall is older than the lease, and its answer ends it."""
-    patch.setattr(Leases, "_may_have", lambda self, seen, now: True)
-
-
 def believes_answers_that_a_recall_has_overtaken(patch: Patch) -> None:
     patch.setattr(Known, "is_fresh", lambda self, ino, mark: True)
 
@@ -90,7 +85,6 @@ MUTATIONS: list[tuple[Callable[[Patch], None], str]] = [
     (acknowledges_before_others_have_forgotten, LINEAR),
     (answers_questions_from_what_is_held_back, LINEAR),
     (leads_without_waiting_for_the_leases_of_another, LINEAR),
-    (grants_what_is_being_recalled, LINEAR),
     (believes_answers_that_a_recall_has_overtaken, LINEAR),
     (answers_at_once_what_is_asked_again, LINEAR),
     (tells_others_of_a_change_before_its_maker, LINEAR),
