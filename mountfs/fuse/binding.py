@@ -73,7 +73,11 @@ class NativeBinding:
         self._options = options
         self._minor = 0
         leases = filesystem.leases
-        self._kernel_cache = KernelCache(fd, lambda ino: self._channel.is_asked(ino))
+        self._kernel_cache = KernelCache(
+            fd,
+            lambda inos: self._channel.holds_names(inos),
+            lambda inos: self._channel.holds_bytes(inos),
+        )
         self._guard = contextlib.ExitStack()
         if leases is not None:
             guard = self._guard.enter_context(guarded(fd))

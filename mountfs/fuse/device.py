@@ -10,7 +10,7 @@ import errno
 import logging
 import os
 import signal
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Callable, Collection, Coroutine, Sequence
 from pathlib import Path
 from time import perf_counter, perf_counter_ns
 from typing import Any, Final
@@ -60,6 +60,21 @@ _GOES_ON: Final = frozenset(
     )
 )
 """What is not given up when its caller dies: it has bytes, or gives something back."""
+_HOLDS_ANY: Final = frozenset((Opcode.RENAME, Opcode.RENAME2))
+"""They hold two directories, of which only one is in the header."""
+_HOLDS_NAMES: Final = frozenset(
+    (
+        Opcode.LOOKUP, Opcode.CREATE, Opcode.MKNOD, Opcode.MKDIR, Opcode.SYMLINK, Opcode.LINK,
+        Opcode.UNLINK, Opcode.RMDIR, Opcode.READDIR, Opcode.READDIRPLUS, Opcode.TMPFILE,
+        Opcode.SETATTR, Opcode.SETXATTR, Opcode.REMOVEXATTR, Opcode.OPEN,
+    )
+)  # fmt: skip
+_HOLDS_BYTES: Final = frozenset(
+    (
+        Opcode.READ, Opcode.WRITE, Opcode.SETATTR, Opcode.FALLOCATE, Opcode.OPEN,
+        Opcode.COPY_FILE_RANGE, Opcode.COPY_FILE_RANGE_64,
+    )
+)  # fmt: skip
 _MISSES_MAX: Final = 16
 """So many polls in vain, and the device is not polled any more until requests come thick again."""
 
@@ -149,9 +164,22 @@ class Channel:
                 found.add(request.unique)
         return found
 
-    def is_asked(self, ino: int) -> bool:
-        """Whether somebody waits for an answer about this inode."""
-        return any(request.nodeid == ino for request, _ in self._waiting.values())
+    def holds_names(self, inos: Collection[int]) -> set[int]:
+        """Requests that wait for an answer and may hold one of these directories."""
+        return {
+            unique
+            for unique, (request, _) in self._waiting.items()
+            if request.opcode in _HOLDS_ANY
+            or (request.opcode in _HOLDS_NAMES and request.nodeid in inos)
+        }
+
+    def holds_bytes(self, inos: Collection[int]) -> set[int]:
+        """Requests that wait for an answer and may hold pages of one of these files."""
+        return {
+            unique
+            for unique, (request, _) in self._waiting.items()
+            if request.opcode in _HOLDS_BYTES and request.nodeid in inos
+        }
 
     def write(self, reply: Reply) -> None:
         """Send an answer, or a notification."""

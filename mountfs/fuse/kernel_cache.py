@@ -26,12 +26,15 @@ from mountfs.types import Ino
 
 T = TypeVar("T")
 
+Holds = Callable[[Collection[Ino]], set[int]]
+"""Requests that wait for our answer, and may hold something of these inodes."""
+
 EPOCH_MINOR: Final = 44
 """From this version of the protocol on, the kernel knows INC_EPOCH."""
 LOOK_S: Final = 0.02
 """Forgetting a name or bytes takes microseconds, unless somebody holds the directory or the pages.
-After so long it is looked who that is: if somebody waits for an answer about the inode, perhaps he
-waits for us.
+Every so long it is looked who that is: if somebody waits for an answer meanwhile who may hold it,
+perhaps he waits for us.
 """
 CAME_S: Final = 5.0
 """Who has it done waits for it so long: a directory may be held by whoever waits for other mounts.
@@ -45,10 +48,10 @@ SLOTS: Final = 1 << 19
 
 
 class KernelCache:
-    def __init__(self, fd: int, is_asked: Callable[[Ino], bool]) -> None:
+    def __init__(self, fd: int, holds_names: Holds, holds_bytes: Holds) -> None:
         self._fd = fd
-        self._is_asked = is_asked
-        """Whether somebody waits for our answer about an inode."""
+        self._holds_names = holds_names
+        self._holds_bytes = holds_bytes
         self.has_epoch = False
         """Whether the kernel knows INC_EPOCH.  If not, it must not be told that it may believe
         names.
@@ -90,10 +93,13 @@ class KernelCache:
             await self._forget_bytes(inos)
 
     async def _forget_names(self, names: Sequence[tuple[Ino, bytes]]) -> None:
-        if not await self._patiently(self._forget_each, names, {parent for parent, _ in names}):
+        parents = {parent for parent, _ in names}
+        if not await self._patiently(self._forget_each, names, self._holds_names, parents):
             self._forget_all_names()
 
-    async def _patiently(self, work: Callable[[T], None], what: T, inos: Collection[Ino]) -> bool:
+    async def _patiently(
+        self, work: Callable[[T], None], what: T, holds: Holds, inos: Collection[Ino]
+    ) -> bool:
         """Whether it was done; otherwise it will be, once those have gone who wait for us."""
         is_done = False
 
@@ -106,10 +112,13 @@ class KernelCache:
                 nursery.cancel_scope.cancel()
 
             nursery.start_soon(do)
+            before: set[int] = set()
             for _ in range(LOOKS_MAX):
                 await trio.sleep(LOOK_S)
-                if any(self._is_asked(ino) for ino in inos):
+                now = holds(inos)
+                if now & before:
                     break
+                before = now
             nursery.cancel_scope.cancel()
         return is_done
 
@@ -125,7 +134,7 @@ class KernelCache:
         that are older without us (`AUTO_INVAL_DATA`): this is for who has mapped them, and for who
         asked for attributes when a write overtook the answer.
         """
-        await self._patiently(self._forget_bytes_of, inos, inos)
+        await self._patiently(self._forget_bytes_of, inos, self._holds_bytes, set(inos))
 
     async def appended(self, ino: Ino, offset: int, stop: int, last: bytes) -> None:
         """The file is longer than the kernel will think when the append is answered: it goes by
