@@ -171,11 +171,14 @@ class FileRun(Run):
     def _lead_unheard(self, random: Random) -> str:
         """Another leads, and a mount does not hear of it."""
         mount = random.choice(self.mounts)
+        self._cut_off(mount)
+        act = random.choice((self.faults.transfer, self.faults.transfer, self.faults.crash_leader))
+        return f"mount {mount.number} reaches nobody for 2 s; {act(random)}"
+
+    def _cut_off(self, mount: Mount) -> None:
         pairs = {(mount.number, node) for node in self.cluster.servers}
         self.doors.cut |= pairs
         self.world.after(2 * S, lambda: self.doors.cut.difference_update(pairs))
-        act = random.choice((self.faults.transfer, self.faults.transfer, self.faults.crash_leader))
-        return f"mount {mount.number} reaches nobody for 2 s; {act(random)}"
 
     def _evict(self, random: Random) -> str:
         """As an operator does it."""
@@ -187,6 +190,9 @@ class FileRun(Run):
         if not sessions or meta.leasing is None:
             return ""
         session = random.choice(sessions)
+        for mount in self.mounts:
+            if mount.session.number == session and random.random() < 0.7:
+                self._cut_off(mount)  # it does not hear of it
         server.when_running("operator", partial(meta.leasing.evict, session))
         return f"{server.node} is told to end session {session}"
 

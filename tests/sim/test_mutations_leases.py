@@ -52,10 +52,6 @@ def waits_for_the_first_thing_in_the_way_alone(patch: Patch) -> None:
     patch.setattr(Leases, "all_blocking", first)
 
 
-def ends_a_session_that_has_leases(patch: Patch) -> None:
-    patch.setattr(Leases, "let_go", lambda self, session, now: None)
-
-
 def takes_leases_for_over_too_early(patch: Patch) -> None:
     look = Leases.look
     patch.setattr(Leases, "look", lambda self, now: look(self, now + self.ttl_ms / 2))
@@ -89,7 +85,6 @@ MUTATIONS: list[tuple[Callable[[Patch], None], str]] = [
     (answers_at_once_what_is_asked_again, LINEAR),
     (tells_others_of_a_change_before_its_maker, LINEAR),
     (waits_for_the_first_thing_in_the_way_alone, LINEAR),
-    (ends_a_session_that_has_leases, LINEAR),
     (takes_leases_for_over_too_early, LINEAR),
     (believes_longer_than_leases_are_good, LINEAR),
     (renews_the_leases_of_who_does_not_answer, "recalls end"),
