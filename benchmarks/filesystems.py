@@ -139,6 +139,18 @@ def mountfs_cluster(copies: int, scratch: Path) -> Iterator[Mounted]:
 
 
 @contextmanager
+def mounted_cluster(cluster: clusters.Cluster, point: Path) -> Iterator[Path]:
+    """One more mount of a cluster."""
+    from mountfs.cli.places import mount_directory
+
+    own = mount_directory(str(point))
+    with ExitStack() as stack:
+        stack.callback(shutil.rmtree, own, ignore_errors=True)
+        stack.enter_context(_mounted(f"{','.join(cluster.at)}:", own, point))
+        yield point
+
+
+@contextmanager
 def _mounted(
     source: str, directory: Path, point: Path, checkout: Path | None = None
 ) -> Iterator[int]:
