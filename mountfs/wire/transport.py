@@ -70,7 +70,8 @@ class Plain:
             before: list[Buffer] = []
             for part in parts[:PARTS_MAX]:
                 if isinstance(part, Stretch):
-                    return self._sendmsg(before, (), socket.MSG_MORE)
+                    # Without MSG_MORE: then the end of the stretch waits 0.2 s for more.
+                    return self._sendmsg(before)
                 before.append(part)
             return self._sendmsg(before)
         except BlockingIOError:

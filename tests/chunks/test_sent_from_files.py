@@ -200,6 +200,16 @@ async def test_a_file_that_fails_while_it_is_sent_costs_the_answer_and_not_the_c
         await found.is_right(0, MIB)
 
 
+async def test_nothing_waits_for_more_to_be_sent(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with served(tmp_path, monkeypatch) as found:
+        begun = trio.current_time()
+        for _ in range(20):
+            await found.is_right(0, MIB)
+        assert trio.current_time() - begun < 20 * 0.15, "the kernel holds the end back for 0.2 s"
+
+
 async def test_many_answers_to_one_who_reads_slowly_are_right(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
