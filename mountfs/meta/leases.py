@@ -91,12 +91,16 @@ class Recall(msgspec.Struct, frozen=True):
 
 
 class _Unheard:
-    __slots__ = ("asked", "names", "sequence")
+    __slots__ = ("asked", "names", "others", "sequence")
 
     def __init__(self) -> None:
         self.sequence = 0
         """Of the last command that changed it."""
         self.names: tuple[bytes, ...] = ()
+        self.others: set[Ino] | None = set()
+        """Those with leases that the same commands have changed: who hears of one may expect the
+        other.  None: they are too many, and it may be any.
+        """
         self.asked = 0
         """The recall since which it was not changed again; 0: there is none."""
 
@@ -343,9 +347,14 @@ class Leases:
         return list(found.values())
 
     def _ask_maker(self, ino: Ino, maker: int) -> Wait:
-        names = self._holders[maker].unheard[ino].names
-        item = Item(ino, names, len(names) > NAMES_TOLD_MAX, is_own=True)
-        return self._ask({maker: [item]}, (ino,), holds_back=True)
+        unheard = self._holders[maker].unheard
+        others = unheard[ino].others
+        inos = tuple(unheard) if others is None else (ino, *(others & unheard.keys()))
+        items = []
+        for one in inos:
+            names = unheard[one].names
+            items.append(Item(one, names, len(names) > NAMES_TOLD_MAX, is_own=True))
+        return self._ask({maker: items}, inos, holds_back=True)
 
     def grant(self, session: int, seen: Collection[Ino], now: float) -> bool:
         """A lease on each of these inodes, or on none."""
@@ -474,13 +483,14 @@ class Leases:
         asked: dict[int, list[Item]] = {}
         touched: list[Ino] = []
         maker = self._holders.get(session)
+        if maker is not None:
+            known = {ino for ino in changes if ino in maker.inos}
+            if known:
+                for ino, names in changes.items():
+                    self._note_unheard(session, maker, ino, names, sequence, known)
         for ino, names in changes.items():
             who = self._of.get(ino)
-            if who is None:
-                continue
-            others = who.keys() - {session}
-            if maker is not None and session in who:
-                self._note_unheard(session, maker, ino, names, sequence)
+            others = () if who is None else who.keys() - {session}
             if not others:
                 continue
             touched.append(ino)
@@ -492,12 +502,23 @@ class Leases:
         return self._ask(asked, tuple(touched), holds_back=True)
 
     def _note_unheard(
-        self, session: int, maker: _Holder, ino: Ino, names: tuple[bytes, ...], sequence: int
+        self,
+        session: int,
+        maker: _Holder,
+        ino: Ino,
+        names: tuple[bytes, ...],
+        sequence: int,
+        known: set[Ino],
     ) -> None:
         unheard = maker.unheard.pop(ino, None) or _Unheard()
         unheard.sequence = sequence
         if len(unheard.names) <= NAMES_TOLD_MAX:
             unheard.names += names
+        if unheard.others is not None:
+            unheard.others |= known
+            unheard.others.discard(ino)
+            if len(unheard.others) > NAMES_TOLD_MAX:
+                unheard.others = None
         unheard.asked = 0
         maker.unheard[ino] = unheard
         self._unheard[ino] = session
@@ -532,7 +553,7 @@ class Leases:
             if holder is not None and holder.unheard:
                 for item in items:
                     unheard = holder.unheard.get(item.ino)
-                    if unheard is not None:
+                    if unheard is not None and item.is_own:
                         unheard.asked = wait.number
         return wait
 

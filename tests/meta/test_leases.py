@@ -383,3 +383,18 @@ def test_who_gives_nothing_back_gets_twice_as_much_and_is_asked_once() -> None:
     assert len(recall.items) > 1
     found.answered(recall)
     assert found.grant(A, [Ino(200)], 0)
+
+
+def test_who_hears_of_one_thing_that_a_command_has_changed_may_expect_the_other() -> None:
+    found = leases(A, B)
+    other = Ino(11)
+    found.grant(A, [other], 0)
+    found.changed(A, {DIRECTORY: (b"from",), other: (b"to",)}, 0, sequence=7)
+    assert found.blocked({DIRECTORY}, B) is not None, "A has no lease there, but on the other"
+    (recall,) = sent(found)
+    assert {item.ino: item.names for item in recall.items} == {
+        DIRECTORY: (b"from",),
+        other: (b"to",),
+    }
+    found.answered(recall)
+    assert found.blocked({DIRECTORY, other}, B) is None
