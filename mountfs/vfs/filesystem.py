@@ -596,7 +596,10 @@ class Filesystem:
             file.writers.add(handle)
             if not leases.keeps_back(ino):
                 await self.writer.flush(file)
-        if placed != offset or (file.cached_readers and offset + size > size_before):
+        if not handle.writes_direct:  # the door holds what it has cached of it until we answer
+            if placed != offset:
+                self.on_lost({ino})
+        elif placed != offset or (file.cached_readers and offset + size > size_before):
             file.settling = settling = trio.Event()
             try:
                 await leave()
