@@ -127,7 +127,9 @@ class KernelCache:
 
     def _forget_each(self, names: Sequence[tuple[Ino, bytes]]) -> None:
         for parent, name in names:
-            self._notify(wire.notify_inval_entry(parent, name))
+            # Not dropped: it may be the working directory of a program, who could not say where he
+            # is any more.  The kernel asks for it when it is used next.
+            self._notify(wire.notify_inval_entry(parent, name, wire.EXPIRE_ONLY))
 
     async def _forget_bytes(self, inos: Sequence[Ino]) -> None:
         """The kernel looks at the attributes before it gives bytes to anybody, and forgets those
