@@ -60,15 +60,8 @@ _GOES_ON: Final = frozenset(
     )
 )
 """What is not given up when its caller dies: it has bytes, or gives something back."""
-_HOLDS_ANY: Final = frozenset((Opcode.RENAME, Opcode.RENAME2))
+_HOLDS_ANY: Final = frozenset((Opcode.RENAME, Opcode.RENAME2, Opcode.RMDIR))
 """They hold two directories, of which only one is in the header."""
-_HOLDS_NAMES: Final = frozenset(
-    (
-        Opcode.LOOKUP, Opcode.CREATE, Opcode.MKNOD, Opcode.MKDIR, Opcode.SYMLINK, Opcode.LINK,
-        Opcode.UNLINK, Opcode.RMDIR, Opcode.READDIR, Opcode.READDIRPLUS, Opcode.TMPFILE,
-        Opcode.SETATTR, Opcode.SETXATTR, Opcode.REMOVEXATTR, Opcode.OPEN,
-    )
-)  # fmt: skip
 _HOLDS_BYTES: Final = frozenset(
     (
         Opcode.READ, Opcode.WRITE, Opcode.SETATTR, Opcode.FALLOCATE, Opcode.OPEN,
@@ -165,12 +158,13 @@ class Channel:
         return found
 
     def holds_names(self, inos: Collection[int]) -> set[int]:
-        """Requests that wait for an answer and may hold one of these directories."""
+        """Requests that wait for an answer and may hold one of these directories: also a listing
+        that asks for the attributes, or one that makes a file and asks for an ACL.
+        """
         return {
             unique
             for unique, (request, _) in self._waiting.items()
-            if request.opcode in _HOLDS_ANY
-            or (request.opcode in _HOLDS_NAMES and request.nodeid in inos)
+            if request.nodeid in inos or request.opcode in _HOLDS_ANY
         }
 
     def holds_bytes(self, inos: Collection[int]) -> set[int]:
