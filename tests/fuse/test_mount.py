@@ -283,9 +283,10 @@ def answer(fd: int) -> None:
             return  # ENODEV: unmounted
         _, opcode, unique, *_ = wire.IN_HEADER.unpack_from(request)
         payload = answers.get(opcode)
-        os.write(
-            fd, wire.reply_error(unique, 38) if payload is None else wire.reply(unique, payload)
-        )
+        with contextlib.suppress(FileNotFoundError):  # whoever asked has gone
+            os.write(
+                fd, wire.reply_error(unique, 38) if payload is None else wire.reply(unique, payload)
+            )
 
 
 @contextlib.contextmanager
