@@ -204,8 +204,9 @@ class Writer:
     async def flush(self, file: File, *, synced: bool = False, full_only: bool = False) -> None:
         """Give what is dirty to volumes and metadata.  Not yet durable: that takes a sync."""
         while file.flushing:
+            progress = self._progress  # it may be over when we have left
             await leave()
-            await self._progress.wait()
+            await progress.wait()
         await self._flush(file, file.dirty.take(full_only=full_only), synced)
 
     async def _flush(self, file: File, runs: list[Run], synced: bool) -> None:

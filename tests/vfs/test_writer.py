@@ -10,6 +10,7 @@ import trio
 import trio.testing
 
 from mountfs.errors import Fault, FsError
+from mountfs.inline import WAITING, attempt, finish
 from mountfs.meta.ops.setattr import SetAttr
 from mountfs.meta.ops.slices import Garbage
 from mountfs.meta.ops.volumes import CloseSlices
@@ -49,6 +50,19 @@ async def test_a_flush_that_fails_half_way_keeps_the_rest_dirty_and_readable(
     assert not fs.writer.unwritten
     assert len(chunks.slices) == 3
     assert bytes(await fs.read(handle, 0, len(data))) == data
+
+
+async def test_who_waits_for_a_flush_that_ends_before_he_does_goes_on(fs: Filesystem) -> None:
+    handle = await opened(fs)
+    await write(fs, handle, b"data")
+    handle.file.flushing = True
+    waiting = fs.fsync(handle)
+    assert attempt(waiting) is WAITING
+    handle.file.flushing = False
+    fs.writer._announce()
+    with trio.fail_after(10):
+        await finish(waiting)
+    assert not handle.file.unwritten
 
 
 async def test_memory_stays_bounded_and_who_waits_goes_on_with_the_first_that_has_landed(
