@@ -10,8 +10,8 @@ Work that many requests can share (a trip to the disk) says `await pause()` befo
 on with the requests that are there already, and steps the coroutine again when it has seen them
 all.
 
-Other work goes on between `await leave()` and what follows it: what is waited for is to be looked at
-after it, or kept from before it.
+Other work goes on between `await leave()` and what follows it: what is waited for is to be looked
+at after it, or kept from before it.
 
 The one rule: nothing that belongs to Trio (a cancel scope, an event, a lock, a thread) may be
 entered or awaited before `await leave()`.  `attempt` asserts it.

@@ -440,7 +440,7 @@ class Filesystem:
             await self._retained(ino)
         known = None if self.leases is None else self.leases.attributes(ino)
         opened_before = self._files.get(ino)
-        ask = Ask(1, -1) if opened_before is None else opened_before.ask()
+        ask = _ask(opened_before)
         if self.shared and known is None:
             opened = await self._meta.read(Opening(ino))
             attributes, layout = opened.attributes, opened.layout
@@ -457,6 +457,7 @@ class Filesystem:
         if flags & os.O_TRUNC and writes:
             change = SetAttr(ino=ino, cred=_CHECKED, size=0, drop_privileges=drop_privileges)
             attributes, layout = await self.setattr(change), None
+            ask = _ask(opened_before)
         handle = self._open(ino, size_of(attributes), flags)
         file = handle.file
         file.written |= bool(flags & os.O_TRUNC and writes)
@@ -962,6 +963,7 @@ class Filesystem:
     def _changed(self, file: File, attributes: Attributes) -> None:
         """A command of ours has changed the bytes of a file."""
         file.written = True
+        file.acted += 1
         file.size = size_of(attributes)
         file.forget_layouts()
         if not self.trusts(attributes):
@@ -1132,6 +1134,10 @@ class Filesystem:
         if self._atimes:
             times, self._atimes = self._atimes, {}
             await self._meta.propose(Touch(tuple(times.items())))
+
+
+def _ask(file: File | None) -> Ask:
+    return Ask(1, -1, 0) if file is None else file.ask()
 
 
 def _raise_refused(handle: Handle) -> None:

@@ -18,16 +18,17 @@ class Ask(NamedTuple):
 
     number: int
     touched: int
+    acted: int
 
 
 class File:
     """An inode that is open, or has bytes that are not in a slice yet."""
 
     __slots__ = (
-        "asks", "cached_readers", "charged", "content", "copies", "direct_writers", "dirty",
-        "drop_privileges", "fence", "flight", "flushing", "forgotten", "handles", "holders", "ino",
-        "known_by", "known_since", "layouts", "mtime", "refused", "seen", "settling", "size",
-        "touched", "writers", "written",
+        "acted", "asks", "cached_readers", "charged", "content", "copies", "direct_writers",
+        "dirty", "drop_privileges", "fence", "flight", "flushing", "forgotten", "handles",
+        "holders", "ino", "known_by", "known_since", "layouts", "mtime", "refused", "seen",
+        "settling", "size", "touched", "writers", "written",
     )  # fmt: skip
 
     def __init__(self, ino: Ino, size: int) -> None:
@@ -38,6 +39,10 @@ class File:
         """Counts how often it may have become something else than we know."""
         self.known_since = 0
         """What `touched` was when we asked for what we know."""
+        self.acted = 0
+        """Counts our own commands that have changed its bytes, as they are answered: what was asked
+        for before may not know of them.
+        """
         self.asks = 0
         """How often it was asked what it is."""
         self.known_by = 0
@@ -90,7 +95,7 @@ class File:
     def ask(self) -> "Ask":
         """To be called before it is asked for."""
         self.asks += 1
-        return Ask(self.asks, self.touched)
+        return Ask(self.asks, self.touched, self.acted)
 
     def is_news(self, ask: "Ask", *, leased: bool) -> bool:
         """Whether an answer says more than what we know; if so, it is what we know now.
@@ -99,8 +104,11 @@ class File:
         """
         if leased:
             self.known_by, self.known_since = self.asks, self.touched
+        elif ask.acted != self.acted:  # it may be older than what we have done, but also know more
+            self.touched += 1
+            return False
         elif ask.number > self.known_by:
-            self.known_by, self.known_since = ask
+            self.known_by, self.known_since = ask.number, ask.touched
         else:
             return False
         return True

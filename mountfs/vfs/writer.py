@@ -425,6 +425,7 @@ def _show(file: File, runs: list[ops.Run], piece: SliceId) -> None:
     """Put new slices over those that are known of a file; `piece` is the name of the first run
     that the metadata carries, 0 where it is part of the content.
     """
+    file.acted += 1
     if not piece or file.content is not None:
         file.forget_layouts()
         return

@@ -11,6 +11,7 @@ import trio.testing
 
 from mountfs.errors import Fault, FsError
 from mountfs.inline import WAITING, attempt, finish
+from mountfs.meta.ops.read import Opening
 from mountfs.meta.ops.setattr import SetAttr
 from mountfs.meta.ops.slices import Garbage
 from mountfs.meta.ops.volumes import CloseSlices
@@ -63,6 +64,30 @@ async def test_who_waits_for_a_flush_that_ends_before_he_does_goes_on(fs: Filesy
     with trio.fail_after(10):
         await finish(waiting)
     assert not handle.file.unwritten
+
+
+async def test_an_answer_that_is_older_than_a_flush_does_not_say_how_long_the_file_is(
+    fs: Filesystem,
+) -> None:
+    handle = await opened(fs)
+    await write(fs, handle, b"one")
+    await fs.fsync(handle)
+    read = fs._meta.read
+
+    async def overtaken(query: Any) -> Any:
+        answer = await read(query)
+        if isinstance(query, Opening):
+            await write(fs, handle, b"two", 3)
+            await fs.fsync(handle)
+        return answer
+
+    with mock.patch.object(fs._meta, "read", overtaken):
+        await fs._look_again(handle.file)
+    assert handle.file.size == 6
+    assert handle.file.is_stale
+    await fs._look_again(handle.file)
+    assert handle.file.size == 6
+    assert not handle.file.is_stale
 
 
 async def test_memory_stays_bounded_and_who_waits_goes_on_with_the_first_that_has_landed(
