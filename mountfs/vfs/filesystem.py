@@ -482,8 +482,7 @@ class Filesystem:
         if new:
             handle = self._open(ino, 0, flags)
             handle.file.charged = (parent, *owner_of(attributes))
-            if not self.trusts(attributes):
-                handle.file.touched += 1
+            self._learn_new(handle.file, attributes)
             return attributes, handle
         if not stat.S_ISREG(mode_of(attributes)):
             raise FsError(Fault.EXISTS)
@@ -497,7 +496,9 @@ class Filesystem:
         attributes = await self._propose_name(Tmpfile(parent, mode, umask, cred))
         ino = ino_of(attributes)
         self._orphans.add(ino)
-        return attributes, self._open(ino, 0, flags)
+        handle = self._open(ino, 0, flags)
+        self._learn_new(handle.file, attributes)
+        return attributes, handle
 
     def handle(self, number: int) -> Handle:
         """Raises BAD_HANDLE."""
@@ -512,7 +513,7 @@ class Filesystem:
         if handle.lost is not None:
             handle.require()
         if self.leases is not None:
-            if file.is_stale or not self.leases.covers(file.ino):
+            if not file.is_current(self.leases.lease(file.ino)):
                 await self._be_current(self.leases, file)
         elif file.is_stale:
             await self._look_again(file)
@@ -966,12 +967,24 @@ class Filesystem:
         file.acted += 1
         file.size = size_of(attributes)
         file.forget_layouts()
-        if not self.trusts(attributes):
+        if self.trusts(attributes):
+            self._is_news(file, file.ask(), attributes)
+        else:
             file.touched += 1
 
+    def _learn_new(self, file: File, attributes: Attributes) -> None:
+        """It was made just now."""
+        if not self.trusts(attributes):
+            file.touched += 1
+        elif self.leases is not None:
+            file.lease = self.leases.lease(file.ino)
+
     def _is_news(self, file: File, ask: Ask, attributes: Attributes) -> bool:
-        leased = self.leases is not None and self.trusts(attributes)
-        return file.is_news(ask, leased=leased)
+        leases = self.leases
+        lease = 0
+        if leases is not None and self.trusts(attributes):
+            lease = leases.lease(file.ino)
+        return file.is_news(ask, lease=lease)
 
     def _touched(self, items: Sequence[Item]) -> None:
         for item in items:
@@ -988,13 +1001,13 @@ class Filesystem:
         reads.
         """
         for attempt in range(LOOKS_MAX):
-            if not file.is_stale and leases.covers(file.ino):
+            if file.is_current(leases.lease(file.ino)):
                 return
             if attempt:
                 await leave()
                 await trio.sleep(KEEP_BACK_PAUSE_S)
             await self._look_again(file)
-        if not leases.covers(file.ino):
+        if not file.is_current(leases.lease(file.ino)):
             self.on_lost({file.ino})
 
     async def _ask_to_keep_back(self, leases: LeasedMeta, file: File) -> None:

@@ -27,8 +27,8 @@ class File:
     __slots__ = (
         "acted", "asks", "cached_readers", "charged", "content", "copies", "direct_writers",
         "dirty", "drop_privileges", "fence", "flight", "flushing", "forgotten", "handles",
-        "holders", "ino", "known_by", "known_since", "layouts", "mtime", "refused", "seen",
-        "settling", "size", "touched", "writers", "written",
+        "holders", "ino", "known_by", "known_since", "layouts", "lease", "mtime", "refused",
+        "seen", "settling", "size", "touched", "writers", "written",
     )  # fmt: skip
 
     def __init__(self, ino: Ino, size: int) -> None:
@@ -39,6 +39,8 @@ class File:
         """Counts how often it may have become something else than we know."""
         self.known_since = 0
         """What `touched` was when we asked for what we know."""
+        self.lease = 0
+        """Under which lease we know it.  Without one others may change it, and we are not told."""
         self.acted = 0
         """Counts our own commands that have changed its bytes, as they are answered: what was asked
         for before may not know of them.
@@ -92,23 +94,29 @@ class File:
         """Somebody else may have changed it since we looked."""
         return self.known_since != self.touched
 
+    def is_current(self, lease: int) -> bool:
+        """Whether what we know is so, until we are told.  `lease`: the one we have now, or 0."""
+        return not self.is_stale and 0 < self.lease == lease
+
     def ask(self) -> "Ask":
         """To be called before it is asked for."""
         self.asks += 1
         return Ask(self.asks, self.touched, self.acted)
 
-    def is_news(self, ask: "Ask", *, leased: bool) -> bool:
+    def is_news(self, ask: "Ask", *, lease: int) -> bool:
         """Whether an answer says more than what we know; if so, it is what we know now.
-        `leased`: it came with a lease, and nobody has touched the file since: no other answer knows
+        `lease`: it came with this one, and nobody has touched the file since: no other answer knows
         better.
         """
-        if leased:
+        if lease:
             self.known_by, self.known_since = self.asks, self.touched
+            self.lease = lease
         elif ask.acted != self.acted:  # it may be older than what we have done, but also know more
             self.touched += 1
             return False
         elif ask.number > self.known_by:
             self.known_by, self.known_since = ask.number, ask.touched
+            self.lease = 0
         else:
             return False
         return True

@@ -36,8 +36,11 @@ class Held(Protocol):
 
 class Known:
     def __init__(self) -> None:
-        self.held: dict[Ino, None] = {}
-        """Inodes on which we have a lease."""
+        self.held: dict[Ino, int] = {}
+        """Inodes on which we have a lease, and which one: another one after a while without has
+        another number.
+        """
+        self._leases = 0
         self.watcher: Held | None = None
         self._attributes: dict[Ino, Attributes] = {}
         self._names: dict[Ino, dict[bytes, Ino]] = {}
@@ -54,12 +57,13 @@ class Known:
 
     def hold(self, ino: Ino) -> None:
         if ino not in self.held:
-            self.held[ino] = None
+            self._leases += 1
+            self.held[ino] = self._leases
             if self.watcher is not None:
                 self.watcher.add(ino)
 
     def release(self, ino: Ino) -> None:
-        if self.held.pop(ino, ino) is None and self.watcher is not None:
+        if self.held.pop(ino, 0) and self.watcher is not None:
             self.watcher.discard(ino)
 
     # -- what is older than what we know

@@ -195,6 +195,10 @@ class LeasedMeta:
         """Whether what is known of it is so, until we are told."""
         return ino in self.known.held and self.is_valid
 
+    def lease(self, ino: Ino) -> int:
+        """The number of the lease that we have on it; 0: we have none."""
+        return self.known.held.get(ino, 0) if self.is_valid else 0
+
     def attributes(self, ino: Ino) -> Attributes | None:
         return self.known.attributes(ino) if self.is_valid else None
 

@@ -86,3 +86,18 @@ def test_everything_can_be_forgotten_and_what_was_asked_before_too() -> None:
     assert known.count == 0
     known.learn(attributes(FILE), asked)
     assert known.attributes(FILE) is None
+
+
+def test_a_lease_that_is_had_again_is_another_one() -> None:
+    known = Known()
+    known.hold(FILE)
+    first = known.held[FILE]
+    known.hold(FILE)
+    assert known.held[FILE] == first
+    known.recall([Item(FILE, (), True)])
+    known.hold(FILE)
+    assert known.held[FILE] != first
+    second = known.held[FILE]
+    known.forget()
+    known.hold(FILE)
+    assert known.held[FILE] not in (first, second)
