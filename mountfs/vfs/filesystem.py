@@ -102,6 +102,8 @@ SETTLE_S: Final = 2.0
 """Who has a lock and is interrupted before he is told of it is told all the same within that."""
 KEEP_BACK_PAUSE_S: Final = 0.01
 """Between two questions whether bytes may be kept back."""
+READS_MAX: Final = 4
+"""So often bytes are read again because others have been written meanwhile."""
 LOOKS_MAX: Final = 4
 """So often a file is asked for that others change as often."""
 ROOT_S: Final = 2.0
@@ -513,11 +515,17 @@ class Filesystem:
         if handle.lost is not None:
             handle.require()
         if self.leases is not None:
+            if file.taking and handle.reads_cached:
+                await self._taken(file)
             if not file.is_current(self.leases.lease(file.ino)):
                 await self._be_current(self.leases, file)
         elif file.is_stale:
             await self._look_again(file)
-        data = await self.reader.read(file, offset, size)
+        for _ in range(READS_MAX):  # the door keeps them, and they must not be older than a write
+            taken = file.taken
+            data = await self.reader.read(file, offset, size)
+            if file.taken == taken:
+                break
         noted = file.ino in self._atimes and self.access_time is not AccessTime.STRICT
         if not noted and not handle.flags & os.O_NOATIME:
             attributes = file.seen
@@ -582,18 +590,27 @@ class Filesystem:
             placed = file.size
             return placed if leases.keeps_back(ino) else None
 
-        while True:
-            if file.is_stale or not leases.keeps_back(ino):
-                await self._ask_to_keep_back(leases, file)
-            size_before = file.size
-            if handle.lost is not None:
-                handle.require()
-            file.written = True
-            taken = await self.writer.write(
-                file, offset, data, drop_privileges, end if appends else None
-            )
-            if taken is not None:
-                break
+        over: trio.Event | None = None
+        try:
+            while True:
+                if file.is_stale or not leases.keeps_back(ino):
+                    if over is None:
+                        over = trio.Event()
+                        file.taking.add(over)
+                    await self._ask_to_keep_back(leases, file)
+                size_before = file.size
+                if handle.lost is not None:
+                    handle.require()
+                file.written = True
+                taken = await self.writer.write(
+                    file, offset, data, drop_privileges, end if appends else None
+                )
+                if taken is not None:
+                    break
+        finally:
+            if over is not None:
+                file.taking.discard(over)
+                over.set()
         if file.unwritten:
             file.writers.add(handle)
             if not leases.keeps_back(ino):
@@ -611,6 +628,14 @@ class Filesystem:
                 if file.settling is settling:
                     file.settling = None
         return taken
+
+    async def _taken(self, file: File) -> None:
+        """Wait for those writes that the door has in its cache already: it may have lost them since
+        and ask for bytes to keep, and those must not be older.
+        """
+        await leave()
+        for over in list(file.taking):
+            await over.wait()
 
     async def _settled(self, ino: Ino) -> None:
         """Wait until the door may hear how long a file is."""

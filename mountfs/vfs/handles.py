@@ -28,7 +28,7 @@ class File:
         "acted", "asks", "cached_readers", "charged", "content", "copies", "direct_writers",
         "dirty", "drop_privileges", "fence", "flight", "flushing", "forgotten", "handles",
         "holders", "ino", "known_by", "known_since", "layouts", "lease", "mtime", "refused",
-        "seen", "settling", "size", "touched", "writers", "written",
+        "seen", "settling", "size", "taken", "taking", "touched", "writers", "written",
     )  # fmt: skip
 
     def __init__(self, ino: Ino, size: int) -> None:
@@ -66,6 +66,10 @@ class File:
         """Handles whose writes go past that cache."""
         self.settling: trio.Event | None = None
         """Set until the door has forgotten the end of the file as it was before an append."""
+        self.taking: set[trio.Event] = set()
+        """Writes that the door has in its cache already, and that we cannot take over yet."""
+        self.taken = 0
+        """Counts those that we have taken over."""
         self.fence = 0
         """Counts how often what was unwritten was lost: what was on its way then must not land."""
         self.written = False

@@ -54,6 +54,8 @@ class Known:
         self._floor = 0
         """Nothing that was asked before is believed."""
         self._touched: dict[Ino, int] = {}
+        self._changing: dict[Ino, int] = {}
+        """How many commands of our own that may change an inode are under way."""
 
     def hold(self, ino: Ino) -> None:
         if ino not in self.held:
@@ -71,8 +73,32 @@ class Known:
     def mark(self) -> int:
         return self._mark
 
-    def is_fresh(self, ino: Ino, mark: int) -> bool:
+    def is_untouched(self, ino: Ino, mark: int) -> bool:
+        """Nothing was heard of it since."""
         return mark >= self._floor and self._touched.get(ino, 0) <= mark
+
+    def is_fresh(self, ino: Ino, mark: int) -> bool:
+        """The same, and nothing will be heard that has happened by now.  Others are told of a
+        change when nobody believes the contrary any more, but to our own session answers tell of it
+        before it is answered itself, and we see answers in any order.
+        """
+        return ino not in self._changing and self.is_untouched(ino, mark)
+
+    def begin(self, inos: Iterable[Ino]) -> None:
+        """A command of our own is sent that may change these."""
+        changing = self._changing
+        for ino in inos:
+            changing[ino] = changing.get(ino, 0) + 1
+
+    def end(self, inos: Iterable[Ino]) -> None:
+        """It is answered, or nobody waits for it any more."""
+        changing = self._changing
+        for ino in inos:
+            left = changing[ino] - 1
+            if left:
+                changing[ino] = left
+            else:
+                del changing[ino]
 
     def touch(self, ino: Ino) -> None:
         """Answers about it that are under way are too old, and so are its attributes."""

@@ -23,6 +23,7 @@ from mountfs.vfs.known import NO_INO, Known
 
 _MAKES: Final = (Make, Mkdir, Symlink, Link)
 _KEEPS_COMPLETE: Final = (*_MAKES, Unlink, Rmdir)
+_INODES: Final = ("ino", "parent", "new_parent", "source", "target")
 _GIVES_BACK: Final = (Undelete, UndeleteIn)
 
 
@@ -126,14 +127,16 @@ def doubt(known: Known, command: Command[Any]) -> None:
     if None in children or isinstance(command, _GIVES_BACK):
         known.disbelieve()
         return
-    inos = [
-        getattr(command, field, None)
-        for field in ("ino", "parent", "new_parent", "source", "target")
-    ]
-    for ino in [*inos, *children]:
-        if isinstance(ino, int) and ino != NO_INO:
-            known.touch(Ino(ino))
-            known.forget_names(Ino(ino))
+    for ino in may_change(known, command):
+        known.touch(ino)
+        known.forget_names(ino)
+
+
+def may_change(known: Known, command: Command[Any]) -> list[Ino]:
+    """Inodes that a command may change, as far as that can be known before."""
+    found = [getattr(command, field, None) for field in _INODES]
+    found += [known.child(parent, name) for parent, name in _names_of(command)]
+    return [Ino(ino) for ino in found if isinstance(ino, int) and ino != NO_INO]
 
 
 def _names_of(command: Command[Any]) -> list[tuple[Ino, bytes]]:

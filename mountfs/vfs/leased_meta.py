@@ -31,7 +31,13 @@ from mountfs.meta.records import Attributes
 from mountfs.meta.retry import Backoff
 from mountfs.types import Ino
 from mountfs.vfs.known import NO_INO, Known
-from mountfs.vfs.learning import doubt, learn_answer, learn_changes, learn_refusal
+from mountfs.vfs.learning import (
+    doubt,
+    learn_answer,
+    learn_changes,
+    learn_refusal,
+    may_change,
+)
 from mountfs.wire.connection import Body, Disconnected
 from mountfs.wire.frames import Parts
 from mountfs.wire.stream import Client
@@ -160,18 +166,23 @@ class LeasedMeta:
         return answer  # type: ignore[no-any-return]
 
     async def propose(self, command: Command[R]) -> R:
-        mark = self.known.mark()
+        known = self.known
+        mark = known.mark()
         sent = self._clock()
+        changing = may_change(known, command)
+        known.begin(changing)
         try:
             answer, reply = await self.remote.propose_leased(command)
         except FsError as error:
             if error.fault is Fault.TIMED_OUT:  # nobody knows what it has done
                 await self.forget()
-            learn_refusal(self.known, command, error.fault)
+            learn_refusal(known, command, error.fault)
             raise
         except trio.Cancelled:
-            doubt(self.known, command)
+            doubt(known, command)
             raise
+        finally:
+            known.end(changing)
         made = learn_changes(self.known, command, answer, reply, mark)
         if made is not None:
             self._writes.add(made)
@@ -220,7 +231,7 @@ class LeasedMeta:
         self._renewed(flags, sent)
         if flags & Answer.GRANTED:
             self.known.learn(opened.attributes, mark)
-        if flags & Answer.WRITES and self.known.is_fresh(ino, mark):
+        if flags & Answer.WRITES and self.known.is_untouched(ino, mark):
             self._writes.add(ino)
         return opened
 

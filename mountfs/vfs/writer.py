@@ -126,6 +126,7 @@ class Writer:
                 return None
             offset = found
         dirty = file.dirty
+        file.taken += 1
         before = dirty.bytes
         keep = size >= KEEP_BYTES and isinstance(data.obj, bytearray)
         kept = dirty.write(offset, data, keep=keep)

@@ -101,3 +101,22 @@ def test_a_lease_that_is_had_again_is_another_one() -> None:
     known.forget()
     known.hold(FILE)
     assert known.held[FILE] not in (first, second)
+
+
+def test_answers_are_not_believed_while_a_command_of_ours_is_under_way() -> None:
+    known = Known()
+    known.begin([FILE, DIRECTORY])
+    known.begin([FILE])
+    known.learn(attributes(FILE), known.mark())
+    known.learn_name(DIRECTORY, b"name", FILE, known.mark())
+    assert known.attributes(FILE) is None
+    assert known.child(DIRECTORY, b"name") is None
+    assert known.is_untouched(FILE, known.mark())
+    known.end([FILE, DIRECTORY])
+    known.learn(attributes(FILE), known.mark())
+    known.learn_name(DIRECTORY, b"name", FILE, known.mark())
+    assert known.attributes(FILE) is None
+    assert known.child(DIRECTORY, b"name") == FILE
+    known.end([FILE])
+    known.learn(attributes(FILE), known.mark())
+    assert known.attributes(FILE) == attributes(FILE)

@@ -90,6 +90,24 @@ async def test_an_answer_that_is_older_than_a_flush_does_not_say_how_long_the_fi
     assert not handle.file.is_stale
 
 
+async def test_what_is_read_is_not_older_than_a_write_that_was_answered_meanwhile(
+    fs: Filesystem,
+) -> None:
+    handle = await opened(fs)
+    await write(fs, handle, b"old" * 50_000)
+    await fs.fsync(handle)
+    read = fs.reader._chunks.read
+
+    async def overtaken(*asked: Any) -> Any:
+        fs.reader._chunks.read = read  # type: ignore[method-assign]
+        data = bytes(await read(*asked))
+        await write(fs, handle, b"new")
+        return data
+
+    fs.reader._chunks.read = overtaken  # type: ignore[method-assign]
+    assert bytes(await fs.read(handle, 0, 6)) == b"newold"
+
+
 async def test_memory_stays_bounded_and_who_waits_goes_on_with_the_first_that_has_landed(
     fs: Filesystem, chunks: Any
 ) -> None:
