@@ -88,19 +88,19 @@ class Operations:
         attributes = await self._fs.make(
             Ino(request.nodeid), name, asked.mode, asked.umask, asked.rdev, _cred(request)
         )
-        return self._entry(request, name, attributes)
+        return self._made(request, name, attributes)
 
     async def mkdir(self, request: Request) -> Reply:
         asked, name = wire.parse_mkdir(request.body)
         attributes = await self._fs.mkdir(
             Ino(request.nodeid), name, asked.mode, asked.umask, _cred(request)
         )
-        return self._entry(request, name, attributes)
+        return self._made(request, name, attributes)
 
     async def symlink(self, request: Request) -> Reply:
         name, target = wire.parse_two_names(request.body)
         attributes = await self._fs.symlink(Ino(request.nodeid), name, target, _cred(request))
-        return self._entry(request, name, attributes)
+        return self._made(request, name, attributes)
 
     async def readlink(self, request: Request) -> Reply:
         return wire.reply(request.unique, await self._fs.readlink(Ino(request.nodeid)))
@@ -108,7 +108,7 @@ class Operations:
     async def link(self, request: Request) -> Reply:
         old, name = wire.parse_link(request.body)
         attributes = await self._fs.link(Ino(old), Ino(request.nodeid), name, _cred(request))
-        return self._entry(request, name, attributes)
+        return self._made(request, name, attributes)
 
     async def unlink(self, request: Request) -> Reply:
         name = wire.parse_name(request.body)
@@ -197,7 +197,9 @@ class Operations:
             drop_privileges=bool(valid & wire.FATTR_KILL_SUIDGID),
         )
         attributes = await self._fs.setattr(change)
-        return wire.reply(request.unique, self._of(attributes).attr + attributes)
+        # Who has asked takes them over when he is woken, also after he was to forget them.
+        timeouts = self._untrusted if self._leased else self._timeouts
+        return wire.reply(request.unique, timeouts.attr + attributes)
 
     async def statfs(self, request: Request) -> Reply:
         total, free, inodes, free_inodes = await self._fs.statfs(Ino(request.nodeid))
@@ -394,11 +396,17 @@ class Operations:
         generation = self._fs.generation(attributes)
         return wire.reply(request.unique, wire.entry_out(timeouts, attributes, ino, generation))
 
+    def _made(self, request: Request, name: bytes, attributes: Attributes) -> Reply:
+        ino = ino_of(attributes)
+        timeouts = self._of_new(request.nodeid, name, ino)
+        generation = self._fs.generation(attributes)
+        return wire.reply(request.unique, wire.entry_out(timeouts, attributes, ino, generation))
+
     def _created(
         self, request: Request, name: bytes, attributes: Attributes, handle: Handle
     ) -> Reply:
         ino = ino_of(attributes)
-        timeouts = self._of_name(request.nodeid, name, ino, attributes)
+        timeouts = self._of_new(request.nodeid, name, ino)
         entry = wire.entry_out(timeouts, attributes, ino)
         opened = wire.open_out(handle.number, self._open_flags(handle))
         return wire.reply(request.unique, entry + opened)
@@ -418,6 +426,15 @@ class Operations:
         named = self._fs.trusts_name(Ino(parent), name, child)
         if attributes is None or self._fs.trusts(attributes):
             return self._timeouts if named else self._untrusted_name
+        return self._untrusted_attributes if named else self._untrusted
+
+    def _of_new(self, parent: int, name: bytes, child: Ino) -> wire.Timeouts:
+        """The same of a name that was just made.  Whoever has asked takes the attributes over when
+        he is woken, and the kernel does not look whether it was to forget them meanwhile.
+        """
+        if not self._leased:
+            return self._timeouts
+        named = self._fs.trusts_name(Ino(parent), name, child)
         return self._untrusted_attributes if named else self._untrusted
 
     def _open_flags(self, handle: Handle) -> int:
