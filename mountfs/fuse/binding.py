@@ -92,6 +92,7 @@ class NativeBinding:
             timeouts=wire.Timeouts(
                 *options.timeouts(shared=filesystem.shared, leased=leases is not None)
             ),
+            coming=self._kernel_cache.coming,
             interrupt=lambda unique: self._channel.interrupt(unique),
             initialize=self._initialize,
         )

@@ -6,7 +6,7 @@ forgotten in a thread, and if that takes long all names of the mount at once, wh
 (`INC_EPOCH`).
 """
 
-import contextlib
+import errno
 import mmap
 import os
 import subprocess
@@ -20,11 +20,13 @@ from typing import Final, TypeVar
 import trio
 
 from mountfs.fuse import guardian, wire
+from mountfs.fuse.coming import Coming
 from mountfs.fuse.wire import NotifyCode
 from mountfs.meta.leases import Item
 from mountfs.types import Ino
 
 T = TypeVar("T")
+R = TypeVar("R")
 
 Holds = Callable[[Collection[Ino]], set[int]]
 """Requests that wait for our answer, and may hold something of these inodes."""
@@ -42,6 +44,9 @@ CAME_S: Final = 5.0
 LOOKS_MAX: Final = 50
 APPENDED_S: Final = 1.0
 """Nobody who reads or writes waits for an append."""
+COMING_S: Final = 0.002
+"""An inode that the kernel does not know yet is tried again so soon."""
+COMING_MAX: Final = 500
 THREADS_MAX: Final = 16
 SLOTS: Final = 1 << 19
 """Inodes that the guardian can know of: more than a session can have leases on."""
@@ -56,20 +61,22 @@ class KernelCache:
         """Whether the kernel knows INC_EPOCH.  If not, it must not be told that it may believe
         names.
         """
+        self.coming = Coming()
         self._limiter = trio.CapacityLimiter(THREADS_MAX)
         self.epochs = 0
 
     async def recall(self, items: Sequence[Item]) -> None:
         """Returns when the kernel has forgotten it."""
         names = [(item.ino, name) for item in items for name in item.names if not item.is_whole]
-        for item in items:  # that never waits
-            self._notify(wire.notify_inval_inode(item.ino, -1))
+        late = self._forget_attributes([item.ino for item in items])  # that never waits
         inos = [item.ino for item in items if not item.is_own]
         if any(item.is_whole for item in items):
             self._forget_all_names()
         async with trio.open_nursery() as nursery:
             if names:
                 nursery.start_soon(self._forget_names, names)
+            if late:
+                nursery.start_soon(self._forget_late, late)
             if inos:
                 await self._forget_bytes(inos)
 
@@ -89,8 +96,10 @@ class KernelCache:
         """All names, and these inodes."""
         self._forget_all_names()
         if inos:
-            await self._in_thread(self._forget_attributes, inos)
+            late = await self._in_thread(self._forget_attributes, inos)
             await self._forget_bytes(inos)
+            if late:
+                await self._forget_late(late)
 
     async def _forget_names(self, names: Sequence[tuple[Ino, bytes]]) -> None:
         parents = {parent for parent, _ in names}
@@ -122,8 +131,10 @@ class KernelCache:
             nursery.cancel_scope.cancel()
         return is_done
 
-    async def _in_thread(self, work: Callable[[T], None], what: T) -> None:
-        await trio.to_thread.run_sync(work, what, limiter=self._limiter, abandon_on_cancel=True)
+    async def _in_thread(self, work: Callable[[T], R], what: T) -> R:
+        return await trio.to_thread.run_sync(
+            work, what, limiter=self._limiter, abandon_on_cancel=True
+        )
 
     def _forget_each(self, names: Sequence[tuple[Ino, bytes]]) -> None:
         for parent, name in names:
@@ -154,9 +165,18 @@ class KernelCache:
             await self._in_thread(lengthen, ino)
         in_time.clear()
 
-    def _forget_attributes(self, inos: Sequence[Ino]) -> None:
-        for ino in inos:
-            self._notify(wire.notify_inval_inode(ino, -1))
+    def _forget_attributes(self, inos: Sequence[Ino]) -> list[Ino]:
+        """Returns those that the kernel does not know yet."""
+        coming = self.coming
+        unknown = [ino for ino in inos if not self._notify(wire.notify_inval_inode(ino, -1))]
+        return [ino for ino in unknown if ino in coming]
+
+    async def _forget_late(self, inos: list[Ino]) -> None:
+        for _ in range(COMING_MAX):
+            await trio.sleep(COMING_S)
+            inos = self._forget_attributes(inos)
+            if not inos:
+                return
 
     def _forget_bytes_of(self, inos: Sequence[Ino]) -> None:
         for ino in inos:
@@ -167,9 +187,13 @@ class KernelCache:
             self.epochs += 1
             self._notify(wire.notify(NotifyCode.INC_EPOCH))
 
-    def _notify(self, notification: bytes) -> None:
-        with contextlib.suppress(OSError):  # it does not know it, or is unmounted
+    def _notify(self, notification: bytes) -> bool:
+        """Whether the kernel knows what it is about."""
+        try:
             os.write(self._fd, notification)
+        except OSError as error:  # it does not know it, or is unmounted
+            return error.errno != errno.ENOENT
+        return True
 
 
 class Guarded:

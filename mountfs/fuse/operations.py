@@ -9,6 +9,7 @@ from collections.abc import Callable
 
 from mountfs.errors import Fault, FsError
 from mountfs.fuse import wire
+from mountfs.fuse.coming import Coming
 from mountfs.fuse.device import Handler, Reply, Request
 from mountfs.fuse.wire import Opcode
 from mountfs.meta.locks import EOF, FLOCK, POSIX, Lock
@@ -32,11 +33,13 @@ class Operations:
         filesystem: Filesystem,
         *,
         timeouts: wire.Timeouts,
+        coming: Coming,
         interrupt: Callable[[int], None],
         initialize: Callable[[Request], Reply],
     ) -> None:
         self._fs = filesystem
         self._leased = filesystem.leases is not None
+        self._coming = coming
         self.maps_direct = True
         """Whether the kernel maps files that are read past its cache."""
         self.trust(timeouts)
@@ -76,11 +79,15 @@ class Operations:
         return self._entry(request, name, attributes)
 
     async def forget(self, request: Request) -> Reply:
-        await self._fs.forget([Ino(request.nodeid)])
+        inos = [Ino(request.nodeid)]
+        self._coming.discard(inos)
+        await self._fs.forget(inos)
         return None
 
     async def batch_forget(self, request: Request) -> Reply:
-        await self._fs.forget([Ino(nodeid) for nodeid, _ in wire.parse_batch_forget(request.body)])
+        inos = [Ino(nodeid) for nodeid, _ in wire.parse_batch_forget(request.body)]
+        self._coming.discard(inos)
+        await self._fs.forget(inos)
         return None
 
     async def mknod(self, request: Request) -> Reply:
@@ -425,6 +432,8 @@ class Operations:
             return self._timeouts
         named = self._fs.trusts_name(Ino(parent), name, child)
         if attributes is None or self._fs.trusts(attributes):
+            if child != NO_INO:
+                self._coming.add(child)
             return self._timeouts if named else self._untrusted_name
         return self._untrusted_attributes if named else self._untrusted
 
