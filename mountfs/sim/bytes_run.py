@@ -146,6 +146,9 @@ class BytesRun(FileRun):
     def _calm(self) -> None:
         super()._calm()
         self.bytes_faults.make_well()
+        for mount in self.mounts:
+            assert isinstance(mount, BytesMount)
+            mount.dawdles = False
         for meta in self.metas.values():
             assert meta.leading is not None
             meta.leading.hurry()
