@@ -188,7 +188,7 @@ class Files:
                 stored = await self._chunks.write(slice_id, [data])
                 written.append((slice_id, stored.volume, len(data)))
                 runs.append(ops.Run(offset, len(data), stored.crc, slice_id, stored.volume))
-            if written and written[-1][0] % DAWDLES == 0:
+            if self._mount.dawdles and written and written[-1][0] % DAWDLES == 0:
                 await self._tasks.sleep(2 * self._times.grace_us)
             await self._meta.propose(ops.Write(ino, tuple(runs), self._world.now, False))
         except FsError:
@@ -237,6 +237,8 @@ class BytesMount(Mount):
         self._tasks = Tasks(world, self._awake)
         self._files: tuple[Session, Files] | None = None
         self._commands = number * COMMANDS
+        self.dawdles = True
+        """Until all is calm: such a write is begun again, and may dawdle as often as it is."""
         self.doing: dict[int, Doing] = {}
         """What is not answered yet, by its number."""
 

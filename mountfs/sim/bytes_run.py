@@ -146,6 +146,9 @@ class BytesRun(FileRun):
     def _calm(self) -> None:
         super()._calm()
         self.bytes_faults.make_well()
+        for mount in self.mounts:
+            assert isinstance(mount, BytesMount)
+            mount.dawdles = False
         for meta in self.metas.values():
             assert meta.leading is not None
             meta.leading.hurry()
@@ -153,7 +156,8 @@ class BytesRun(FileRun):
     def _wait_for_calm(self) -> None:
         super()._wait_for_calm()
         world, why = self.world, "nobody has looked"
-        while why and world.now < self._ends + CALM_MAX:
+        # What the leader does of itself may just be on its way to the others.
+        while (why or self._behind()) and world.now < self._ends + CALM_MAX:
             world.run(world.now + LOOK_US)
             why = self.ledger.why_not_well(self.keepers, self.hosts)
         self.ledger.require_readable()

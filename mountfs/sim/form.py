@@ -11,6 +11,7 @@ from mountfs.sim.cluster import Cluster
 from mountfs.sim.faults import Fault, Faults, Plan
 from mountfs.sim.machine import Machine
 from mountfs.sim.operator import Operator
+from mountfs.sim.server import Server
 from mountfs.sim.store import Store
 from mountfs.sim.world import MS, S, World
 
@@ -160,13 +161,23 @@ class Run:
         leader = self.cluster.leader()
         if leader is None:
             raise Broken("progress", "nobody leads at the end")
-        for node in sorted(leader.raft.log.membership.everyone):
-            server = self.cluster.servers[node]
-            if server.lost:
-                continue
+        if behind := self._behind():
+            raise Broken("progress", behind)
+        for server in self._group(leader):
+            self.cluster.checks.same_state(server.node, server.machine)
+
+    def _group(self, leader: Server) -> list[Server]:
+        """Those that should have all that the leader has."""
+        members = sorted(leader.raft.log.membership.everyone)
+        servers = [self.cluster.servers[node] for node in members]
+        return [server for server in servers if not server.lost]
+
+    def _behind(self) -> str:
+        """Who has not applied what the leader has, in words."""
+        leader = self.cluster.leader()
+        if leader is None:
+            return ""
+        for server in self._group(leader):
             if server.machine.applied != leader.machine.applied:
-                raise Broken(
-                    "progress",
-                    f"{node} is at {server.machine.applied}, not {leader.machine.applied}",
-                )
-            self.cluster.checks.same_state(node, server.machine)
+                return f"{server.node} is at {server.machine.applied}, not {leader.machine.applied}"
+        return ""
