@@ -88,22 +88,24 @@ class FileRun(Run):
         self.promises = Promises()
         is_leased = self.kind == "leases"
         files = random.choice((1, 3)) if is_leased else 3
-        formatted = Formatted(self.voters, random.choice((1, 1, 2, 3)), files)
+        bursts = is_leased and random.random() < 0.6
+        directories = 1 if bursts else random.choice((1, 1, 2, 3))
+        formatted = Formatted(self.voters, directories, files)
         weights = {"names": 4, "files": 3, "locks": 2, "wild": random.choice((0, 3, 6))}
         if is_leased:
             wild = random.choice((0, 0, 2))
             weights = {"looks": 14, "names": 3, "files": 2, "modes": 3, "wild": wild}
-            if random.random() < 0.5:  # changes meet more often
-                weights = {"looks": 8, "names": 4, "opens": 4, "modes": 4}
+            if bursts:  # changes meet
+                weights = {"looks": 2, "names": 5, "opens": 5, "modes": 5}
         self.work = Work(formatted, random.choice((2, 4)), weights)
         self.metas: dict[NodeId, MetaServer] = {}
         self.doors = Doors(self.world, self.metas)
         self.doors.breaking = random.choice((0.0, 0.0, 0.02, 0.1))
         self.doors.straggling = random.choice((0.0, 0.01))
         self._ttl_ms = random.choice((1_000, 3_000))
-        self._held_max = random.choice((2, 4, 1_000, 1_000)) if is_leased else 0
+        self._held_max = random.choice((2, 4, 1_000)) if is_leased else 0
         self._leases_ms = random.choice((1_000, 2_500)) if is_leased else 0
-        self._is_tepid = is_leased and random.random() < 0.6
+        self._is_tepid = bursts or (is_leased and random.random() < 0.3)
         checks = self.cluster.checks
         checks.violations = violations_of
         hard = HardState(Term(1), NodeId(0), formatted.head.index)
@@ -119,7 +121,7 @@ class FileRun(Run):
             form(
                 self.world, self.doors, self.promises, number, list(self.voters), self.work,
                 programs=random.choice((1, 2, 3)),
-                pause_ms=random.choice((40, 100) if is_leased else (60, 150)),
+                pause_ms=random.choice((20, 60) if is_leased else (60, 150)),
                 stays_ms=random.choice(stays), ends=self._ends + CALM // 2,
                 answered=self.faults.answered, opened=self.faults.opened,
             )
@@ -127,14 +129,15 @@ class FileRun(Run):
         ]  # fmt: skip
         for mount in self.mounts:
             if isinstance(mount, LeasedMount):
-                mount.late_us = random.choice((1, 20, 300)) * MS
-                mount.slow_us = random.choice((1, 1, 100)) * MS
+                mount.late_us = random.choice((1, 100, 300)) * MS
+                mount.slow_us = random.choice((1, 100, 300)) * MS
+                mount.bursts = bursts
                 mount.look_us = random.choice((20, 100)) * MS
                 mount.deaf = random.choice((0.0, 0.0, 0.1))
         if self._is_quiet:
             self.doors.breaking = self.doors.straggling = self.faults.power_losses = 0.0
         if is_leased:
-            self.doors.losing = random.choice((0.0, 0.05))
+            self.doors.losing = random.choice((0.0, 0.05, 0.2))
             self.doors.stalling = random.choice((0.0, 0.02, 0.1))
 
     def _came(self, server: Server) -> None:

@@ -35,6 +35,8 @@ RENEWS_PER_TTL = 4
 MARGIN = 0.1
 """As the real one: clocks do not run alike."""
 PATIENCE_US = 2 * S
+BURST_US = 300 * MS
+"""Of each second."""
 _changed = msgspec.msgpack.Decoder(Changed).decode
 
 
@@ -46,6 +48,8 @@ class LeasedMount(Mount):
     """About how long it takes then until it says so: the kernel forgets after us."""
     look_us = 100 * MS
     """Between looks at what is known."""
+    bursts = False
+    """All mounts change things at the same time, and in between they learn what there is."""
     deaf = 0.0
     """How often it never answers a recall."""
 
@@ -233,8 +237,11 @@ class LeasedMount(Mount):
     # -- programs
 
     def _begin_next(self, session: Session) -> None:
-        op = self._work.next(self._random, f"m{self.number}", session.number)
         now = self._world.now
+        if self.bursts and now % S > BURST_US:
+            op = self._work.looks(self._random, f"m{self.number}")
+        else:
+            op = self._work.next(self._random, f"m{self.number}", session.number)
         for call in op.calls:
             call.called = now
         number = self._work.begun(op)
