@@ -56,7 +56,7 @@ Push = Callable[[Link, tuple[Item, ...], Callable[[], None]], None]
 
 
 class Tepid(Leases):
-    """To which no directory is hot, so that all meet in it: what leases promise holds there, too."""
+    """To which no directory is hot: all meet in it, and what leases promise holds there, too."""
 
     def _warm(self, ino: Ino, now: float) -> bool:
         return False
@@ -315,6 +315,7 @@ class Leasing:
                 raise Broken("leases are bounded", f"{node}: session {session} has {count}")
 
     def _check_granted(self, session: int) -> None:
+        """Who has more leases than he may have is being asked for some."""
         leases = self.desk.leases
         count = leases.told().get(session, 0)
         if count > self._held_max and not any(
