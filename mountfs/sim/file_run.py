@@ -33,6 +33,9 @@ class FileRun(Run):
     _held_max = 0
     """Leases that a session may have; 0: there are none."""
     _leases_ms = 0
+    _is_tepid = False
+    _is_quiet = False
+    """Servers go on, and connections: what mounts believe lasts."""
 
     def _plan(self, random: Random) -> Plan:
         faults = self.faults
@@ -48,6 +51,12 @@ class FileRun(Run):
             case "leases":
                 leaders = [faults.crash_leader, faults.cut_off_leader, faults.pause_leader]
                 kinds = [*mounts, self._cut_off_mount, *random.sample(leaders, 2), heal]
+                self._is_quiet = random.random() < 0.5
+                if self._is_quiet:
+                    kinds = [*mounts, self._cut_off_mount, self._unheard, self._unheard]
+                    return Plan(
+                        [*kinds, self._evict], 2 * pause_us, AppendReply, faults.crash_briefly, 0.0
+                    )
                 likely = random.choice((0.0, 0.02))
                 return Plan(
                     [*kinds, self._evict, self._lead_unheard, self._lead_unheard],
@@ -77,19 +86,26 @@ class FileRun(Run):
     def _build(self) -> None:
         random = self.random
         self.promises = Promises()
-        formatted = Formatted(self.voters, random.choice((1, 1, 2, 3)), 3)
-        weights = {"names": 4, "files": 3, "locks": 2, "wild": random.choice((0, 3, 6))}
         is_leased = self.kind == "leases"
+        files = random.choice((1, 3)) if is_leased else 3
+        bursts = is_leased and random.random() < 0.6
+        directories = 1 if bursts else random.choice((1, 1, 2, 3))
+        formatted = Formatted(self.voters, directories, files)
+        weights = {"names": 4, "files": 3, "locks": 2, "wild": random.choice((0, 3, 6))}
         if is_leased:
-            weights = {"looks": 14, "names": 3, "files": 2, "wild": random.choice((0, 0, 2))}
+            wild = random.choice((0, 0, 2))
+            weights = {"looks": 14, "names": 3, "files": 2, "modes": 3, "wild": wild}
+            if bursts:  # changes meet
+                weights = {"looks": 2, "names": 5, "opens": 5, "modes": 5}
         self.work = Work(formatted, random.choice((2, 4)), weights)
         self.metas: dict[NodeId, MetaServer] = {}
         self.doors = Doors(self.world, self.metas)
         self.doors.breaking = random.choice((0.0, 0.0, 0.02, 0.1))
         self.doors.straggling = random.choice((0.0, 0.01))
         self._ttl_ms = random.choice((1_000, 3_000))
-        self._held_max = random.choice((4, 1_000)) if is_leased else 0
+        self._held_max = random.choice((2, 4, 1_000)) if is_leased else 0
         self._leases_ms = random.choice((1_000, 2_500)) if is_leased else 0
+        self._is_tepid = bursts or (is_leased and random.random() < 0.3)
         checks = self.cluster.checks
         checks.violations = violations_of
         hard = HardState(Term(1), NodeId(0), formatted.head.index)
@@ -105,7 +121,7 @@ class FileRun(Run):
             form(
                 self.world, self.doors, self.promises, number, list(self.voters), self.work,
                 programs=random.choice((1, 2, 3)),
-                pause_ms=random.choice((40, 100) if is_leased else (60, 150)),
+                pause_ms=random.choice((20, 60) if is_leased else (60, 150)),
                 stays_ms=random.choice(stays), ends=self._ends + CALM // 2,
                 answered=self.faults.answered, opened=self.faults.opened,
             )
@@ -113,10 +129,15 @@ class FileRun(Run):
         ]  # fmt: skip
         for mount in self.mounts:
             if isinstance(mount, LeasedMount):
-                mount.late_us = random.choice((1, 20, 300)) * MS
+                mount.late_us = random.choice((1, 100, 300)) * MS
+                mount.slow_us = random.choice((1, 100, 300)) * MS
+                mount.bursts = bursts
+                mount.look_us = random.choice((20, 100)) * MS
                 mount.deaf = random.choice((0.0, 0.0, 0.1))
+        if self._is_quiet:
+            self.doors.breaking = self.doors.straggling = self.faults.power_losses = 0.0
         if is_leased:
-            self.doors.losing = random.choice((0.0, 0.05))
+            self.doors.losing = random.choice((0.0, 0.05, 0.2))
             self.doors.stalling = random.choice((0.0, 0.02, 0.1))
 
     def _came(self, server: Server) -> None:
@@ -126,7 +147,10 @@ class FileRun(Run):
         self.metas[server.node] = meta
         if self._held_max:
             leases_ms = min(self._ttl_ms, self._leases_ms)
-            meta.leasing = Leasing(self.world, meta, self.doors.push, leases_ms, self._held_max)
+            meta.leasing = Leasing(
+                self.world, meta, self.doors.push, leases_ms, self._held_max,
+                is_tepid=self._is_tepid,
+            )  # fmt: skip
 
     def _load(self, node: NodeId, store: Store) -> Machine:
         promises, world = self.promises, self.world
@@ -157,7 +181,7 @@ class FileRun(Run):
         self.doors.stalling = 0.0
         for mount in self.mounts:
             if isinstance(mount, LeasedMount):
-                mount.deaf, mount.late_us = 0.0, 1 * MS
+                mount.deaf, mount.late_us, mount.slow_us = 0.0, 1 * MS, 1 * MS
 
     # -- faults of their own
 
@@ -174,6 +198,11 @@ class FileRun(Run):
         self._cut_off(mount)
         act = random.choice((self.faults.transfer, self.faults.transfer, self.faults.crash_leader))
         return f"mount {mount.number} reaches nobody for 2 s; {act(random)}"
+
+    def _unheard(self, random: Random) -> str:
+        mount = random.choice(self.mounts)
+        self._cut_off(mount)
+        return f"mount {mount.number} reaches nobody for 2 s"
 
     def _cut_off(self, mount: Mount) -> None:
         pairs = {(mount.number, node) for node in self.cluster.servers}

@@ -35,7 +35,8 @@ RENEWS_PER_TTL = 4
 MARGIN = 0.1
 """As the real one: clocks do not run alike."""
 PATIENCE_US = 2 * S
-LOOK_US = 100 * MS
+BURST_US = 300 * MS
+"""Of each second."""
 _changed = msgspec.msgpack.Decoder(Changed).decode
 
 
@@ -43,6 +44,12 @@ class LeasedMount(Mount):
     """`late_us`: about how long it takes until what is recalled is forgotten."""
 
     late_us = 1 * MS
+    slow_us = 1 * MS
+    """About how long it takes then until it says so: the kernel forgets after us."""
+    look_us = 100 * MS
+    """Between looks at what is known."""
+    bursts = False
+    """All mounts change things at the same time, and in between they learn what there is."""
     deaf = 0.0
     """How often it never answers a recall."""
 
@@ -51,7 +58,7 @@ class LeasedMount(Mount):
         self.known = Known()
         self.valid_until = 0.0
         """By our own clock."""
-        self.clock_rate = 1 + self._random.uniform(-0.02, 0.02)
+        self.clock_rate = 1 + self._random.uniform(-0.04, 0.02)
         self._link: Link | None = None
         self._ttl_us = 0
         self._round = 0
@@ -70,7 +77,7 @@ class LeasedMount(Mount):
 
     def _look_again(self, session: Session) -> None:
         """A program that looks only at what is known here, also when nobody answers."""
-        pause = int(self._random.expovariate(1 / LOOK_US))
+        pause = int(self._random.expovariate(1 / self.look_us))
         self._world.after(pause, lambda: self._awake(lambda: self._look(session)))
 
     def _look(self, session: Session) -> None:
@@ -206,11 +213,12 @@ class LeasedMount(Mount):
         if self._random.random() < self.deaf:
             return
         late = int(self._random.expovariate(1 / self.late_us))
+        slow = int(self._random.expovariate(1 / self.slow_us))
 
         def forget() -> None:
             if link is self._link:
                 self.known.recall(items)
-            done()
+            self._world.after(slow, lambda: self._awake(done))
 
         self._world.after(late, lambda: self._awake(forget))
 
@@ -229,8 +237,11 @@ class LeasedMount(Mount):
     # -- programs
 
     def _begin_next(self, session: Session) -> None:
-        op = self._work.next(self._random, f"m{self.number}", session.number)
         now = self._world.now
+        if self.bursts and now % S > BURST_US:
+            op = self._work.looks(self._random, f"m{self.number}")
+        else:
+            op = self._work.next(self._random, f"m{self.number}", session.number)
         for call in op.calls:
             call.called = now
         number = self._work.begun(op)

@@ -10,7 +10,7 @@ import msgspec
 from mountfs.errors import Fault, FsError
 from mountfs.meta.asked import Asked
 from mountfs.meta.lease_desk import LeaseDesk, tell
-from mountfs.meta.leases import Item, Recall, Wait
+from mountfs.meta.leases import Item, Leases, Recall, Wait
 from mountfs.meta.ops.reap import Orphans
 from mountfs.meta.ops.session import EndSession
 from mountfs.meta.protocol import Answer, Begin, Changed, Hold, Propose, Read, encode
@@ -55,9 +55,23 @@ class Asking:
 Push = Callable[[Link, tuple[Item, ...], Callable[[], None]], None]
 
 
+class Tepid(Leases):
+    """To which no directory is hot: all meet in it, and what leases promise holds there, too."""
+
+    def _warm(self, ino: Ino, now: float) -> bool:
+        return False
+
+
 class Leasing:
     def __init__(
-        self, world: World, meta: "MetaServer", push: Push, ttl_ms: int, held_max: int
+        self,
+        world: World,
+        meta: "MetaServer",
+        push: Push,
+        ttl_ms: int,
+        held_max: int,
+        *,
+        is_tepid: bool,
     ) -> None:
         self._world = world
         self._meta = meta
@@ -65,6 +79,7 @@ class Leasing:
         self._push = push
         self._ttl_ms = ttl_ms
         self._held_max = held_max
+        self._is_tepid = is_tepid
         self._life = 0
         self._pumps = False
         self._looks: dict[int, int] = {}
@@ -78,6 +93,8 @@ class Leasing:
         """Leases are in no log: who starts knows of none."""
         self._life = self._server.life
         self.desk = LeaseDesk(self._server.clock, self._ttl_ms, self._held_max)
+        if self._is_tepid:
+            self.desk.leases = Tepid(self._ttl_ms, self._held_max)
         self.desk.on_more = self._more
 
     def fresh(self) -> None:
@@ -155,7 +172,10 @@ class Leasing:
             elif link is None:
                 answer(found if isinstance(found, FsError) else encode(found))
             else:
-                answer(_leased(desk.answer(asked.session, link, seen), found))
+                flags = desk.answer(asked.session, link, seen)
+                if flags & Answer.GRANTED:
+                    self._check_granted(asked.session)
+                answer(_leased(flags, found))
 
         again()
 
@@ -293,6 +313,18 @@ class Leasing:
         for session, count in leases.told().items():
             if count > 2 * self._held_max + SLACK:
                 raise Broken("leases are bounded", f"{node}: session {session} has {count}")
+
+    def _check_granted(self, session: int) -> None:
+        """Who has more leases than he may have is being asked for some."""
+        leases = self.desk.leases
+        count = leases.told().get(session, 0)
+        if count > self._held_max and not any(
+            session in wait.left and not wait.holds_back for wait in leases.waits().values()
+        ):
+            raise Broken(
+                "leases are bounded",
+                f"{self._server.node}: session {session} has {count}, and none is recalled",
+            )
 
 
 def _over(wait: Wait, then: Callable[[], None]) -> None:

@@ -85,6 +85,13 @@ class Work:
             op = self.looks(random, who)
         elif kind == "files":
             op = self._on_files(random, who)
+        elif kind == "opens":
+            place = self._place(random)
+            opened = Make(*place, 0o100644, 0, 0, False, SUPERUSER)
+            call = Call(who, ("open", place), 0)
+            op = Op(opened, [call], lambda reply: (ino_of(reply[0]), reply[1]), "names")
+        elif kind == "modes":
+            op = self._on_modes(random, who)
         elif kind == "locks":
             op = self._on_locks(random, who, session)
         else:
@@ -199,6 +206,13 @@ class Work:
         flags, kind = random.choice(((0, "set"), (CREATE, "create"), (REPLACE, "replace")))
         asks = SetXattr(ino, _XATTR, data, flags, False, SUPERUSER)
         return op("xattr", asks, _ok, kind, data)
+
+    def _on_modes(self, random: Random, who: str) -> Op:
+        ino = random.choice(self._files)
+        self._written += 1
+        mode = self._written % 0o1000
+        changed = SetAttr(ino=ino, cred=SUPERUSER, mode=mode)
+        return Op(changed, [Call(who, ("write", mode), 0)], _ok, ("mode", ino))
 
     # -- locks
 

@@ -75,6 +75,46 @@ def renews_the_leases_of_who_does_not_answer(patch: Patch) -> None:
     patch.setattr(Leases, "hear", hear)
 
 
+def grants_what_is_being_recalled(patch: Patch) -> None:
+    """The recall is older than the lease, and its answer ends it."""
+    patch.setattr(Leases, "_may_have", lambda self, seen, now: True)
+
+
+def grants_with_the_answer_and_not_when_it_looked(patch: Patch) -> None:
+    """What is changed until the answer is sent is recalled from nobody."""
+    applied, when_over, hold = LeaseDesk.applied, LeaseDesk.when_over, Leases._hold
+    late: list[Any] = []
+
+    def looked(self: Any, asked: Any, seen: Any, committed: Any) -> None:
+        late.clear()
+        with pytest.MonkeyPatch.context() as at_once:
+            at_once.setattr(Leases, "_hold", lambda _, *what: late.append(what))
+            applied(self, asked, seen, committed)
+
+    def over(self: Any, waits: Any, then: Any) -> None:
+        granted = late[:]
+        late.clear()
+
+        def answered() -> None:
+            for session, holder, ino in granted:
+                if self.leases._holders.get(session) is holder and ino not in holder.inos:
+                    hold(self.leases, session, holder, ino)
+            then()
+
+        when_over(self, waits, answered)
+
+    patch.setattr(LeaseDesk, "applied", looked)
+    patch.setattr(LeaseDesk, "when_over", over)
+
+
+def ends_a_session_that_has_leases(patch: Patch) -> None:
+    patch.setattr(Leases, "let_go", lambda self, session, now: None)
+
+
+def bounds_nothing(patch: Patch) -> None:
+    patch.setattr(Leases, "_recall_oldest", lambda self, session, holder: None)
+
+
 LINEAR = "linearizability"
 
 MUTATIONS: list[tuple[Callable[[Patch], None], str]] = [
@@ -88,6 +128,10 @@ MUTATIONS: list[tuple[Callable[[Patch], None], str]] = [
     (takes_leases_for_over_too_early, LINEAR),
     (believes_longer_than_leases_are_good, LINEAR),
     (renews_the_leases_of_who_does_not_answer, "recalls end"),
+    (grants_what_is_being_recalled, LINEAR),
+    (grants_with_the_answer_and_not_when_it_looked, LINEAR),
+    (ends_a_session_that_has_leases, LINEAR),
+    (bounds_nothing, "leases are bounded"),
 ]
 """What is broken, and which check finds it."""
 SEEDS = 60
