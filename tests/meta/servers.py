@@ -70,12 +70,14 @@ class Proxy:
                 if not self.target:
                     return
                 server = await trio.open_tcp_stream("127.0.0.1", self.target)
-                hello = await client.receive_some(4096)
-                await server.send_all(hello)
-                answers = ABOUT.encode() in hello  # it is not another server
-                async with client, server, trio.open_nursery() as nursery:
-                    nursery.start_soon(self._pass_on, client, server, False, nursery.cancel_scope)
-                    nursery.start_soon(self._pass_on, server, client, answers, nursery.cancel_scope)
+                async with client, server:
+                    hello = await client.receive_some(4096)
+                    await server.send_all(hello)
+                    answers = ABOUT.encode() in hello  # it is not another server
+                    async with trio.open_nursery() as nursery:
+                        both = nursery.cancel_scope
+                        nursery.start_soon(self._pass_on, client, server, False, both)
+                        nursery.start_soon(self._pass_on, server, client, answers, both)
             except* (OSError, trio.BrokenResourceError):
                 pass
             finally:
