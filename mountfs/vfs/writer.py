@@ -161,6 +161,7 @@ class Writer:
         new = Dirty()
         new.write(offset, data)
         file.flushing, file.flight = True, new.take()  # no await since we looked
+        file.taken += 1
         self.dirty_bytes += len(data)
         file.mtime = self._meta.now()
         drop_privileges, file.drop_privileges = drop_privileges | file.drop_privileges, False
