@@ -1,6 +1,8 @@
 """The command as a whole: help that teaches, exit statuses, one sentence for an error."""
 
 import re
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -10,22 +12,29 @@ from mountfs import __version__
 from mountfs.cli.main import COMMANDS
 
 Run = Callable[..., tuple[int, str, str]]
-NAMES = [module.__name__.rpartition(".")[2] for module in COMMANDS]
 
 
 def test_help_names_every_command(run: Run) -> None:
     status, out, _ = run("--help")
     assert status == 0
-    for name in NAMES:
+    for name in COMMANDS:
         assert re.search(rf"^\s+{name}\s+\S", out, re.MULTILINE), name
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", COMMANDS)
 def test_the_help_of_each_command_has_examples_and_exit_statuses(run: Run, name: str) -> None:
     status, out, _ = run(name, "--help")
     assert status == 0
     assert f"\n  mountfs {name}" in out
     assert "exit status" in out
+
+
+def test_a_command_does_not_wait_for_what_others_need() -> None:
+    code = (
+        "import sys; from mountfs.cli.main import parser; parser(['status']); "
+        "sys.exit('mountfs.cli.sim' in sys.modules or 'mountfs.cli.status' not in sys.modules)"
+    )
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
 def test_version(run: Run) -> None:

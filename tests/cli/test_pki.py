@@ -427,5 +427,8 @@ def test_the_help_of_each_action_has_examples_and_exit_statuses(run: Run, action
 
 
 def test_other_commands_do_not_pay_for_certificates() -> None:
-    code = "import sys, mountfs.cli.main; sys.exit('cryptography' in sys.modules)"
+    code = (
+        "import sys; from mountfs.cli.main import parser; parser(); "
+        "sys.exit('cryptography' in sys.modules)"
+    )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
