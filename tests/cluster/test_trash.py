@@ -20,14 +20,15 @@ BOB: Final = 1_002
 END_S: Final = 60
 AS: Final = """
 import os, sys
-from mountfs.cli.main import main
+from mountfs.cli.main import main, parser
+parser()
 os.chdir("/")
 os.setgroups([])
 os.setgid(int(sys.argv[1]))
 os.setuid(int(sys.argv[1]))
 sys.exit(main(sys.argv[2:]))
 """
-"""The command, and only then the user: the checkout often lies in a closed directory of root."""
+"""All commands, and only then the user: the checkout often lies in a closed directory of root."""
 
 
 def ask(*words: str | Path, uid: int = 0) -> subprocess.CompletedProcess[str]:
