@@ -484,7 +484,7 @@ class Filesystem:
         if new:
             handle = self._open(ino, 0, flags)
             handle.file.charged = (parent, *owner_of(attributes))
-            self._learn_new(handle.file, attributes)
+            self._learn_own(handle.file, attributes)
             return attributes, handle
         if not stat.S_ISREG(mode_of(attributes)):
             raise FsError(Fault.EXISTS)
@@ -499,7 +499,7 @@ class Filesystem:
         ino = ino_of(attributes)
         self._orphans.add(ino)
         handle = self._open(ino, 0, flags)
-        self._learn_new(handle.file, attributes)
+        self._learn_own(handle.file, attributes)
         return attributes, handle
 
     def handle(self, number: int) -> Handle:
@@ -992,17 +992,14 @@ class Filesystem:
         file.acted += 1
         file.size = size_of(attributes)
         file.forget_layouts()
+        self._learn_own(file, attributes)
+
+    def _learn_own(self, file: File, attributes: Attributes) -> None:
+        """A command of ours has made it, or made it what it is."""
         if self.trusts(attributes):
             self._is_news(file, file.ask(), attributes)
         else:
             file.touched += 1
-
-    def _learn_new(self, file: File, attributes: Attributes) -> None:
-        """It was made just now."""
-        if not self.trusts(attributes):
-            file.touched += 1
-        elif self.leases is not None:
-            file.lease = self.leases.lease(file.ino)
 
     def _is_news(self, file: File, ask: Ask, attributes: Attributes) -> bool:
         leases = self.leases

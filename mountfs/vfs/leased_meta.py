@@ -183,7 +183,7 @@ class LeasedMeta:
             raise
         finally:
             known.end(changing)
-        made = learn_changes(self.known, command, answer, reply, mark)
+        made = learn_changes(known, command, answer, reply, mark)
         if made is not None:
             self._writes.add(made)
         self._renewed(answer.flags, sent)
@@ -201,10 +201,6 @@ class LeasedMeta:
     @property
     def is_valid(self) -> bool:
         return self._clock() < self.valid_until
-
-    def covers(self, ino: Ino) -> bool:
-        """Whether what is known of it is so, until we are told."""
-        return ino in self.known.held and self.is_valid
 
     def lease(self, ino: Ino) -> int:
         """The number of the lease that we have on it; 0: we have none."""
@@ -295,7 +291,7 @@ class LeasedMeta:
         if len(self._looked) >= LOOKED_MAX:
             del self._looked[next(iter(self._looked))]
         self._looked[parent] = asked
-        return asked >= LISTED_AFTER and self.covers(parent)
+        return asked >= LISTED_AFTER and self.lease(parent) > 0
 
     async def _list(self, parent: Ino) -> None:
         """Learn the next part of a directory."""
